@@ -1,0 +1,1 @@
+"""vqim: vector-quantised image modelling on Cloud TPUs, GPUs and laptops."""

@@ -1,0 +1,1 @@
+"""Blocks that tokenizers, discriminators and priors are made of."""

@@ -1,0 +1,64 @@
+"""What one forward pass is given besides arrays: where it runs, in which precision, with which randomness.
+
+Models are plain functions of (parameters, inputs, context). Whatever differs between a TPU and a laptop
+(a scan or a loop over layers, the attention kernel, how random bits are made, where activations are placed)
+is a method of `Kernels`, and a runtime supplies it.
+
+    B batch, T queries, S keys, N heads, H head dimension, L layers
+"""
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vqim.state.random import fold_key
+
+
+class Kernels(Protocol):
+    """The operations that each runtime does in its own way; `vqim.runtime` has them."""
+
+    def scan(
+        self, body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any,
+    ) -> tuple[Tensor, Any]:
+        """Like jax.lax.scan: `carry, y = body(carry, slice of inputs)` along the first axis of every tensor
+        in the nested dict `inputs`; returns the last carry and the stacked ys (None where body gave None)."""
+        ...
+
+    def attention(self, q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool) -> Tensor:
+        """softmax(q k^T / sqrt(H)) v, in [B, N, T, H]; a causal query t sees the keys s <= t."""
+        ...
+
+    def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...]) -> Tensor:
+        """Bools, each False with probability `rate`; the same for the same key, on any mesh."""
+        ...
+
+    def uniform(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """float32 draws from U[0, 1), a function of the key alone."""
+        ...
+
+    def constrain(self, x: Tensor, *axes: str | None) -> Tensor:
+        """Asks the partitioner to place dimension i of `x` along mesh axis `axes[i]`; the identity on one device."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """How one forward pass computes.
+
+    Attributes:
+      kernels: the runtime's operations.
+      dtype: of matrix products and activations; softmax, norms and losses are float32 whatever it is.
+      key: int32 scalar from which all randomness of the pass is derived; None in evaluation, where nothing is random.
+    """
+
+    kernels: Kernels
+    dtype: torch.dtype = torch.float32
+    key: Tensor | None = None
+
+    def fold(self, purpose: str | Tensor) -> "Context":
+        """The same context with a key for one purpose (a word, or a layer's number as an int32 tensor)."""
+        if self.key is None:
+            return self
+        return dataclasses.replace(self, key=fold_key(self.key, purpose))
