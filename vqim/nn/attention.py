@@ -1,0 +1,74 @@
+"""Multi-head self-attention, over a whole sequence or one position at a time against a cache.
+
+    B batch, T queries, S keys, N heads, H head dimension, D width, E = N * H
+"""
+import dataclasses
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vqim.nn.context import Context
+from vqim.nn.layers import Dense, dropout
+from vqim.state.init import Init
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the positions seen so far, [layers, B, N, S, H] each (without `layers` inside a block)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class SelfAttention(nn.Module):
+    """softmax(q k^T / sqrt(H)) v with a projection before and after.
+
+    Dropout acts on the attended values, before the output projection: on attention's outputs
+    (ViT-VQGAN section 4), never on the probabilities, which fused kernels do not materialise.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, causal: bool, dropout_rate: float = 0.0, init: Init | None = None):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width must be a multiple of num_heads, got width {width} and num_heads {num_heads}")
+        self.num_heads, self.causal, self.dropout_rate = num_heads, causal, dropout_rate
+        self.query = Dense(width, width, init)
+        self.key = Dense(width, width, init)
+        self.value = Dense(width, width, init)
+        self.out = Dense(width, width, init)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """Attends over the whole sequence: [B, T, D] to [B, T, D]."""
+        q_BNTH, k_BNTH, v_BNTH = self._project(x_BTD, context)
+        out_BNTH = context.kernels.attention(q_BNTH, k_BNTH, v_BNTH, causal=self.causal)
+        out_BTE = dropout(rearrange(out_BNTH, "b n t h -> b t (n h)"), self.dropout_rate, context, "attention")
+        return self.out(out_BTE, context)
+
+    def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
+        """Attends from one position to all before it and to itself.
+
+        Args:
+          x_B1D: the input at `position`.
+          cache: keys and values [B, N, S, H]; entries at `position` and after it are ignored.
+          position: int32 or int64 scalar tensor, so that one compiled program serves every position.
+
+        Returns:
+          [B, 1, D], and the key and value of this position, [B, N, 1, H] each.
+        """
+        q_BN1H, k_BN1H, v_BN1H = self._project(x_B1D, context)
+        s = torch.arange(cache.keys.shape[2], device=x_B1D.device)
+        here_S1 = (s == position)[:, None]
+        keys = torch.where(here_S1, k_BN1H, cache.keys)
+        values = torch.where(here_S1, v_BN1H, cache.values)
+        logits_BN1S = torch.einsum("bnth,bnsh->bnts", q_BN1H, keys).float() * q_BN1H.shape[-1] ** -0.5
+        weights = logits_BN1S.masked_fill(s > position, -torch.inf).softmax(-1).to(values.dtype)
+        out_BN1H = torch.einsum("bnts,bnsh->bnth", weights, values)
+        out = self.out(rearrange(out_BN1H, "b n t h -> b t (n h)"), context)
+        return out, Cache(k_BN1H, v_BN1H)
+
+    def _project(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (
+            rearrange(dense(x_BTD, context), "b t (n h) -> b n t h", n=self.num_heads)
+            for dense in (self.query, self.key, self.value))
+        return q, k, v

@@ -1,0 +1,60 @@
+"""Dense layers, layer normalisation and dropout.
+
+    D features, I inputs of a matrix, O outputs of it; ... any leading dimensions
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqim.nn.context import Context
+from vqim.nn.module import parameter
+from vqim.state.init import Constant, Init, xavier_uniform
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias, in the context's dtype."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, init: Init | None = None):
+        super().__init__()
+        self.kernel_IO = parameter((num_inputs, num_outputs), init or xavier_uniform(num_inputs, num_outputs), "in", "out")
+        self.bias_O = parameter((num_outputs,), Constant(0.0), "features")
+
+    def forward(self, x_I: Tensor, context: Context) -> Tensor:
+        dtype = context.dtype
+        return F.linear(x_I.to(dtype), self.kernel_IO.to(dtype).mT, self.bias_O.to(dtype))
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last dimension, computed in float32, returned in the context's dtype."""
+
+    def __init__(self, num_features: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.gain_D = parameter((num_features,), Constant(1.0), "features")
+        self.bias_D = parameter((num_features,), Constant(0.0), "features")
+
+    def forward(self, x_D: Tensor, context: Context) -> Tensor:
+        normalised = F.layer_norm(x_D.float(), self.gain_D.shape, self.gain_D, self.bias_D, self.eps)
+        return normalised.to(context.dtype)
+
+
+def dropout(x: Tensor, rate: float, context: Context, purpose: str) -> Tensor:
+    """Zeroes entries with probability `rate` and scales the others by 1 / (1 - rate); the identity in evaluation."""
+    key = context.fold(purpose).key
+    if rate == 0.0 or key is None:
+        return x
+    keep = context.kernels.keep_mask(key, rate, tuple(x.shape))
+    return torch.where(keep, x * (1.0 / (1.0 - rate)), torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raises ValueError unless 0 <= rate < 1."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {rate}")
+
+
+def check_positive(**values: int) -> None:
+    """Raises ValueError, naming the argument, unless every value is a positive whole number."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

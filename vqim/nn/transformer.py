@@ -1,0 +1,102 @@
+"""Pre-norm transformer blocks, and a stack of identical ones.
+
+    B batch, T tokens, D width, F hidden width of the feed-forward, L layers
+"""
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqim.nn.attention import Cache, SelfAttention
+from vqim.nn.context import Context
+from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate, dropout
+from vqim.nn.module import apply, stack_parameters
+from vqim.state.init import Init
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)) with GELU.
+
+    One rate for all three dropouts of ViT-VQGAN section 4: on both residual branches, on the activation
+    of the feed-forward, and on attention's output.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, hidden: int, *,
+        causal: bool, dropout_rate: float = 0.0, init: Init | None = None,
+    ):
+        super().__init__()
+        check_positive(width=width, num_heads=num_heads, hidden=hidden)
+        check_rate("dropout_rate", dropout_rate)
+        self.dropout_rate = dropout_rate
+        self.attention_norm = LayerNorm(width)
+        self.attention = SelfAttention(width, num_heads, causal=causal, dropout_rate=dropout_rate, init=init)
+        self.feed_forward_norm = LayerNorm(width)
+        self.expand = Dense(width, hidden, init)
+        self.contract = Dense(hidden, width, init)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        attended = self.attention(self.attention_norm(x_BTD, context), context)
+        x_BTD = x_BTD + dropout(attended, self.dropout_rate, context, "attention residual")
+        return self._feed_forward(x_BTD, context)
+
+    def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
+        """One position against a cache; see `SelfAttention.step`."""
+        attended, new = self.attention.step(self.attention_norm(x_B1D, context), cache, position, context)
+        return self._feed_forward(x_B1D + attended, context), new
+
+    def _feed_forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        hidden_BTF = F.gelu(self.expand(self.feed_forward_norm(x_BTD, context), context), approximate="tanh")
+        hidden_BTF = dropout(hidden_BTF, self.dropout_rate, context, "activation")
+        out_BTD = self.contract(hidden_BTF, context)
+        return x_BTD + dropout(out_BTD, self.dropout_rate, context, "feed-forward residual")
+
+
+class Stack(nn.Module):
+    """Identical blocks, one after another, each parameter stored as one array [layers, ...].
+
+    Stored apart, the arrays would have to be stacked in every step before a scan can run over them.
+    """
+
+    def __init__(self, block: TransformerBlock, num_layers: int):
+        super().__init__()
+        check_positive(num_layers=num_layers)
+        self.num_layers = num_layers
+        stack_parameters(block, num_layers)
+        self.block = block
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """The last block's output, [B, T, D]."""
+        return self._scan(x_BTD, context, with_outputs=False)[0]
+
+    def outputs(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """Every block's output, [L, B, T, D]."""
+        return self._scan(x_BTD, context, with_outputs=True)[1]
+
+    def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
+        """One position through all blocks; cache [L, B, N, S, H], the new entries [L, B, N, 1, H]."""
+
+        def body(x: Tensor, layer: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+            x, new = apply(self.block.step, layer["params"], x, Cache(layer["keys"], layer["values"]), position, context)
+            return x, {"keys": new.keys, "values": new.values}
+
+        inputs = {"params": self._params(), "keys": cache.keys, "values": cache.values}
+        x_B1D, new = context.kernels.scan(body, x_B1D, inputs)
+        return x_B1D, Cache(new["keys"], new["values"])
+
+    def _scan(self, x_BTD: Tensor, context: Context, with_outputs: bool) -> tuple[Tensor, Any]:
+        inputs: dict[str, Any] = {"params": self._params()}
+        if context.key is not None:
+            inputs["number"] = torch.arange(self.num_layers, dtype=torch.int32, device=context.key.device)
+
+        def body(x: Tensor, layer: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+            of_layer = context.fold(layer["number"]) if "number" in layer else context
+            x = apply(self.block.forward, layer["params"], x, of_layer)
+            return x, x if with_outputs else None
+
+        return context.kernels.scan(body, x_BTD, inputs)
+
+    def _params(self) -> dict[str, Tensor]:
+        return dict(self.block.named_parameters())
