@@ -1,0 +1,90 @@
+"""Adam with decoupled weight decay (Kingma and Ba, 2014; Loshchilov and Hutter, 2017)."""
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vqim.optim.arguments import require
+from vqim.optim.gradients import combine_norms
+from vqim.optim.groups import Group, Treatment, assign
+from vqim.optim.optimizer import check_names
+from vqim.state.init import Constant
+from vqim.state.leaf import Leaf, Spec, State
+
+
+class AdamW:
+    """Adam with decoupled weight decay; the formulas and their order are those of `torch.optim.AdamW`.
+
+    With t = step + 1 and learning rate a:
+
+        m <- beta1 m + (1 - beta1) g            v <- beta2 v + (1 - beta2) g^2
+        w <- w - a (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps) - a weight_decay w
+
+    Slots: `m/<parameter>` and `v/<parameter>`, float32, 8 bytes per parameter.
+    """
+
+    def __init__(
+        self,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        groups: Sequence[Group] = (Group(),),
+    ) -> None:
+        """Checks and keeps the settings.
+
+        Args:
+          beta1: decay of the first moment, in [0, 1).
+          beta2: decay of the second moment, in [0, 1).
+          eps: added to the root of the second moment; positive.
+          weight_decay: of matrices and tables, scaled by the learning rate.
+          groups: which parameters deviate, by name; they cover every parameter exactly once.
+        """
+        require(0 <= beta1 < 1, "beta1", "in [0, 1)", beta1)
+        require(0 <= beta2 < 1, "beta2", "in [0, 1)", beta2)
+        require(eps > 0, "eps", "positive", eps)
+        require(weight_decay >= 0, "weight_decay", "non-negative", weight_decay)
+        self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
+        self.groups = tuple(groups)
+        self._treatments: dict[str, Treatment] = {}
+
+    def init_spec(self, params: Spec) -> Spec:
+        """Two float32 slots for each parameter, of its shape and axes; see `Optimizer.init_spec`."""
+        self._treatments = assign(params, self.groups, self.weight_decay)
+        return {
+            f"{slot}/{name}": Leaf(leaf.shape, Constant(0.0), leaf.axes)
+            for slot in ("m", "v") for name, leaf in params.items()
+        }
+
+    def update(
+        self, params: State, grads: State, slots: State, *, learning_rate: Tensor, step: Tensor, keep: Tensor,
+    ) -> dict[str, Tensor]:
+        """One update in place; see `Optimizer.update`."""
+        check_names(self._treatments, params, grads)
+        t = step.to(torch.float32) + 1
+        correction1, correction2 = one_minus_power(self.beta1, t), one_minus_power(self.beta2, t)
+        root2 = correction2.sqrt()
+        norms = []
+        for name, treatment in self._treatments.items():
+            w, m, v, g = params[name], slots[f"m/{name}"], slots[f"v/{name}"], grads[name].to(torch.float32)
+            rate = learning_rate * treatment.learning_rate_multiplier
+            new_m = m.lerp(g, 1 - self.beta1)
+            new_v = (v * self.beta2).addcmul_(g, g, value=1 - self.beta2)
+            decrease = new_m / new_v.sqrt().div_(root2).add_(self.eps)
+            decrease.mul_(rate / correction1)
+            if treatment.weight_decay:
+                decrease.add_(w * (rate * treatment.weight_decay))
+            decrease = torch.where(keep, decrease, 0.0)
+            norms.append(torch.linalg.vector_norm(decrease))
+            m.copy_(torch.where(keep, new_m, m))
+            v.copy_(torch.where(keep, new_v, v))
+            w.sub_(decrease)  # subtracting +0.0 leaves every bit as it was, also that of -0.0
+        return {"update_norm": combine_norms(norms)}
+
+
+def one_minus_power(base: float, exponent: Tensor) -> Tensor:
+    """1 - base^exponent for a base in [0, 1), without the cancellation that float32 has near base = 1."""
+    if base == 0:
+        return torch.ones_like(exponent)
+    return -torch.expm1(exponent * math.log(base))

@@ -1,0 +1,49 @@
+"""What a training step asks of an optimizer."""
+from collections.abc import Iterable
+from typing import Protocol
+
+from torch import Tensor
+
+from vqim.state.leaf import Spec, State
+
+
+class Optimizer(Protocol):
+    """Turns gradients into new parameters, keeping its memory in arrays called slots.
+
+    One optimizer serves one network: `init_spec` also tells it what the axes of each parameter are.
+    """
+
+    def init_spec(self, params: Spec) -> Spec:
+        """Describes the slots for these parameters, named `<slot>/<parameter>`.
+
+        A slot's axes are those of its parameter (some left out), so that one set of partition rules places both.
+        """
+        ...
+
+    def update(
+        self, params: State, grads: State, slots: State, *, learning_rate: Tensor, step: Tensor, keep: Tensor,
+    ) -> dict[str, Tensor]:
+        """Makes one update of `params` and `slots`, in place; reads nothing back to the host.
+
+        Args:
+          params: the parameters, changed in place.
+          grads: their gradients, under the same names.
+          slots: the arrays of `init_spec`, changed in place.
+          learning_rate: float32 scalar.
+          step: int32 scalar, the number of this update, from 0.
+          keep: bool scalar; where it is False, no parameter and no slot changes, whatever the gradients hold.
+
+        Returns:
+          Scalars to be shown: `update_norm`, the l2 norm of what was added to all parameters.
+        """
+        ...
+
+
+def check_names(expected: Iterable[str], params: State, grads: State) -> None:
+    """Raises ValueError unless `params` and `grads` have just the expected names."""
+    known = set(expected)
+    for kind, given in (("params", params), ("grads", grads)):
+        if set(given) != known:
+            raise ValueError(
+                f"{kind} must have the names that init_spec was given; missing {sorted(known - set(given))}, "
+                f"unknown {sorted(set(given) - known)}; call init_spec with the parameters of this network first")
