@@ -1,0 +1,245 @@
+"""Loads gin files and bindings, checks all that can be checked before anything is built, and calls the root.
+
+    config = load(["gin/exp/foo.gin"], ["train.num_steps = 100"], search_paths=[])
+    config.call("train")        # in it, once the components exist: config.refuse_unused()
+
+gin keeps its configuration in global variables: the Config of the last `load` is the one in force. Names are
+registered before loading, by importing the tables of this package, or by `import` lines in the gin files.
+"""
+import dataclasses
+import importlib
+import re
+from typing import Any
+
+import gin
+
+from vqim.registry import config_difference, config_failure, config_names, config_types
+from vqim.registry.config_text import Binding, ConfigError, Import, Macro, Reference, expand, leaves, map_leaves, read
+
+__all__ = ["Binding", "Config", "ConfigError", "load"]
+
+_REQUIRED = Macro("gin.REQUIRED")
+
+
+def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> "Config":
+    """Reads a configuration and makes it the one in force; later bindings win.
+
+    Args:
+      gin_files: paths, absolute, or relative to the working directory, a search path, the checkout or the package.
+      bindings: single bindings, applied after the files; strings need quotes of their own: `data.path = "/x"`.
+      search_paths: folders in which to look for gin files and what they include.
+
+    Raises:
+      ConfigError: lists, each with file and line: unknown names, missing files, wrong syntax, values of the wrong
+        type, macros that are required or used and have no value, plugins that cannot be imported.
+    """
+    gin.clear_config()
+    statements = read(gin_files, bindings, search_paths)
+    imports = [statement for statement in statements if isinstance(statement, Import)]
+    for plugin in imports:
+        _import(plugin)
+    problems, table = [], {}
+    for statement in statements:
+        if isinstance(statement, Binding):
+            try:
+                binding = config_names.resolve(statement)
+            except ConfigError as error:
+                problems.append(str(error))
+            else:
+                table[binding.name] = binding
+    config = Config(table, [plugin.module for plugin in imports])
+    problems += config._problems()
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    for binding in table.values():
+        _bind(binding)
+    gin.finalize()
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What `load` read.
+
+    Attributes:
+      bindings: name -> the binding that won; macros under their own names.
+      imports: the plugins' modules in the order of their first mention.
+    """
+
+    bindings: dict[str, Binding]
+    imports: list[str]
+
+    def call(self, root: str, **arguments: Any) -> Any:
+        """Calls what is registered as `root`; gin supplies every argument that is not given here.
+
+        Raises:
+          ConfigError: a component rejected its arguments; names the bindings and where they were written.
+          Exception: any other error of the root passes unchanged.
+        """
+        try:
+            return gin.get_configurable(root)(**arguments)
+        except Exception as error:
+            failure = error
+        # Outside of the except block, so that gin's own decorated copies of the error are not shown as its context.
+        cause, message = config_failure.explain(failure, config_names.complete(root, "call", root), self.bindings)
+        if message:
+            raise ConfigError(message) from cause
+        raise cause
+
+    def unused(self, except_for: tuple[str, ...] = ()) -> list[Binding]:
+        """Bindings and macros that nothing has used so far; to be asked once all components are built.
+
+        Args:
+          except_for: regular expressions of names that need not be used, such as `r"evaluate\\."` in training; what
+            those bindings refer to need not be used either.
+        """
+        used = set(self._reachable(except_for))
+        for (scope, selector), parameters in config_names.used_parameters().items():
+            for parameter in parameters:
+                used.update(self._effective(scope, selector, parameter))
+        return [binding for name, binding in self.bindings.items() if name not in used]
+
+    def refuse_unused(self, except_for: tuple[str, ...] = ()) -> None:
+        """Raises a ConfigError that lists the unused bindings, if there are any; see `unused`."""
+        unused = self.unused(except_for)
+        if unused:
+            raise ConfigError(
+                "Nothing uses these bindings:\n" + "\n".join(f"  {binding.source}: {_short(binding)}" for binding in unused)
+                + "\nIs the name or the scope another one, or is the component not part of this run? "
+                "Correct or delete the lines."
+            )
+
+    def difference(self, old_text: str, may_change: tuple[str, ...] = ()) -> list[str]:
+        """How this configuration differs from the text of another, with file and line of what is new.
+
+        Args:
+          old_text: `text()` of the other.
+          may_change: regular expressions of names whose differences do not count.
+        """
+        return config_difference.difference(
+            old_text, self.text(), may_change, {name: binding.source for name, binding in self.bindings.items()}
+        )
+
+    def text(self) -> str:
+        """All of it as one gin file that includes nothing and loads to the same configuration, for `config.gin`."""
+        lines = [f"import {module}" for module in self.imports]
+        group = None
+        for binding in sorted(self.bindings.values(), key=_order):
+            if _order(binding)[:3] != group:
+                group = _order(binding)[:3]
+                lines.append("")
+            lines.append(_short(binding))
+        return "\n".join(lines).strip() + "\n"
+
+    def operative(self) -> str:
+        """What the components built so far were given, defaults included, as gin text."""
+        return gin.operative_config_str()
+
+    def _macros(self) -> dict[str, Any]:
+        return {name: binding.value for name, binding in self.bindings.items() if not binding.parameter}
+
+    def _problems(self) -> list[str]:
+        """Required values that are missing, undefined macros, values of the wrong type."""
+        problems, macros = [], self._macros()
+        for binding in self.bindings.values():
+            if _REQUIRED in leaves(binding.value):
+                problems.append(
+                    f"{binding.source}: {binding.name} is required and has no value. Give it one in your gin file, or by "
+                    f"--gin_bindings='{binding.name} = ...'."
+                )
+            problems += [
+                f"{binding.source}: {problem}" for problem in config_names.undefined_macros(binding.value, macros)
+            ]
+            value = expand(binding.value, macros)
+            if any(isinstance(leaf, Macro) and leaf.name in macros for leaf in leaves(value)):
+                problems.append(f"{binding.source}: {binding.name} = {binding.value!r} is defined by itself.")
+            elif binding.parameter:
+                problems += self._type_problem(binding, value)
+        return problems
+
+    def _type_problem(self, binding: Binding, value: Any) -> list[str]:
+        annotation = config_names.parameters(binding.selector).get(binding.parameter)
+        built = map_leaves(_as_built, value)
+        if annotation is None or config_types.accepts(annotation, built):
+            return []
+        origin = "".join(f" ({self.bindings[leaf.name]})" for leaf in leaves(binding.value) if isinstance(leaf, Macro))
+        return [
+            f"{binding.source}: {binding.name} expects {config_types.describe(annotation)}, "
+            f"got {value!r} ({type(built).__name__}).{config_types.hint(annotation, built)}{origin}"
+        ]
+
+    def _effective(self, scope: str, selector: str, parameter: str) -> list[str]:
+        """The name of the binding that a call in `scope` takes its parameter from: that of the longest scope."""
+        if selector == config_names.MACRO:
+            return [scope]
+        parts = scope.split("/") if scope else []
+        for length in range(len(parts), -1, -1):
+            name = Binding("/".join(parts[:length]), selector, parameter, None, "").name
+            if name in self.bindings:
+                return [name]
+        return []
+
+    def _reachable(self, patterns: tuple[str, ...]) -> set[str]:
+        """Names that match a pattern, and all bindings of what they refer to, directly or not."""
+        found: set[str] = set()
+        waiting = [name for name in self.bindings if any(re.match(pattern, name) for pattern in patterns)]
+        while waiting:
+            name = waiting.pop()
+            if name in found:
+                continue
+            found.add(name)
+            for leaf in leaves(self.bindings[name].value):
+                if isinstance(leaf, Reference):
+                    waiting += [
+                        other for other, binding in self.bindings.items()
+                        if binding.parameter and binding.selector == leaf.selector
+                    ]
+                elif isinstance(leaf, Macro) and leaf.name in self.bindings:
+                    waiting.append(leaf.name)
+        return found
+
+
+def _import(plugin: Import) -> None:
+    try:
+        importlib.import_module(plugin.module)
+    except Exception as error:
+        raise ConfigError(
+            f"{plugin.source}: import {plugin.module} failed: {type(error).__name__}: {error}. "
+            "Expected an importable Python module: install it, or add its folder to PYTHONPATH."
+        ) from error
+    gin.parse_config(f"import {plugin.module}")  # has gin repeat the import in the operative config
+
+
+def _bind(binding: Binding) -> None:
+    delegate = gin.config.ParserDelegate()
+
+    def to_gin(leaf: Any) -> Any:
+        if isinstance(leaf, Reference):
+            return delegate.configurable_reference("/".join(filter(None, [leaf.scope, leaf.selector])), leaf.called)
+        if isinstance(leaf, Macro):
+            return delegate.macro(leaf.name)
+        return leaf
+
+    value = map_leaves(to_gin, binding.value)
+    if binding.parameter:
+        gin.bind_parameter((binding.scope, binding.selector, binding.parameter), value)
+    else:
+        gin.bind_parameter((binding.name, config_names.MACRO, "value"), value)
+
+
+def _as_built(leaf: Any) -> Any:
+    """What a component will be given for a literal or a reference, as far as it is known before the call."""
+    if isinstance(leaf, Reference):
+        return config_types.UNKNOWN if leaf.called else config_names.registered(leaf.selector)
+    return config_types.UNKNOWN if isinstance(leaf, Macro) else leaf
+
+
+def _short(binding: Binding) -> str:
+    return f"{binding.name} = {binding.value!r}"
+
+
+def _order(binding: Binding) -> tuple[str, str, str, str]:
+    """Macros first, all together; then component by component."""
+    if not binding.parameter:
+        return ("", "", "", binding.name)
+    return (binding.selector, binding.scope, "parameters", binding.parameter)

@@ -1,0 +1,56 @@
+"""How two configurations differ, whatever the order, the comments and the macros in which they were written."""
+import re
+
+from vqim.registry.config_text import Binding, Macro, expand, leaves, parse
+
+
+def difference(
+    old_text: str, new_text: str, may_change: tuple[str, ...] = (), sources: dict[str, str] | None = None,
+) -> list[str]:
+    """Lists what was one value and is another; empty where both texts are the same experiment.
+
+    Macros are replaced by their values first, so that a line names the parameter that changed. Names are
+    compared as they are written: give texts of `Config.text`, where they are complete.
+
+    Args:
+      old_text: gin text without includes.
+      new_text: the same.
+      may_change: regular expressions that match, from the start, names whose differences do not count.
+      sources: where each binding of the new text was written, by name.
+
+    Returns:
+      Lines such as `train.batch_size was 64, now 128 (gin/exp/foo.gin:7)`, sorted by name.
+    """
+    old, new = _bindings(old_text, "the old configuration"), _bindings(new_text, "the new configuration")
+    old_macros, new_macros = _macros(old), _macros(new)
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        if name in old_macros or name in new_macros or any(re.match(pattern, name) for pattern in may_change):
+            continue
+        before = repr(expand(old[name].value, old_macros)) if name in old else "not set"
+        after = repr(expand(new[name].value, new_macros)) if name in new else "not set"
+        if before != after:
+            lines.append(f"{name} was {before}, now {after}{_places(name, new, sources or {})}")
+    return lines
+
+
+def _bindings(text: str, name: str) -> dict[str, Binding]:
+    return {statement.name: statement for statement in parse(text, name) if isinstance(statement, Binding)}
+
+
+def _macros(bindings: dict[str, Binding]) -> dict[str, object]:
+    return {name: binding.value for name, binding in bindings.items() if not binding.parameter}
+
+
+def _places(name: str, bindings: dict[str, Binding], sources: dict[str, str]) -> str:
+    """Where the new value comes from: the binding, and the macros that it is made of."""
+    if name not in bindings:
+        return ""
+    places, waiting = [], [name]
+    while waiting:
+        current = waiting.pop(0)
+        if current in bindings and current not in places:
+            places.append(current)
+            waiting += [leaf.name for leaf in leaves(bindings[current].value) if isinstance(leaf, Macro)]
+    written = [sources[place] for place in places if place in sources]
+    return f" ({', '.join(written)})" if written else ""
