@@ -1,8 +1,8 @@
 """BUILD is true: every Python file is in one target, and a target's deps are the imports of its files.
 
-BUILD is Python's syntax, so `ast` reads it. The rules: a folder is a `py_library` named by its path; a file of launch/
-with a `main` is a `py_binary`; a folder of tests is the `pytest_test` <folder>/test (its executable would be in the
-way of the folder otherwise). A failure prints the block as it should stand.
+BUILD is Python's syntax, so `ast` reads it. The rules: a folder is a `py_library` named by its path; a folder of tests
+is the `pytest_test` <folder>/test (its executable would be in the way of the folder otherwise); a file of launch/ with
+a `run` has a `launcher` beside the library. A failure prints the block as it should stand.
 """
 import ast
 import dataclasses
@@ -10,7 +10,7 @@ import graphlib
 
 import pytest
 
-RULES = ("py_library", "py_binary", "pytest_test")
+RULES = ("py_library", "launcher", "pytest_test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +31,13 @@ class Target:
 
 
 def expand(node, root):
-    """The paths that `srcs` names: a list, a glob, or sums of those."""
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return expand(node.left, root) | expand(node.right, root)
+    """The paths that `srcs` names, as a list or as a glob."""
     if isinstance(node, ast.List):
         return {element.value for element in node.elts}
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "glob":
-        excluded = [word.value for word in node.keywords if word.arg == "exclude"]
-        paths = {path.relative_to(root).as_posix() for pattern in node.args[0].elts for path in root.glob(pattern.value)}
-        return paths - {path.value for words in excluded for path in words.elts}
-    raise AssertionError(f"BUILD:{node.lineno}: srcs are lists of files and globs, not {ast.unparse(node)}")
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "glob" and not node.keywords:
+        patterns = [pattern.value for pattern in node.args[0].elts]
+        return {path.relative_to(root).as_posix() for pattern in patterns for path in root.glob(pattern)}
+    raise AssertionError(f"BUILD:{node.lineno}: srcs are a list of files or a glob, not {ast.unparse(node)}")
 
 
 def read_build(root):
@@ -50,8 +47,8 @@ def read_build(root):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in RULES:
             words = {word.arg: word.value for word in node.value.keywords}
             deps = tuple(dep.value.removeprefix(":") for dep in words["deps"].elts) if "deps" in words else ()
-            rule, name = ast.unparse(node.value.func), words["name"].value
-            targets.append(Target(rule, name, frozenset(expand(words["srcs"], root)), deps))
+            paths = frozenset(expand(words["srcs"], root)) if "srcs" in words else frozenset()
+            targets.append(Target(ast.unparse(node.value.func), words["name"].value, paths, deps))
     return targets
 
 
@@ -60,29 +57,26 @@ def path_in_build(source):
     return f"vqim/{source.path}" if source.path.startswith("third_party/") else source.path
 
 
-def has_main(source, root):
-    """Whether a file is run by itself."""
-    tree = ast.parse((root / source.path).read_text())
-    return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+def is_launcher(source, root):
+    """Whether a file is one of launch/ that a user runs: it has a `run` without arguments."""
+    functions = [node for node in ast.parse((root / source.path).read_text()).body if isinstance(node, ast.FunctionDef)]
+    return source.folder == "launch" and any(node.name == "run" and not node.args.args for node in functions)
 
 
-def rule_and_name(source, root):
+def rule_and_name(source):
     """The target that a file belongs to."""
     folder = path_in_build(source).rpartition("/")[0]
-    if folder.split("/")[0] == "tests":
-        return "pytest_test", f"{folder}/test"
-    if folder.split("/")[0] == "launch" and has_main(source, root):
-        return "py_binary", source.path.removesuffix(".py")
-    return "py_library", folder
+    return ("pytest_test", f"{folder}/test") if folder.split("/")[0] == "tests" else ("py_library", folder)
 
 
 def true_targets(sources, root):
     """The targets that the files and their imports ask for, by name."""
-    place = {source.module: rule_and_name(source, root)[1] for source in sources}
+    place = {source.module: rule_and_name(source)[1] for source in sources}
     members = {}
     for source in sources:
-        members.setdefault(rule_and_name(source, root), []).append(source)
-    targets = {}
+        members.setdefault(rule_and_name(source), []).append(source)
+    launchers = [source.path.removesuffix(".py") for source in sources if is_launcher(source, root)]
+    targets = {name: Target("launcher", name, frozenset(), ("launch",)) for name in launchers}
     for (rule, name), files in members.items():
         imported = {module for source in files for module in source.imports}
         # `import a.b` of a package without an __init__.py of its own names no file.
@@ -93,13 +87,9 @@ def true_targets(sources, root):
 
 def written(target):
     """A target as it should stand in BUILD."""
-    if target.rule == "py_binary":
-        srcs = f'["{target.name}.py"]'
-    elif target.name == "launch":
-        srcs = "[" + ", ".join(f'"{path}"' for path in sorted(target.sources)) + "]"
-    else:
-        srcs = f'glob(["{target.name.removesuffix("/test")}/*.py"])'
-    lines = [f"{target.rule}(", f'    name = "{target.name}",', f"    srcs = {srcs},"]
+    lines = [f"{target.rule}(", f'    name = "{target.name}",']
+    if target.sources:
+        lines.append(f'    srcs = glob(["{target.name.removesuffix("/test")}/*.py"]),')
     if target.deps:
         lines += ["    deps = [", *(f'        ":{dep}",' for dep in target.deps), "    ],"]
     return "\n".join([*lines, ")"])
