@@ -1,8 +1,8 @@
 """What one forward pass is given besides arrays: where it runs, in which precision, with which randomness.
 
 Models are plain functions of (parameters, inputs, context). Whatever differs between a TPU and a laptop
-(a scan or a loop over layers, the attention kernel, how random bits are made, where activations are placed)
-is a method of `Kernels`, and a runtime supplies it.
+(a scan or a loop over layers, the attention kernel, how random bits are made) is a method of `Kernels`, and a
+runtime supplies it.
 
     B batch, T queries, S keys, N heads, H head dimension, L layers
 """
@@ -30,16 +30,12 @@ class Kernels(Protocol):
         """softmax(q k^T / sqrt(H)) v, in [B, N, T, H]; a causal query t sees the keys s <= t."""
         ...
 
-    def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...]) -> Tensor:
+    def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Bools, each False with probability `rate`; the same for the same key, on any mesh."""
         ...
 
-    def uniform(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def uniform(self, key: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """float32 draws from U[0, 1), a function of the key alone."""
-        ...
-
-    def constrain(self, x: Tensor, *axes: str | None) -> Tensor:
-        """Asks the partitioner to place dimension i of `x` along mesh axis `axes[i]`; the identity on one device."""
         ...
 
 

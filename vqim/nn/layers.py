@@ -43,7 +43,7 @@ def dropout(x: Tensor, rate: float, context: Context, purpose: str) -> Tensor:
     key = context.fold(purpose).key
     if rate == 0.0 or key is None:
         return x
-    keep = context.kernels.keep_mask(key, rate, tuple(x.shape))
+    keep = context.kernels.keep_mask(key, rate, tuple(x.shape), x.device)
     return torch.where(keep, x * (1.0 / (1.0 - rate)), torch.zeros((), dtype=x.dtype, device=x.device))
 
 

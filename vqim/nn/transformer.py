@@ -48,7 +48,7 @@ class TransformerBlock(nn.Module):
         return self._feed_forward(x_B1D + attended, context), new
 
     def _feed_forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        hidden_BTF = F.gelu(self.expand(self.feed_forward_norm(x_BTD, context), context), approximate="tanh")
+        hidden_BTF = F.gelu(self.expand(self.feed_forward_norm(x_BTD, context), context))
         hidden_BTF = dropout(hidden_BTF, self.dropout_rate, context, "activation")
         out_BTD = self.contract(hidden_BTF, context)
         return x_BTD + dropout(out_BTD, self.dropout_rate, context, "feed-forward residual")

@@ -1,0 +1,43 @@
+"""Kernels in plain tensor operations, which any runtime may use.
+
+    B batch, T queries, S keys, N heads, H head dimension
+"""
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def plain_attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(H)) v; softmax in float32, products in the inputs' dtype."""
+    logits_BNTS = (q_BNTH @ k_BNSH.mT).float() * q_BNTH.shape[-1] ** -0.5
+    if causal:
+        t = torch.arange(q_BNTH.shape[2], device=q_BNTH.device)
+        s = torch.arange(k_BNSH.shape[2], device=q_BNTH.device)
+        logits_BNTS = logits_BNTS.masked_fill(s[None, :] > t[:, None], -torch.inf)
+    return logits_BNTS.softmax(-1).to(v_BNSH.dtype) @ v_BNSH
+
+
+def loop_scan(body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any) -> tuple[Tensor, Any]:
+    """jax.lax.scan's contract by a Python loop over nested dicts of tensors."""
+    outputs = []
+    for part in _unstack(inputs):
+        carry, output = body(carry, part)
+        outputs.append(output)
+    return carry, _stack(outputs)
+
+
+def _unstack(tree: Any) -> list[Any]:
+    if isinstance(tree, Tensor):
+        return list(tree.unbind(0))
+    parts = {name: _unstack(branch) for name, branch in tree.items()}
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+
+
+def _stack(outputs: list[Any]) -> Any:
+    if not outputs or outputs[0] is None:
+        return None
+    if isinstance(outputs[0], Tensor):
+        return torch.stack(outputs)
+    return {name: _stack([output[name] for output in outputs]) for name in outputs[0]}

@@ -1,0 +1,93 @@
+"""What a runtime does for the rest of vqim."""
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqim.state.init import Index
+from vqim.state.leaf import Leaf
+
+Fill = Callable[[Index], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """The parts of one array that this process is the one to write.
+
+    Attributes:
+      shape: of the whole array.
+      dtype: NumPy's, bfloat16 as ml_dtypes has it.
+      parts: (where, values) pairs; over all processes they cover the array once.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: list[tuple[Index, np.ndarray]]
+
+
+class Runtime(Protocol):
+    """Places a state and batches on devices, runs steps, and brings results back.
+
+    Attributes:
+      kernels: the operations of `vqim.nn.context.Kernels`, as this runtime does them.
+      process_index, process_count: of this process among those of the run.
+      num_batch_shards: a batch's size, over all processes, has to be a multiple of it.
+    """
+
+    kernels: Any
+    process_index: int
+    process_count: int
+    num_batch_shards: int
+
+    def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
+        """A device array of the state, each part filled by `fill(index)`."""
+        ...
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """This process's part of a batch as device arrays of the whole batch, cut along the first dimension."""
+        ...
+
+    def scalars(self, values: Mapping[str, int | float]) -> dict[str, Tensor]:
+        """Numbers that change from step to step, as int32 and float32 scalars that never cause a compilation."""
+        ...
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function on device arrays, made one program. It may update arrays in place; it reads nothing back."""
+        ...
+
+    def fetch(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Host copies, in one transfer where possible; waits for what computes them."""
+        ...
+
+    def shards(self, tensor: Tensor) -> Shards:
+        """Host copies of what this process has to write of a state array; later steps do not change them."""
+        ...
+
+    def barrier(self, name: str) -> None:
+        """Waits until every process has come here."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What it runs on, for logs, metadata and reports: runtime, device, mesh, versions."""
+        ...
+
+
+def to_tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
+    """A host tensor of a NumPy array (a copy), ml_dtypes' bfloat16 included."""
+    if array.dtype == ml_dtypes.bfloat16:
+        tensor = torch.from_numpy(np.array(array.view(np.uint16)).view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(np.array(array))
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A NumPy copy of a tensor, bfloat16 as ml_dtypes has it."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
+    return tensor.numpy().copy()

@@ -1,0 +1,106 @@
+"""The torch runtime: eager PyTorch on one CPU or one CUDA device, the one for laptops and GPU boxes.
+
+    B batch, T queries, S keys, N heads, H head dimension
+"""
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqim.runtime.plain import loop_scan, plain_attention
+from vqim.runtime.runtime import Fill, Shards, to_numpy, to_tensor
+from vqim.state.init import full_index
+from vqim.state.leaf import Leaf
+
+
+SHORT_SEQUENCE = 128
+
+
+class TorchKernels:
+    """A loop over layers, fused attention, and random bits from a generator seeded with the key."""
+
+    def scan(self, body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any) -> tuple[Tensor, Any]:
+        """A Python loop over the first axis."""
+        return loop_scan(body, carry, inputs)
+
+    def attention(self, q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool) -> Tensor:
+        """torch.nn.functional.scaled_dot_product_attention, or the plain products where they are faster.
+
+        On a CPU torch's fused kernel loses on short sequences, in bfloat16 above all: 5 to 7 times slower forward
+        and backward at 64 tokens (torch 2.9.1, AMD EPYC, one thread).
+        """
+        if q_BNTH.device.type == "cpu" and k_BNSH.shape[2] <= SHORT_SEQUENCE:
+            return plain_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal)
+        return F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, is_causal=causal)
+
+    def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Bernoulli(1 - rate)."""
+        return self.uniform(key, shape, device) >= rate
+
+    def uniform(self, key: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """U[0, 1); keys live on the host here, so reading one does not wait for the device."""
+        generator = torch.Generator(device=device).manual_seed(int(key) + 2**31)
+        return torch.rand(shape, generator=generator, device=device)
+
+
+class TorchRuntime:
+    """One process, one device.
+
+    Args:
+      device: 'cpu', 'cuda', 'cuda:1' ...; None takes CUDA if there is one.
+      num_threads: of a CPU; None leaves it to torch. Bit-equal restarts need the same number.
+    """
+
+    process_index = 0
+    process_count = 1
+    num_batch_shards = 1
+
+    def __init__(self, device: str | None = None, num_threads: int | None = None):
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device must be one that is here, got {device!r}: torch finds no CUDA device")
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        self.kernels = TorchKernels()
+
+    def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
+        """See `Runtime.place`."""
+        return to_tensor(fill(full_index(leaf.shape)), leaf.dtype).to(self.device)
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """See `Runtime.put`."""
+        return {name: torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+                for name, array in batch.items()}
+
+    def scalars(self, values: Mapping[str, int | float]) -> dict[str, Tensor]:
+        """Scalars stay on the host: torch mixes them with arrays of any device."""
+        return {name: torch.tensor(value, dtype=torch.int32 if isinstance(value, int) else torch.float32)
+                for name, value in values.items()}
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Eager: the function itself."""
+        return function
+
+    def fetch(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """See `Runtime.fetch`."""
+        return [to_numpy(tensor) for tensor in tensors]
+
+    def shards(self, tensor: Tensor) -> Shards:
+        """See `Runtime.shards`: all of it."""
+        values = to_numpy(tensor)
+        return Shards(values.shape, values.dtype, [(full_index(values.shape), values)])
+
+    def barrier(self, name: str) -> None:
+        """One process waits for nobody."""
+
+    def describe(self) -> dict[str, Any]:
+        """See `Runtime.describe`."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
+        return {"runtime": "torch", "device": str(self.device), "device_name": name, "num_devices": 1,
+                "num_threads": torch.get_num_threads(), "torch": torch.__version__}

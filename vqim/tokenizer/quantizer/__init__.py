@@ -1,0 +1,1 @@
+"""Quantizers: latent vectors to codes and back."""

@@ -1,0 +1,82 @@
+"""Vector quantisation with factorised, l2-normalised codes. ViT-VQGAN section 3.2, Appendix C.
+
+    B batch, h w latent size, D latent width, Z code dimension, V vocabulary, K = 1 codes a position
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqim.nn.context import Context
+from vqim.nn.layers import Dense, check_positive
+from vqim.nn.module import parameter
+from vqim.state.init import Normal
+from vqim.tokenizer.model import Quantized
+
+
+class VectorQuantizer(nn.Module):
+    """The nearest code of one codebook at each position, looked up in a space of few dimensions.
+
+    Latents are projected to `code_dim` for the lookup, and the code found is projected to the decoder's width: what
+    the paper calls factorised codes. With `normalize`, latents and codes are put on the unit sphere first, so that
+    the nearest code is the one of largest cosine similarity.
+
+    Args:
+      width_in: of the encoder's latents.
+      width_out: of the decoder's inputs.
+      vocabulary: number of codes, 8192 in the paper.
+      code_dim: dimensions of the lookup space, 32 in the paper's default.
+      normalize: whether to l2-normalise latents and codes.
+      commitment_weight: beta of equation (1).
+    """
+
+    num_channels = 1
+
+    def __init__(
+        self, width_in: int, width_out: int, vocabulary: int, code_dim: int,
+        normalize: bool = True, commitment_weight: float = 0.25,
+    ):
+        super().__init__()
+        check_positive(width_in=width_in, width_out=width_out, vocabulary=vocabulary, code_dim=code_dim)
+        if commitment_weight < 0:
+            raise ValueError(f"commitment_weight must be at least 0, got {commitment_weight}")
+        self.width_in, self.width_out, self.vocabulary = width_in, width_out, vocabulary
+        self.normalize, self.commitment_weight = normalize, commitment_weight
+        self.project_in = Dense(width_in, code_dim)
+        self.codebook_VZ = parameter((vocabulary, code_dim), Normal(1.0), "vocabulary", "features")
+        self.project_out = Dense(code_dim, width_out)
+
+    def forward(self, latents_BhwD: Tensor, context: Context) -> Quantized:
+        """Latents [B, h, w, width_in] to their nearest codes; the lookup is float32 whatever the context's dtype."""
+        z_BhwZ = self._place(self.project_in(latents_BhwD, context).float())
+        codes_VZ = self._place(self.codebook_VZ)
+        indices_Bhw = nearest_code(z_BhwZ.detach(), codes_VZ.detach())
+        found_BhwZ = F.embedding(indices_Bhw, codes_VZ)
+        codebook_loss = (found_BhwZ - z_BhwZ.detach()).square().sum(-1).mean()
+        commitment_loss = (z_BhwZ - found_BhwZ.detach()).square().sum(-1).mean()
+        straight_through = z_BhwZ + (found_BhwZ - z_BhwZ).detach()
+        return Quantized(
+            latents_BhwD=self.project_out(straight_through, context),
+            indices_BhwK=indices_Bhw[..., None],
+            losses={"codebook": codebook_loss, "commitment": self.commitment_weight * commitment_loss})
+
+    def lookup(self, indices_BhwK: Tensor, context: Context) -> Tensor:
+        """Codes [B, h, w, 1] to vectors [B, h, w, width_out]."""
+        return self.project_out(F.embedding(indices_BhwK[..., 0], self._place(self.codebook_VZ)), context)
+
+    def _place(self, vectors_Z: Tensor) -> Tensor:
+        return l2_normalize(vectors_Z) if self.normalize else vectors_Z
+
+
+def l2_normalize(x_Z: Tensor) -> Tensor:
+    """Vectors of length one, in float32; a zero vector stays zero and has a finite gradient."""
+    x_Z = x_Z.float()
+    return x_Z * torch.rsqrt(x_Z.square().sum(-1, keepdim=True) + 1e-12)
+
+
+def nearest_code(z_Z: Tensor, codes_VZ: Tensor) -> Tensor:
+    """argmin over codes of the squared Euclidean distance: float32 [..., Z] and [V, Z] to int64 [...].
+
+    |z - e|^2 without |z|^2, which is the same for every code. Ties go to one of the codes, the same on every call.
+    """
+    distance_V = codes_VZ.square().sum(-1) - 2 * torch.matmul(z_Z, codes_VZ.mT)
+    return distance_V.argmin(-1)

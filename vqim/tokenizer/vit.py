@@ -1,0 +1,115 @@
+"""ViT-VQGAN's encoder and decoder. ViT-VQGAN section 3.1, Table 2.
+
+    B batch, C image channels, H W image size, h w grid of patches, P patch size, N = h * w, D width
+"""
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vqim.nn.context import Context
+from vqim.nn.layers import Dense, LayerNorm, check_positive
+from vqim.nn.module import parameter
+from vqim.nn.transformer import Stack, TransformerBlock
+from vqim.state.init import Normal
+from vqim.tokenizer.losses import unsqueeze
+from vqim.tokenizer.model import Reconstruction
+
+
+class ViTEncoder(nn.Module):
+    """Non-overlapping patches, learned positions, transformer blocks, and a two-layer tanh feed-forward.
+
+    Args:
+      image_size: height and width of images, in pixels; fixes the table of positions.
+      patch_size: height and width of a patch, in pixels.
+      width, num_layers, num_heads, hidden: of the transformer, Table 2's 'Model Dim', '#Blocks', '#Heads', 'Hidden Dim'.
+      dropout_rate: 0.0 in the paper.
+      num_channels: of the images.
+    """
+
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, num_layers: int, num_heads: int, hidden: int,
+        dropout_rate: float = 0.0, num_channels: int = 3,
+    ):
+        super().__init__()
+        check_positive(image_size=image_size, patch_size=patch_size, num_channels=num_channels)
+        self.image_size, self.patch_size, self.width = image_size, patch_size, width
+        self.embed = Dense(num_channels * patch_size**2, width)
+        self.tower = Tower(self.latent_size(image_size), width, num_layers, num_heads, hidden, dropout_rate)
+        self.head = FeedForwardHead(width, hidden, width)
+
+    def latent_size(self, image_size: int) -> tuple[int, int]:
+        """(h, w)."""
+        if image_size != self.image_size:
+            raise ValueError(f"image_size must be the encoder's {self.image_size}, whose positions it learns; got {image_size}")
+        if image_size % self.patch_size:
+            raise ValueError(f"image_size must be a multiple of patch_size {self.patch_size}, got {image_size}")
+        return image_size // self.patch_size, image_size // self.patch_size
+
+    def forward(self, images_BCHW: Tensor, context: Context) -> Tensor:
+        """Images in [0, 1] to latents [B, h, w, D]."""
+        p = self.patch_size
+        patches_BhwP = rearrange(2 * images_BCHW - 1, "b c (h p) (w q) -> b h w (p q c)", p=p, q=p)
+        return self.head(self.tower(self.embed(patches_BhwP, context), context), context)
+
+
+class ViTDecoder(nn.Module):
+    """The reverse: learned positions, transformer blocks, and a two-layer tanh feed-forward to patches of pixels.
+
+    The last layer gives location and log scale of a logit-Laplace distribution for every value; the image is the
+    location's sigmoid, mapped back from [eps, 1 - eps] (section 3.1, 3.3).
+
+    Args:
+      As `ViTEncoder`.
+    """
+
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, num_layers: int, num_heads: int, hidden: int,
+        dropout_rate: float = 0.0, num_channels: int = 3,
+    ):
+        super().__init__()
+        check_positive(image_size=image_size, patch_size=patch_size, num_channels=num_channels)
+        if image_size % patch_size:
+            raise ValueError(f"image_size must be a multiple of patch_size {patch_size}, got {image_size}")
+        self.patch_size, self.width = patch_size, width
+        side = image_size // patch_size
+        self.tower = Tower((side, side), width, num_layers, num_heads, hidden, dropout_rate)
+        self.head = FeedForwardHead(width, hidden, 2 * num_channels * patch_size**2)
+
+    def forward(self, latents_BhwD: Tensor, context: Context) -> Reconstruction:
+        """Vectors of codes [B, h, w, D] to images."""
+        p = self.patch_size
+        patches = self.head(self.tower(latents_BhwD, context), context).float()
+        location_BCHW, log_scale_BCHW = rearrange(patches, "b h w (s p q c) -> s b c (h p) (w q)", s=2, p=p, q=p)
+        return Reconstruction(unsqueeze(torch.sigmoid(location_BCHW)), location_BCHW, log_scale_BCHW)
+
+
+class Tower(nn.Module):
+    """Positions added, a stack of blocks over the flattened grid, a final layer norm: [B, h, w, D] to the same."""
+
+    def __init__(
+        self, size: tuple[int, int], width: int, num_layers: int, num_heads: int, hidden: int, dropout_rate: float,
+    ):
+        super().__init__()
+        self.positions_hwD = parameter((*size, width), Normal(0.02), "height", "width", "features")
+        block = TransformerBlock(width, num_heads, hidden, causal=False, dropout_rate=dropout_rate)
+        self.blocks = Stack(block, num_layers)
+        self.norm = LayerNorm(width)
+
+    def forward(self, x_BhwD: Tensor, context: Context) -> Tensor:
+        """[B, h, w, D] to [B, h, w, D]."""
+        x_BhwD = x_BhwD.to(context.dtype) + self.positions_hwD.to(context.dtype)
+        x_BND = self.blocks(rearrange(x_BhwD, "b h w d -> b (h w) d"), context)
+        return rearrange(self.norm(x_BND, context), "b (h w) d -> b h w d", h=x_BhwD.shape[1])
+
+
+class FeedForwardHead(nn.Module):
+    """Two layers with a tanh between them and nothing after (section 3.1)."""
+
+    def __init__(self, num_inputs: int, hidden: int, num_outputs: int):
+        super().__init__()
+        self.expand = Dense(num_inputs, hidden)
+        self.contract = Dense(hidden, num_outputs)
+
+    def forward(self, x_BhwD: Tensor, context: Context) -> Tensor:
+        """[..., num_inputs] to [..., num_outputs]."""
+        return self.contract(torch.tanh(self.expand(x_BhwD, context)), context)
