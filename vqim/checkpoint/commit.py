@@ -1,0 +1,67 @@
+"""The protocol by which a step comes to exist all at once, or not at all.
+
+On a POSIX file system a step is written in `<step>.tmp` and renamed when it is complete. An object store has no
+rename in one step: there it is written in place. In both cases `commit.json` is written last, after everything
+else is durable, and a step exists if its directory has the final name and holds `commit.json`. Whatever else has
+one of our names is a leftover of an interrupted save.
+"""
+from vqim.checkpoint import layout
+from vqim.checkpoint.files import Files
+
+
+class Commit:
+    """Makes, lists and removes the steps of one directory."""
+
+    def __init__(self, files: Files, *, by_rename: bool) -> None:
+        """Creates the protocol.
+
+        Args:
+          files: the directory.
+          by_rename: whether to write elsewhere and rename; needs a file system.
+
+        Raises:
+          ValueError: the files cannot be renamed.
+        """
+        if by_rename and not files.can_rename:
+            raise ValueError(f"by_rename must be False for {files.location}: an object store has no rename in one step")
+        self.files = files
+        self._by_rename = by_rename
+
+    def working_name(self, step: int) -> str:
+        """The directory in which a step is written."""
+        return layout.temporary_name(step) if self._by_rename else layout.step_name(step)
+
+    def is_committed(self, step: int) -> bool:
+        """Whether the step exists."""
+        return self.files.read(f"{layout.step_name(step)}/{layout.COMMIT_FILE}") is not None
+
+    def steps(self) -> list[int]:
+        """The steps that exist, in order."""
+        found = (layout.parse_step(name) for name in self.files.children())
+        return sorted(step for step in found if step is not None and self.is_committed(step))
+
+    def publish(self, step: int, commit: bytes) -> None:
+        """Makes the step exist. Everything else of it has been written to `working_name(step)`."""
+        working, final = self.working_name(step), layout.step_name(step)
+        self.files.sync(working)
+        self.files.write(f"{working}/{layout.COMMIT_FILE}", commit)
+        if self._by_rename:
+            self.files.rename(working, final)
+
+    def abandon(self, step: int) -> None:
+        """Removes what was written of a step that does not exist yet."""
+        self.files.remove(self.working_name(step))
+
+    def remove(self, step: int) -> None:
+        """Removes a step; interrupted, it leaves a leftover and never half a step."""
+        self.files.remove(f"{layout.step_name(step)}/{layout.COMMIT_FILE}")
+        self.files.remove(layout.step_name(step))
+
+    def remove_leftovers(self) -> list[str]:
+        """Removes what interrupted saves left, and returns its names. Only one process may do so, and none may save."""
+        committed = {layout.step_name(step) for step in self.steps()}
+        leftovers = [name for name in self.files.children()
+                     if layout.parse_own(name) is not None and name not in committed]
+        for name in leftovers:
+            self.files.remove(name)
+        return leftovers

@@ -1,0 +1,185 @@
+"""Small files beside the arrays, on a disk or in a bucket. What `write` and `rename` have done survives a power cut."""
+import os
+import re
+import shutil
+from typing import Any, Protocol
+
+import tensorstore as ts
+
+# One for the process: two openings of `memory://` are the same store only within one context.
+CONTEXT = ts.Context()
+
+_URL = re.compile(r"[a-z0-9+]+://")
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+
+
+class Files(Protocol):
+    """A directory; paths are relative to it, with slashes."""
+
+    location: str
+    can_rename: bool
+
+    def kvstore(self, path: str) -> dict[str, Any]:
+        """The directory `path` as a tensorstore key-value store."""
+        ...
+
+    def children(self) -> list[str]:
+        """Names in the directory itself; none if it does not exist."""
+        ...
+
+    def read(self, path: str) -> bytes | None:
+        """Contents of a file; None if there is none."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Writes a file, and the directories above it; readers see all of it or nothing."""
+        ...
+
+    def sync(self, path: str) -> None:
+        """Returns when all names in the directory `path` are durable; its files' contents are already."""
+        ...
+
+    def rename(self, old: str, new: str) -> None:
+        """Renames a directory in one step."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Removes a file, or a directory with all in it, if it exists."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Space left; None where that is no question, or cannot be said."""
+        ...
+
+
+class LocalFiles:
+    """A directory of a POSIX file system."""
+
+    can_rename = True
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.location = os.path.abspath(directory)
+
+    def kvstore(self, path: str) -> dict[str, Any]:
+        return {"driver": "file", "path": self._absolute(path) + "/"}
+
+    def children(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.location))
+        except FileNotFoundError:
+            return []
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            with open(self._absolute(path), "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, path: str, data: bytes) -> None:
+        final = self._absolute(path)
+        os.makedirs(os.path.dirname(final), exist_ok=True)
+        with open(final + ".tmp", "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(final + ".tmp", final)
+        _sync_directory(os.path.dirname(final))
+
+    def sync(self, path: str) -> None:
+        for directory, _, _ in os.walk(self._absolute(path)):
+            _sync_directory(directory)
+
+    def rename(self, old: str, new: str) -> None:
+        os.rename(self._absolute(old), self._absolute(new))
+        _sync_directory(self.location)
+
+    def remove(self, path: str) -> None:
+        if os.path.isdir(self._absolute(path)):
+            shutil.rmtree(self._absolute(path))
+        elif os.path.exists(self._absolute(path)):
+            os.remove(self._absolute(path))
+            _sync_directory(os.path.dirname(self._absolute(path)))
+
+    def free_bytes(self) -> int | None:
+        try:
+            return shutil.disk_usage(self.location).free
+        except OSError:
+            return None
+
+    def _absolute(self, path: str) -> str:
+        return os.path.join(self.location, path)
+
+
+class BucketFiles:
+    """A prefix of an object store. An object is durable, and seen by all, when its writing returns."""
+
+    can_rename = False
+
+    def __init__(self, url: str) -> None:
+        self.location = url.rstrip("/")
+        self._spec = ts.KvStore.Spec(self.location + "/").to_json()
+        self._store = ts.KvStore.open(self._spec, context=CONTEXT).result()
+
+    def kvstore(self, path: str) -> dict[str, Any]:
+        return {**self._spec, "path": f"{self._spec['path']}{path}/"}
+
+    def children(self) -> list[str]:
+        with os_errors():
+            return sorted({key.decode().split("/")[0] for key in self._store.list().result()})
+
+    def read(self, path: str) -> bytes | None:
+        with os_errors():
+            found = self._store.read(path).result()
+        return found.value if found.state == "value" else None
+
+    def write(self, path: str, data: bytes) -> None:
+        with os_errors():
+            self._store.write(path, data).result()
+
+    def sync(self, path: str) -> None:
+        """Nothing to wait for."""
+
+    def rename(self, old: str, new: str) -> None:
+        raise OSError(f"{self.location}: an object store cannot rename {old} to {new} in one step")
+
+    def remove(self, path: str) -> None:
+        with os_errors():
+            self._store.delete_range(ts.KvStore.KeyRange(f"{path}/", f"{path}0")).result()  # '0' follows '/'
+            self._store.write(path, None).result()
+
+    def free_bytes(self) -> int | None:
+        return None
+
+
+def open_files(directory: str | os.PathLike[str]) -> Files:
+    """The directory of that path, or of a URL such as gs://bucket/run/checkpoints."""
+    if isinstance(directory, str) and _URL.match(directory):
+        return BucketFiles(directory)
+    return LocalFiles(directory)
+
+
+class os_errors:  # noqa: N801, used like a function
+    """Turns tensorstore's errors, all ValueErrors, into the OSErrors that they report."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ValueError):
+            code = _OS_ERROR.search(str(error))
+            message = _first_sentence(str(error))
+            raise (OSError(int(code[1]), message) if code else OSError(message)) from error
+
+
+def _first_sentence(message: str) -> str:
+    """A tensorstore message without the JSON that follows it."""
+    return message.split(" [tensorstore_spec=")[0].split(" [os_error_code=")[0].split(" [source locations=")[0]
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,136 @@
+"""Names and formats of a checkpoint's files. Nothing here touches a disk.
+
+    <directory>/00001000/            one committed step; 00001000.tmp while it is being written
+      commit.json                    written last: without it the step does not exist
+      metadata.json                  schema version, step, shape and dtype of every array, what the run adds
+      config.gin
+      state/manifest.ocdbt, d/       the merged index over all processes' arrays
+      state/process_<k>/             the arrays that process k wrote, an OCDBT database of its own
+      shards/<k>.json                what process k held
+      data/<k>.json                  position of process k in the data; its presence says that k wrote everything
+"""
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vqim.checkpoint.errors import CheckpointError
+
+SCHEMA_VERSION = 1
+
+COMMIT_FILE = "commit.json"
+METADATA_FILE = "metadata.json"
+CONFIG_FILE = "config.gin"
+STATE = "state"
+TEMPORARY_SUFFIX = ".tmp"
+
+_STEP = re.compile(r"\d{8,}")
+_RESERVED = ("schema_version", "step", "process_count", "arrays")
+
+
+class ArraySpec(NamedTuple):
+    """An array as it lies on disk: its shape, the name of its dtype, and the shape of one chunk."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...]
+
+
+def step_name(step: int) -> str:
+    """Name of a committed step's directory."""
+    return f"{step:08d}"
+
+
+def temporary_name(step: int) -> str:
+    """Name of a step's directory before it is committed by renaming."""
+    return step_name(step) + TEMPORARY_SUFFIX
+
+
+def parse_step(name: str) -> int | None:
+    """The step whose directory has this name; None for temporaries and for whatever is not ours."""
+    if _STEP.fullmatch(name) and step_name(int(name)) == name:
+        return int(name)
+    return None
+
+
+def parse_own(name: str) -> int | None:
+    """Like `parse_step`, but knows temporaries too."""
+    return parse_step(name.removesuffix(TEMPORARY_SUFFIX))
+
+
+def process_state(process_index: int) -> str:
+    """Where one process writes its arrays."""
+    return f"{STATE}/process_{process_index}"
+
+
+def shards_file(process_index: int) -> str:
+    """Where one process says which shards it holds."""
+    return f"shards/{process_index}.json"
+
+
+def data_file(process_index: int) -> str:
+    """Where one process leaves its position in the data."""
+    return f"data/{process_index}.json"
+
+
+def to_json(what: str, value: object) -> bytes:
+    """Strict JSON: a NaN or an object that JSON does not know is a ValueError here, not a surprise at reading."""
+    try:
+        return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be JSON (dicts, lists, strings, finite numbers, None): {error}") from error
+
+
+def from_json(data: bytes | None, where: str) -> dict[str, Any]:
+    """Parses one of a checkpoint's files; a file that is missing or cut off is a damaged checkpoint."""
+    if data is None:
+        raise CheckpointError(f"{where} is missing: the checkpoint is damaged, open an earlier step")
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(f"{where} is damaged ({error}): open an earlier step") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} is damaged (expected a JSON object): open an earlier step")
+    return value
+
+
+def check_extra_metadata(extra: Mapping[str, object]) -> None:
+    """Refuses what a run adds to the metadata if it hides a field of ours, or is no JSON."""
+    hidden = sorted(set(extra) & set(_RESERVED))
+    if hidden:
+        raise ValueError(f"metadata must not have the keys {hidden}: a checkpoint has its own fields of these names")
+    to_json("metadata", extra)
+
+
+def encode_metadata(
+    step: int, process_count: int, arrays: Mapping[str, ArraySpec], extra: Mapping[str, object],
+) -> bytes:
+    """The contents of metadata.json."""
+    return to_json(METADATA_FILE, {
+        **extra, "schema_version": SCHEMA_VERSION, "step": step, "process_count": process_count,
+        "arrays": {name: {"shape": spec.shape, "dtype": spec.dtype, "chunks": spec.chunks}
+                   for name, spec in arrays.items()},
+    })
+
+
+def decode_metadata(data: bytes | None, where: str) -> dict[str, Any]:
+    """Parses metadata.json.
+
+    Raises:
+      CheckpointError: it is missing, damaged, or of a schema newer than this program knows.
+    """
+    metadata = from_json(data, where)
+    version = metadata.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{where} has schema version {version}, this program reads up to {SCHEMA_VERSION}: update vqim")
+    if version != SCHEMA_VERSION or not set(_RESERVED) <= set(metadata):
+        raise CheckpointError(f"{where} is damaged (fields {sorted(metadata)}): open an earlier step")
+    return metadata
+
+
+def encode_commit(step: int, metrics: Mapping[str, float]) -> bytes:
+    """The contents of commit.json. Metrics that are not finite are left out: they are never the best."""
+    finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    return to_json(COMMIT_FILE, {"schema_version": SCHEMA_VERSION, "step": step, "metrics": finite})

@@ -1,0 +1,207 @@
+"""The checkpoints of one run: saved in the background, committed atomically, old ones removed."""
+import copy
+import errno
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from absl import logging
+
+from vqim.checkpoint import layout
+from vqim.checkpoint.commit import Commit
+from vqim.checkpoint.errors import CheckpointError, NoCheckpointError
+from vqim.checkpoint.files import open_files
+from vqim.checkpoint.policy import Keep, Saved, kept_steps
+from vqim.checkpoint.reader import Checkpoint
+from vqim.checkpoint.saving import Barrier, Save, Saving
+from vqim.checkpoint.store import HostArray
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NAME = re.compile(r"[^/]+(/[^/]+)*")
+
+
+class CheckpointManager:
+    """Saves, lists, opens and removes the steps in one directory.
+
+    A manager that never saves changes nothing on disk, so an evaluation may open the checkpoints of a run that is
+    still training.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: Sequence[Keep] = (),
+        process_index: int = 0,
+        process_count: int = 1,
+        barrier: Barrier | None = None,
+        by_rename: bool | None = None,
+    ) -> None:
+        """Creates the manager; the directory itself is created by the first save.
+
+        Args:
+          directory: where the steps are: a path that all processes see, or a URL such as gs://bucket/run/checkpoints.
+          keep: policies; a step is kept if any of them keeps it, or if it is the newest. None given: all are kept.
+          process_index: which of the processes this is.
+          process_count: how many processes save together.
+          barrier: called from the saving thread with a name, returns when every process has called it with that name.
+          by_rename: whether to commit by renaming. The default is to rename on file systems and not in object stores;
+            False is for a bucket that is mounted as a file system, where renaming is not atomic.
+
+        Raises:
+          ValueError: an argument is out of its range.
+        """
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index must be in [0, {process_count}), got {process_index}")
+        if process_count > 1 and barrier is None:
+            raise ValueError(f"barrier must be given for {process_count} processes, got None")
+        self._files = open_files(directory)
+        self._commit = Commit(self._files, by_rename=self._files.can_rename if by_rename is None else by_rename)
+        self._keep = tuple(keep)
+        self._process_index = process_index
+        self._saving = Saving(self._commit, process_index, process_count, barrier or (lambda name: None))
+        self._thread: threading.Thread | None = None
+        self._failure: _Failure | None = None
+
+    def save(
+        self,
+        step: int,
+        arrays: Mapping[str, HostArray],
+        metadata: Mapping[str, object],
+        *,
+        metrics: Mapping[str, float] | None = None,
+        config: str,
+        data_position: Mapping[str, object],
+    ) -> None:
+        """Starts to save a step and returns. An earlier save is awaited first. A step that exists is not saved again.
+
+        Every process calls this, with the same step and the same names.
+
+        Args:
+          step: how many training steps are done.
+          arrays: what this process holds of every array, in memory that stays unchanged until the save is finished.
+          metadata: what to record beside it, such as seed, mesh and git commit; JSON.
+          metrics: numbers that `KeepBest` compares.
+          config: the run's gin config as text.
+          data_position: where this process is in the data; JSON.
+
+        Raises:
+          CheckpointError: the earlier save failed. This one has not been started.
+          ValueError: an argument cannot be saved.
+        """
+        self.wait()
+        if not isinstance(step, int) or step < 0:
+            raise ValueError(f"step must be an integer of at least 0, got {step!r}")
+        for name in arrays:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"arrays must have names like 'params/encoder/bias', got {name!r}")
+        layout.check_extra_metadata(metadata)
+        save = Save(step, dict(arrays), copy.deepcopy(dict(metadata)), config,
+                    layout.to_json("data_position", data_position), layout.encode_commit(step, metrics or {}))
+        if self._commit.is_committed(step):
+            logging.info("Checkpoint %s exists already and is not saved again.", self._path(step))
+            return
+        # No daemon: a program that ends in the middle of a save finishes it.
+        self._thread = threading.Thread(target=self._run, args=(save,), name=f"checkpoint-{step}")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when no save is under way.
+
+        Raises:
+          CheckpointError: the last save failed; raised once.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise CheckpointError(self._explain(failure)) from failure.error
+
+    def steps(self) -> list[int]:
+        """The committed steps, in order."""
+        return self._commit.steps()
+
+    def latest_step(self) -> int | None:
+        """The newest committed step; None if there is none."""
+        return max(self.steps(), default=None)
+
+    def open(self, step: int | None = None) -> Checkpoint:
+        """Opens a committed step, the newest by default.
+
+        Raises:
+          NoCheckpointError: there is none, or not this one; the message says what was found.
+          CheckpointError: it is damaged, or written by a newer version.
+        """
+        steps = self.steps()
+        if not steps:
+            raise NoCheckpointError(f"{self._files.location} has no committed checkpoint; {self._found()}")
+        if step is not None and step not in steps:
+            raise NoCheckpointError(f"{self._files.location} has no committed step {step}; it has {steps}")
+        return Checkpoint(self._files, steps[-1] if step is None else step)
+
+    def _run(self, save: Save) -> None:
+        """Body of the saving thread."""
+        try:
+            self._saving.run(save)
+        except Exception as error:
+            logging.error("Checkpoint %s was not saved: %s", self._path(save.step), error)
+            self._failure = _Failure(save.step, save.num_bytes, error, is_saved=False)
+            return
+        logging.info("Saved checkpoint %s.", self._path(save.step))
+        if self._process_index == 0:
+            try:
+                self._remove_old()
+            except Exception as error:
+                self._failure = _Failure(save.step, save.num_bytes, error, is_saved=True)
+
+    def _remove_old(self) -> None:
+        steps = self.steps()
+        history = [Saved(step, self._metrics(step)) for step in steps]
+        for step in sorted(set(steps) - kept_steps(self._keep, history)):
+            self._commit.remove(step)
+            logging.info("Removed checkpoint %s.", self._path(step))
+
+    def _metrics(self, step: int) -> dict[str, float]:
+        path = f"{layout.step_name(step)}/{layout.COMMIT_FILE}"
+        return dict(layout.from_json(self._files.read(path), path).get("metrics", {}))
+
+    def _explain(self, failure: "_Failure") -> str:
+        """What a person needs to know when a save has failed."""
+        path, error = self._path(failure.step), failure.error
+        if failure.is_saved:
+            return f"checkpoint {path} is saved, but older ones could not be removed: {error}"
+        latest = self.latest_step()
+        whole = ("there is no earlier checkpoint" if latest is None else
+                 f"checkpoint {self._path(latest)} is whole, and the run resumes from it")
+        message = f"checkpoint {path} was not saved: {error}; {whole}"
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            free = self._files.free_bytes()
+            room = "" if free is None else f", where {_mib(free)} are free now"
+            message += f". Arrays of {_mib(failure.num_bytes)} were to be written to {self._files.location}{room}"
+        return message
+
+    def _found(self) -> str:
+        children = self._files.children()
+        if not children:
+            return "it is empty or does not exist"
+        shown = ", ".join(children[:8]) + (", ..." if len(children) > 8 else "")
+        return f"it holds {shown} (a step is a directory like {layout.step_name(1000)} with {layout.COMMIT_FILE} in it)"
+
+    def _path(self, step: int) -> str:
+        return f"{self._files.location}/{layout.step_name(step)}"
+
+
+class _Failure(NamedTuple):
+    """What went wrong in the saving thread; the arrays themselves are let go."""
+
+    step: int
+    num_bytes: int
+    error: Exception
+    is_saved: bool
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,133 @@
+"""One save, step by step, as all processes run it together."""
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from absl import logging
+
+from vqim.checkpoint import layout, store
+from vqim.checkpoint.commit import Commit
+from vqim.checkpoint.plan import ArrayPlan, Held, make_plan
+from vqim.checkpoint.store import HostArray
+
+Barrier = Callable[[str], None]  # returns when every process has called it with this name
+
+
+@dataclasses.dataclass(frozen=True)
+class Save:
+    """What one process contributes to one checkpoint.
+
+    Attributes:
+      step: number of the checkpoint.
+      arrays: everything that this process holds.
+      metadata: what the run adds to metadata.json; process 0's counts.
+      config: the gin config as text; process 0's counts.
+      data_position: contents of this process's data file.
+      commit: contents of the commit file; process 0's count.
+    """
+
+    step: int
+    arrays: Mapping[str, HostArray]
+    metadata: Mapping[str, object]
+    config: str
+    data_position: bytes
+    commit: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the shards held here."""
+        return sum(values.nbytes for array in self.arrays.values() for _, values in array.shards)
+
+
+class Saving:
+    """Carries out saves in one process.
+
+    The stages, with a barrier after each:
+      begin    process 0 removes leftovers of interrupted saves
+      shards   everyone writes down which shards it holds
+      arrays   everyone reads all of these, makes the same plan, writes its arrays, and last its data position
+      commit   process 0 checks that all positions are there, merges, writes config and metadata, commits
+    A process that fails goes on to the barriers, so that the others do not wait for ever; what it has not
+    written tells process 0 not to commit, and a missing commit tells the others.
+    """
+
+    def __init__(self, commit: Commit, process_index: int, process_count: int, barrier: Barrier) -> None:
+        self._commit = commit
+        self._files = commit.files
+        self._process_index = process_index
+        self._process_count = process_count
+        self._barrier = barrier
+        self._leftovers_removed = False
+
+    def run(self, save: Save) -> None:
+        """Saves and commits.
+
+        Raises:
+          OSError, ValueError: the step was not committed; what was written of it has been removed.
+        """
+        working = self._commit.working_name(save.step)
+        plan: dict[str, ArrayPlan] = {}
+
+        def begin() -> None:
+            if self._process_index == 0 and not self._leftovers_removed:
+                self._commit.remove_leftovers()
+                self._leftovers_removed = True
+
+        def shards() -> None:
+            self._write_shards(working, save)
+
+        def arrays() -> None:
+            plan.update(make_plan([self._read_shards(working, process) for process in range(self._process_count)]))
+            store.write_arrays(self._files, working, self._process_index, save.arrays, plan)
+            self._files.write(f"{working}/{layout.data_file(self._process_index)}", save.data_position)
+
+        def commit() -> None:
+            if self._process_index == 0:
+                self._finish(working, save, plan)
+
+        error: Exception | None = None
+        for stage in (begin, shards, arrays, commit):
+            if error is None:
+                try:
+                    stage()
+                except Exception as raised:
+                    error = raised
+            if error is not None and stage is commit and self._process_index == 0:
+                self._abandon(save.step)
+            self._barrier(f"checkpoint/{save.step}/{stage.__name__}")
+        if error is not None:
+            raise error
+        if not self._commit.is_committed(save.step):
+            raise OSError("process 0 did not commit it; its own message says why")
+
+    def _abandon(self, step: int) -> None:
+        """Removes the partial step; if that fails too, the next start does it."""
+        try:
+            self._commit.abandon(step)
+        except OSError as error:
+            logging.warning("The partial checkpoint of step %d could not be removed: %s", step, error)
+
+    def _write_shards(self, working: str, save: Save) -> None:
+        held = {name: array.held()._asdict() for name, array in save.arrays.items()}
+        self._files.write(f"{working}/{layout.shards_file(self._process_index)}", layout.to_json("shards", held))
+
+    def _read_shards(self, working: str, process: int) -> dict[str, Held]:
+        path = f"{working}/{layout.shards_file(process)}"
+        data = self._files.read(path)
+        if data is None:
+            raise OSError(f"process {process} wrote no {path}; do all processes see the same directory?")
+        return {
+            name: Held(tuple(held["shape"]), held["dtype"], held["itemsize"],
+                       tuple(tuple((start, stop) for start, stop in box) for box in held["boxes"]))
+            for name, held in layout.from_json(data, path).items()
+        }
+
+    def _finish(self, working: str, save: Save, plan: Mapping[str, ArrayPlan]) -> None:
+        missing = [process for process in range(self._process_count)
+                   if self._files.read(f"{working}/{layout.data_file(process)}") is None]
+        if missing:
+            raise OSError(f"processes {missing} did not finish writing; their own messages say why")
+        store.merge(self._files, working, self._process_count)
+        self._files.write(f"{working}/{layout.CONFIG_FILE}", save.config.encode())
+        self._files.write(f"{working}/{layout.METADATA_FILE}", layout.encode_metadata(
+            save.step, self._process_count, {name: array.spec for name, array in plan.items()}, save.metadata))
+        self._commit.publish(save.step, save.commit)
