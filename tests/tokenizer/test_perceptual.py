@@ -169,6 +169,7 @@ def distances_and_gradient(device):
     images = b.to(device).requires_grad_(True)
     distances = perceptual(on_device, a.to(device), images)
     (gradient,) = torch.autograd.grad(distances.sum(), images)
+    torch_xla.sync()  # one program for both results
     return distances.detach().cpu(), gradient.cpu()
 
 actual = distances_and_gradient(torch_xla.device())  # first: autograd learns its devices at the first backward
