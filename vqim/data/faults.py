@@ -1,0 +1,42 @@
+"""Corrupt pictures: each one is warned of once and counted, and too many of them stop the run."""
+import logging
+import threading
+
+logger = logging.getLogger(__name__)
+
+
+class TooManyCorruptError(RuntimeError):
+    """More pictures of a data set are corrupt than its user allows."""
+
+
+class CorruptRecords:
+    """The pictures of one split that could not be decoded so far. Loader threads share it."""
+
+    def __init__(self, num_examples: int, max_fraction: float):
+        """Allows at most `max_fraction` of `num_examples` pictures to be corrupt."""
+        self._num_examples = num_examples
+        self._max_fraction = max_fraction
+        self._records: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, record: int) -> bool:
+        return record in self._records
+
+    def add(self, record: int, name: str, reason: Exception) -> None:
+        """Notes a corrupt picture: warns if it is new.
+
+        Raises:
+          TooManyCorruptError: with this one there are more than allowed.
+        """
+        with self._lock:
+            if record not in self._records:
+                self._records.add(record)
+                logger.warning("skipping a corrupt image: %s (%s)", name, reason)
+            if len(self._records) > self._max_fraction * self._num_examples:
+                raise TooManyCorruptError(
+                    f"{len(self._records)} of {self._num_examples} images are corrupt so far, more than "
+                    f"max_corrupt_fraction={self._max_fraction} allows; the last one is {name} ({reason}). Repair or "
+                    "remove the files that the warnings name, or raise max_corrupt_fraction.")

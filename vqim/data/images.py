@@ -1,0 +1,153 @@
+"""`Images`: pictures of a source as batches of squares, for training and for evaluation.
+
+    B batch per process, H and W height and width
+"""
+import numpy as np
+
+from vqim.data.decode import CorruptImageError, decode
+from vqim.data.faults import CorruptRecords
+from vqim.data.loader import Batch, Evaluation, Loader
+from vqim.data.order import augmentation_rng, stream_key
+from vqim.data.source import SPLITS, Source, SourceFactory, check_split
+from vqim.data.transforms import CenterCrop, RandomResizedCrop, Transform
+
+
+class Images:
+    """A data set of pictures.
+
+    Batches are `{"images": uint8 [B, H, W, 3], "labels": int32 [B], "valid": bool [B]}` with H = W = `image_size`;
+    labels are -1 where the source has no classes. Corrupt pictures are skipped: in training the next picture of the
+    source stands in (same augmentation draws, so nothing else changes); in evaluation the place is not `valid`.
+
+    Attributes:
+      image_size: height and width of the pictures in pixels.
+      class_names: of the labels; empty without classes.
+    """
+
+    def __init__(
+        self, source: SourceFactory, image_size: int,
+        training_transform: Transform | None = None, evaluation_transform: Transform | None = None,
+        max_corrupt_fraction: float = 0.05, num_threads: int = 2,
+    ):
+        """Opens both splits.
+
+        Args:
+          source: called with `split="train"` and with `split="validation"`.
+          image_size: height and width of the pictures in pixels.
+          training_transform: crop, resize and flip for training; `RandomResizedCrop()` unless given.
+          evaluation_transform: the same for evaluation; `CenterCrop()` unless given.
+          max_corrupt_fraction: more corrupt pictures than this share of a split stop the run, in [0, 1).
+          num_threads: batches that are decoded at the same time.
+
+        Raises:
+          ValueError: an argument is out of range, or the splits have different classes; and what the source raises.
+        """
+        if not callable(source):
+            raise ValueError("source: expected what opens a split, such as @data.Emoji without parentheses, "
+                             f"got {source!r}")
+        if not isinstance(image_size, int) or image_size < 1:
+            raise ValueError(f"image_size: expected an integer >= 1, got {image_size!r}")
+        if not 0 <= max_corrupt_fraction < 1:
+            raise ValueError(f"max_corrupt_fraction: expected a number in [0, 1), got {max_corrupt_fraction}")
+        if not isinstance(num_threads, int) or num_threads < 1:
+            raise ValueError(f"num_threads: expected an integer >= 1, got {num_threads!r}")
+        self._sources: dict[str, Source] = {split: source(split=split) for split in SPLITS}
+        classes = {split: tuple(opened.class_names) for split, opened in self._sources.items()}
+        if classes["train"] != classes["validation"]:
+            raise ValueError(f"source: expected the same classes in both splits, got {classes['train']} for training "
+                             f"and {classes['validation']} for validation")
+        self.image_size = image_size
+        self.class_names = classes["train"]
+        self._training_transform = training_transform or RandomResizedCrop()
+        self._evaluation_transform = evaluation_transform or CenterCrop()
+        self._num_threads = num_threads
+        self._corrupt = {split: CorruptRecords(len(opened), max_corrupt_fraction)
+                         for split, opened in self._sources.items()}
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels index; 0 without classes."""
+        return len(self.class_names)
+
+    def num_examples(self, split: str) -> int:
+        """Pictures in one split, over all processes."""
+        check_split(split)
+        return len(self._sources[split])
+
+    def training(self, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1) -> Loader:
+        """Endless shuffled, augmented batches of the training split; `batch_size` is this process's part."""
+        reader = _Reader(self._sources["train"], self._training_transform, self.image_size, seed,
+                         self._corrupt["train"], replace_corrupt=True)
+        return Loader(reader, len(self._sources["train"]), batch_size, seed, process_index=process_index,
+                      process_count=process_count, num_threads=self._num_threads, corrupt=self._corrupt["train"])
+
+    def evaluation(
+        self, batch_size: int, *, split: str = "validation", process_index: int = 0, process_count: int = 1,
+    ) -> Evaluation:
+        """One pass over a split in the source's order, each picture as `evaluation_transform` has it."""
+        check_split(split)
+        return self._pass(split, self._evaluation_transform, 0, batch_size, 1, process_index, process_count)
+
+    def views(
+        self, batch_size: int, seed: int, num_views: int, *,
+        split: str = "train", process_index: int = 0, process_count: int = 1,
+    ) -> Evaluation:
+        """`num_views` passes over a split in the source's order, augmented as for training, anew in each pass.
+
+        What a token cache is made from.
+        """
+        check_split(split)
+        return self._pass(split, self._training_transform, seed, batch_size, num_views, process_index, process_count)
+
+    def _pass(
+        self, split: str, transform: Transform, seed: int, batch_size: int, num_epochs: int,
+        process_index: int, process_count: int,
+    ) -> Evaluation:
+        reader = _Reader(self._sources[split], transform, self.image_size, seed, self._corrupt[split],
+                         replace_corrupt=False)
+        return Evaluation(reader, len(self._sources[split]), batch_size, num_epochs=num_epochs,
+                          process_index=process_index, process_count=process_count, num_threads=self._num_threads,
+                          corrupt=self._corrupt[split])
+
+
+class _Reader:
+    """Reads a batch of pictures: a `ReadBatch`."""
+
+    def __init__(
+        self, source: Source, transform: Transform, image_size: int, seed: int, corrupt: CorruptRecords, *,
+        replace_corrupt: bool,
+    ):
+        self._source = source
+        self._transform = transform
+        self._image_size = image_size
+        self._key = stream_key(seed, "augmentation")
+        self._corrupt = corrupt
+        self._replace_corrupt = replace_corrupt
+
+    def __call__(self, epochs_B: np.ndarray, records_B: np.ndarray) -> Batch:
+        images_BHWC = np.zeros((len(records_B), self._image_size, self._image_size, 3), np.uint8)
+        labels_B = np.zeros(len(records_B), np.int32)
+        valid_B = np.zeros(len(records_B), bool)
+        for row, (epoch, record) in enumerate(zip(epochs_B.tolist(), records_B.tolist(), strict=True)):
+            found = self._read_decodable(record)
+            if found is not None:
+                image_HWC, label = found
+                rng = augmentation_rng(self._key, epoch, record)
+                images_BHWC[row] = self._transform(image_HWC, self._image_size, rng)
+                labels_B[row] = label
+                valid_B[row] = True
+        return {"images": images_BHWC, "labels": labels_B, "valid": valid_B}
+
+    def _read_decodable(self, record: int) -> tuple[np.ndarray, int] | None:
+        """Picture and label of a record; of the next good one, or None, if it is corrupt."""
+        while True:  # ends, since `CorruptRecords` raises before all records are corrupt
+            if record not in self._corrupt:
+                example = self._source[record]
+                try:
+                    image = example.image
+                    return (decode(image) if isinstance(image, bytes) else image), example.label
+                except CorruptImageError as error:
+                    self._corrupt.add(record, example.name, error)
+            if not self._replace_corrupt:
+                return None
+            record = (record + 1) % len(self._source)

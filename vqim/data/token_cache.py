@@ -1,0 +1,312 @@
+"""The token cache: what a frozen tokenizer made of a data set, written once, read at memory speed.
+
+A split is a folder of three files, complete or absent (it is written under another name, then renamed):
+
+    tokens.npy     [views * examples, N, K] uint16 (int32 for vocabularies over 65,536), view by view
+    labels.npy     [examples] int32
+    metadata.json  grid, tokenizer, classes, counts
+
+    B batch per process, N tokens of a picture over all levels of the grid, K channels
+"""
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+
+from vqim.data.loader import Batch, Evaluation, Loader
+from vqim.data.source import SPLITS, check_labels, check_split
+
+FORMAT = 1
+
+Levels = tuple[tuple[int, int, int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheMetadata:
+    """What a split of a token cache holds.
+
+    Attributes:
+      levels: the token grid: (height, width, channels, vocabulary) of each level; channels are the same in all.
+      fingerprint: identifies the tokenizer and its weights.
+      image_size: of the pictures that were encoded.
+      class_names: of the labels; empty without classes.
+      num_views: differently augmented encodings of each example.
+      num_examples: pictures in the split.
+    """
+
+    levels: Levels
+    fingerprint: str
+    image_size: int
+    class_names: tuple[str, ...]
+    num_views: int
+    num_examples: int
+
+    def __post_init__(self) -> None:
+        if self.num_views < 1:
+            raise ValueError(f"num_views: expected an integer >= 1, got {self.num_views}")
+
+    @property
+    def num_tokens(self) -> int:
+        """N: positions over all levels."""
+        return sum(height * width for height, width, _, _ in self.levels)
+
+    @property
+    def num_channels(self) -> int:
+        """K: tokens at each position."""
+        return self.levels[0][2]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the tokens in the file."""
+        return np.dtype(np.uint16 if max(level[3] for level in self.levels) <= 2**16 else np.int32)
+
+
+class TokenCacheWriter:
+    """Writes one split; use it in a `with` statement, whose end commits. After an error nothing is left behind.
+
+    Rows come view by view, each view with all examples in the same order, as `Images.views` gives them (a validation
+    split: one view, from `Images.evaluation`). One process writes.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], split: str, *, levels: Sequence[Sequence[int]], fingerprint: str,
+        image_size: int, class_names: Sequence[str], num_views: int = 1,
+    ):
+        """Makes the folder that the split is written in until it is complete.
+
+        Args:
+          path: of the cache; the split goes to `path/<split>`.
+          split: "train" or "validation".
+          levels: (height, width, channels, vocabulary) of each level of the tokenizer's grid.
+          fingerprint: identifies the tokenizer and its weights.
+          image_size: of the pictures that are encoded.
+          class_names: of the labels; empty without classes.
+          num_views: how often each example comes.
+
+        Raises:
+          FileExistsError: the split is there already.
+          ValueError: an argument is out of range.
+        """
+        check_split(split)
+        self._metadata = CacheMetadata(as_levels(levels), fingerprint, image_size, tuple(class_names), num_views, 0)
+        self._folder = Path(path) / split
+        if self._folder.exists():
+            raise FileExistsError(f"{self._folder} exists. Remove it to write the cache anew, or give another path.")
+        self._unfinished = self._folder.with_name(f".{split}.unfinished")
+        if self._unfinished.exists():  # what a killed run left
+            shutil.rmtree(self._unfinished)
+        self._unfinished.mkdir(parents=True)
+        self._file: BinaryIO = open(self._unfinished / "tokens.npy", "wb")
+        self._labels: list[np.ndarray] = []
+        self._num_rows = 0
+        self._write_header()
+        self._vocabulary_N = np.concatenate([np.full(height * width, vocabulary, np.int64)
+                                             for height, width, _, vocabulary in self._metadata.levels])
+
+    def write(self, tokens_BNK: np.ndarray, labels_B: np.ndarray, valid_B: np.ndarray) -> None:
+        """Appends rows, those that are `valid`.
+
+        Args:
+          tokens_BNK: integers.
+          labels_B: integers.
+          valid_B: bool.
+
+        Raises:
+          ValueError: a shape, token or label does not fit the metadata.
+        """
+        expected = (len(valid_B), self._metadata.num_tokens, self._metadata.num_channels)
+        if tokens_BNK.shape != expected or tokens_BNK.dtype.kind not in "iu" or labels_B.shape != valid_B.shape:
+            raise ValueError(f"tokens_BNK, labels_B: expected integers {list(expected)} and {list(valid_B.shape)}, "
+                             f"got {tokens_BNK.dtype} {list(tokens_BNK.shape)} and {list(labels_B.shape)}")
+        tokens_BNK, labels_B = tokens_BNK[valid_B], labels_B[valid_B]
+        wrong = (tokens_BNK < 0) | (tokens_BNK >= self._vocabulary_N[:, None])
+        if wrong.any():
+            raise ValueError(f"tokens_BNK: expected tokens within the vocabularies of {self._metadata.levels}, "
+                             f"got {tokens_BNK[wrong][0]}")
+        if self._metadata.class_names:
+            check_labels(labels_B, len(self._metadata.class_names), self._folder)
+        self._file.write(np.ascontiguousarray(tokens_BNK, self._metadata.dtype).tobytes())
+        self._labels.append(labels_B.astype(np.int32))
+        self._num_rows += len(tokens_BNK)
+
+    def commit(self) -> None:
+        """Completes the files and gives the folder its name.
+
+        Raises:
+          ValueError: the rows written are not `num_views` times the same examples.
+        """
+        num_views = self._metadata.num_views
+        num_examples, rest = divmod(self._num_rows, num_views)
+        labels = np.concatenate(self._labels) if self._labels else np.zeros(0, np.int32)
+        if rest or not num_examples or (labels.reshape(num_views, -1) != labels[:num_examples]).any():
+            raise ValueError(f"{self._folder}: expected {num_views} views of the same examples in the same order, got "
+                             f"{self._num_rows} rows" + ("" if rest or not num_examples else " with other labels"))
+        self._write_header()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        np.save(self._unfinished / "labels.npy", labels[:num_examples])
+        metadata = dataclasses.asdict(dataclasses.replace(self._metadata, num_examples=num_examples))
+        (self._unfinished / "metadata.json").write_text(json.dumps({"format": FORMAT, **metadata}, indent=2) + "\n")
+        self._unfinished.rename(self._folder)
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        self._file.close()
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self.discard()
+
+    def _write_header(self) -> None:
+        """Writes the .npy header for the rows so far; NumPy leaves room in it for the first dimension to grow."""
+        shape = (self._num_rows, self._metadata.num_tokens, self._metadata.num_channels)
+        self._file.seek(0)
+        np.lib.format.write_array_header_1_0(
+            self._file, {"descr": self._metadata.dtype.str, "fortran_order": False, "shape": shape})
+
+
+class Tokens:
+    """A data set of tokens, with the interface of `Images`.
+
+    Batches are `{"tokens": int32 [B, N, K], "labels": int32 [B], "valid": bool [B]}`. Where the cache has several
+    views of an example, an epoch of training has one of them, and `num_views` epochs have each once.
+
+    Attributes:
+      levels: the token grid: (height, width, channels, vocabulary) of each level.
+      fingerprint: of the tokenizer that wrote the tokens.
+      image_size: of the pictures that were encoded.
+      class_names: of the labels; empty without classes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Opens a cache; the tokens stay in the files.
+
+        Args:
+          path: the folder that holds `train` and `validation`.
+
+        Raises:
+          FileNotFoundError: a split is missing.
+          ValueError: a file is damaged, or the splits do not belong together.
+        """
+        self._splits = {split: _CachedSplit(Path(path) / split) for split in SPLITS}
+        train, validation = (self._splits[split].metadata for split in SPLITS)
+        for name in ("levels", "fingerprint", "image_size", "class_names"):
+            if getattr(train, name) != getattr(validation, name):
+                raise ValueError(f"{path}: its splits differ in {name}: {getattr(train, name)} and "
+                                 f"{getattr(validation, name)}. Write both with the same tokenizer.")
+        self._path = path
+        self.levels = train.levels
+        self.fingerprint = train.fingerprint
+        self.image_size = train.image_size
+        self.class_names = train.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels index; 0 without classes."""
+        return len(self.class_names)
+
+    def num_examples(self, split: str) -> int:
+        """Pictures in one split, over all processes; views do not count."""
+        check_split(split)
+        return self._splits[split].metadata.num_examples
+
+    def check_written_by(self, levels: Sequence[Sequence[int]], fingerprint: str) -> None:
+        """Raises ValueError unless a tokenizer with this grid and fingerprint wrote the cache."""
+        for name, own, wanted in (("grid", self.levels, as_levels(levels)),
+                                  ("fingerprint", self.fingerprint, fingerprint)):
+            if own != wanted:
+                raise ValueError(f"token cache {self._path}: expected tokens of the tokenizer in use, {name} {wanted}, "
+                                 f"got {name} {own}. Write a cache with this tokenizer, or give the one that wrote it.")
+
+    def training(self, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1) -> Loader:
+        """Endless shuffled batches of the training split; `batch_size` is this process's part."""
+        return Loader(self._splits["train"].read, self.num_examples("train"), batch_size, seed,
+                      process_index=process_index, process_count=process_count)
+
+    def evaluation(
+        self, batch_size: int, *, split: str = "validation", process_index: int = 0, process_count: int = 1,
+    ) -> Evaluation:
+        """One pass over a split in the order in which it was written."""
+        check_split(split)
+        return Evaluation(self._splits[split].read, self.num_examples(split), batch_size,
+                          process_index=process_index, process_count=process_count)
+
+
+class _CachedSplit:
+    def __init__(self, folder: Path):
+        self.metadata = _read_metadata(folder)
+        metadata = self.metadata
+        shape = (metadata.num_views * metadata.num_examples, metadata.num_tokens, metadata.num_channels)
+        self._tokens = _open_array(folder / "tokens.npy", shape, metadata.dtype)
+        self._labels = _open_array(folder / "labels.npy", (metadata.num_examples,), np.dtype(np.int32))
+        if metadata.class_names:
+            check_labels(self._labels, len(metadata.class_names), folder / "labels.npy")
+
+    def read(self, epochs_B: np.ndarray, records_B: np.ndarray) -> Batch:
+        """A `ReadBatch`: neighbouring examples have different views in an epoch, and each epoch moves on by one."""
+        views_B = (epochs_B + records_B) % self.metadata.num_views
+        rows_B = views_B * self.metadata.num_examples + records_B
+        tokens_BNK = np.empty((len(rows_B), *self._tokens.shape[1:]), np.int32)
+        ascending = np.argsort(rows_B)  # so that the file is read forwards
+        tokens_BNK[ascending] = self._tokens[rows_B[ascending]]
+        return {"tokens": tokens_BNK, "labels": self._labels[records_B], "valid": np.ones(len(rows_B), bool)}
+
+
+def as_levels(levels: Sequence[Sequence[int]]) -> Levels:
+    """A token grid as tuples.
+
+    Raises:
+      ValueError: `levels` is not (height, width, channels, vocabulary), all at least 1, of one level or more, or the
+        channels of its levels differ.
+    """
+    if not levels or any(len(level) != 4 or min(level) < 1 for level in levels):
+        raise ValueError("levels: expected (height, width, channels, vocabulary), all >= 1, of each level; "
+                         f"got {levels}")
+    if len({channels for _, _, channels, _ in levels}) > 1:
+        raise ValueError(f"levels: expected the same number of channels in all levels, got {levels}")
+    return tuple((int(height), int(width), int(channels), int(vocabulary))
+                 for height, width, channels, vocabulary in levels)
+
+
+def _read_metadata(folder: Path) -> CacheMetadata:
+    path = folder / "metadata.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no token cache. Write one first (python -m launch.tokenize), or check "
+                                "the path.")
+    try:
+        fields = json.loads(path.read_text())
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        fields["levels"] = as_levels(fields["levels"])
+        fields["class_names"] = tuple(fields["class_names"])
+        return CacheMetadata(**fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the metadata of a token cache ({error!r}). Write the cache anew.") from error
+
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: missing, truncated or damaged ({error}). Remove the cache and write it "
+                         "anew.") from error
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(f"{path}: expected {dtype} {list(shape)} by its metadata, got {array.dtype} "
+                         f"{list(array.shape)}. Remove the cache and write it anew.")
+    return array
