@@ -38,7 +38,8 @@ def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
     imports = [statement for statement in statements if isinstance(statement, Import)]
     for plugin in imports:
         _import(plugin)
-    problems, table = [], {}
+    problems: list[str] = []
+    table: dict[str, Binding] = {}
     for statement in statements:
         if isinstance(statement, Binding):
             try:
@@ -46,6 +47,7 @@ def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
             except ConfigError as error:
                 problems.append(str(error))
             else:
+                table.pop(binding.name, None)  # so that the table is in the order of the lines that won
                 table[binding.name] = binding
     config = Config(table, [plugin.module for plugin in imports])
     problems += config._problems()
@@ -104,9 +106,19 @@ class Config:
         unused = self.unused(except_for)
         if unused:
             raise ConfigError(
-                "Nothing uses these bindings:\n" + "\n".join(f"  {binding.source}: {_short(binding)}" for binding in unused)
-                + "\nIs the name or the scope another one, or is the component not part of this run? "
+                "Nothing uses these bindings:\n"
+                + "".join(f"  {binding}{self._overrides(binding)}\n" for binding in unused)
+                + "Is the name or the scope another one, or is the component not part of this run? "
                 "Correct or delete the lines."
+            )
+
+    def refuse_other_experiment(self, old_text: str, workdir: str, may_change: tuple[str, ...] = ()) -> None:
+        """Raises a ConfigError if a run directory holds another experiment; arguments as of `difference`."""
+        changes = self.difference(old_text, may_change)
+        if changes:
+            raise ConfigError(
+                f"{workdir} holds another experiment:\n" + "".join(f"  {change}\n" for change in changes)
+                + "Use another --workdir, or give the values that the run there was started with."
             )
 
     def difference(self, old_text: str, may_change: tuple[str, ...] = ()) -> list[str]:
@@ -144,17 +156,17 @@ class Config:
         for binding in self.bindings.values():
             if _REQUIRED in leaves(binding.value):
                 problems.append(
-                    f"{binding.source}: {binding.name} is required and has no value. Give it one in your gin file, or by "
-                    f"--gin_bindings='{binding.name} = ...'."
+                    f"{binding.source}: {binding.name} is required and has no value. Give it one in your gin file, "
+                    f"or by --gin_bindings='{binding.name} = ...'."
                 )
             problems += [
                 f"{binding.source}: {problem}" for problem in config_names.undefined_macros(binding.value, macros)
             ]
             value = expand(binding.value, macros)
-            if any(isinstance(leaf, Macro) and leaf.name in macros for leaf in leaves(value)):
-                problems.append(f"{binding.source}: {binding.name} = {binding.value!r} is defined by itself.")
-            elif binding.parameter:
+            if binding.parameter:
                 problems += self._type_problem(binding, value)
+            elif any(isinstance(leaf, Macro) and leaf.name in macros for leaf in leaves(value)):
+                problems.append(f"{binding.source}: the macro {binding.name} is defined by itself.")
         return problems
 
     def _type_problem(self, binding: Binding, value: Any) -> list[str]:
@@ -167,6 +179,15 @@ class Config:
             f"{binding.source}: {binding.name} expects {config_types.describe(annotation)}, "
             f"got {value!r} ({type(built).__name__}).{config_types.hint(annotation, built)}{origin}"
         ]
+
+    def _overrides(self, binding: Binding) -> str:
+        """Says which longer scopes have values of their own for what an unused binding gives."""
+        names = [
+            name for name, other in self.bindings.items()
+            if binding.parameter and (other.selector, other.parameter) == (binding.selector, binding.parameter)
+            and other.scope.startswith(binding.scope) and name != binding.name
+        ]
+        return f"; used instead: {', '.join(names)}" if names else ""
 
     def _effective(self, scope: str, selector: str, parameter: str) -> list[str]:
         """The name of the binding that a call in `scope` takes its parameter from: that of the longest scope."""
@@ -204,7 +225,7 @@ def _import(plugin: Import) -> None:
         importlib.import_module(plugin.module)
     except Exception as error:
         raise ConfigError(
-            f"{plugin.source}: import {plugin.module} failed: {type(error).__name__}: {error}. "
+            f"{plugin.source}: the import of {plugin.module} failed: {type(error).__name__}: {error}. "
             "Expected an importable Python module: install it, or add its folder to PYTHONPATH."
         ) from error
     gin.parse_config(f"import {plugin.module}")  # has gin repeat the import in the operative config

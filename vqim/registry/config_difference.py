@@ -4,6 +4,14 @@ import re
 from vqim.registry.config_text import Binding, Macro, expand, leaves, parse
 
 
+class _NotSet:
+    def __repr__(self) -> str:
+        return "not set"
+
+
+_NOT_SET = _NotSet()
+
+
 def difference(
     old_text: str, new_text: str, may_change: tuple[str, ...] = (), sources: dict[str, str] | None = None,
 ) -> list[str]:
@@ -27,10 +35,10 @@ def difference(
     for name in sorted(old.keys() | new.keys()):
         if name in old_macros or name in new_macros or any(re.match(pattern, name) for pattern in may_change):
             continue
-        before = repr(expand(old[name].value, old_macros)) if name in old else "not set"
-        after = repr(expand(new[name].value, new_macros)) if name in new else "not set"
+        before = expand(old[name].value, old_macros) if name in old else _NOT_SET
+        after = expand(new[name].value, new_macros) if name in new else _NOT_SET
         if before != after:
-            lines.append(f"{name} was {before}, now {after}{_places(name, new, sources or {})}")
+            lines.append(f"{name} was {before!r}, now {after!r}{_places(name, new, sources or {})}")
     return lines
 
 

@@ -1,8 +1,7 @@
 """Says which lines of the gin files made a component's constructor fail."""
-import inspect
 import re
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gin import config as gin_config
 from gin import utils as gin_utils
@@ -10,15 +9,16 @@ from gin import utils as gin_utils
 from vqim.registry import config_names
 from vqim.registry.config_text import Binding, ConfigError, Macro, Reference, leaves
 
-# What gin.config 0.5.0 appends to the message of an error, once for each call of a component that it passes through.
-_CALL = re.compile(r"\n  In call to configurable '(?P<name>[^']+)' \((?P<wrapped>.*?)\)(?: in scope '(?P<scope>[^']*)')?$")
-_NOT_SUPPLIED = re.compile(r"No values supplied by Gin or caller for arguments: \[(.*)\]")
+# What gin 0.5.0 appends to the message of an error, once for each call of a component that it passes through.
+_CALL = re.compile(
+    r"\n  In call to configurable '(?P<name>[^']+)' \((?P<wrapped>.*?)\)(?: in scope '(?P<scope>[^']*)')?$"
+)
+_MISSING = re.compile(r"missing \d+ required .*arguments?: (.*)")
 
 
 class _Call(NamedTuple):
     selector: str
     scope: str
-    missing: list[str]
 
 
 def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[Exception, str]:
@@ -37,46 +37,45 @@ def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[
     if not calls or isinstance(cause, ConfigError) or not isinstance(cause, ValueError | TypeError | OSError):
         return cause, ""
     call = calls[0]
-    if call.selector == root and not _raised_by_itself(cause, root):
+    code = _raising_code(cause)
+    missing = _MISSING.search(str(cause)) if code.co_filename == gin_config.__file__ else None
+    if call.selector == root and not missing and code is not config_names.constructor(root).__code__:
         return cause, ""
     lines = [f"{call.selector}{f' in scope {call.scope}' * bool(call.scope)}: {cause}"]
-    for parameter in call.missing:
-        lines.append(f"  {call.selector}.{parameter} has no value: add `{call.selector}.{parameter} = ...` to a gin file.")
-    given = _given(call, bindings)
+    if missing:
+        names = [f"{call.selector}.{parameter}" for parameter in re.findall(r"'(\w+)'", missing[1])]
+        lines += [f"  {name} has no value: add `{name} = ...` to a gin file" for name in names]
+    given = [] if missing else _given(call, bindings)
     named = [binding for binding in given if re.search(rf"\b{re.escape(binding.parameter)}\b", str(cause))]
     for binding in named or given:
         lines += [f"  {line}" for line in _with_macros(binding, bindings)]
     if not given:
-        lines += [f"  Nothing is bound for it; it is named in {binding}" for binding in _users(call, bindings)]
+        lines += [f"  used by {binding}" for binding in _users(call, bindings)]
     return cause, "\n".join(lines)
 
 
 def _unwrap(error: Exception) -> tuple[Exception, list[_Call]]:
     """The error without gin's decorated copies of it, and the calls that it passed through, innermost first."""
     calls: list[_Call] = []
-    while type(error).__str__.__module__ == gin_utils.__name__ and isinstance(error.__context__, Exception):
+    while getattr(type(error).__str__, "__module__", "") == gin_utils.__name__:
         inner = error.__context__
+        assert isinstance(inner, Exception)  # gin raises its copy while it handles the error itself
         added = str(error)[len(str(inner)):]
         match = _CALL.search(added)
         selector = match and config_names.selector_of(match["name"], match["wrapped"])
         if match and selector:
-            arguments = _NOT_SUPPLIED.search(added)
-            missing = re.findall(r"'(\w+)'", arguments[1]) if arguments else []
-            calls.insert(0, _Call(selector, match["scope"] or "", [name for name in missing if name != "self"]))
+            calls.insert(0, _Call(selector, match["scope"] or ""))
         error = inner
     return error, calls
 
 
-def _raised_by_itself(error: Exception, selector: str) -> bool:
-    """Whether the error comes from the component's own body, or from calling it with the wrong arguments."""
+def _raising_code(error: Exception) -> CodeType:
+    """The function in which an error was raised; gin's own, where Python refused the arguments of the call."""
     traceback = error.__traceback__
-    while traceback and traceback.tb_next:
+    assert traceback is not None
+    while traceback.tb_next:
         traceback = traceback.tb_next
-    wrapped: Any = config_names.registered(selector)
-    body: CodeType = inspect.unwrap(wrapped.__init__ if inspect.isclass(wrapped) else wrapped).__code__
-    return traceback is not None and (
-        traceback.tb_frame.f_code is body or traceback.tb_frame.f_code.co_filename == gin_config.__file__
-    )
+    return traceback.tb_frame.f_code
 
 
 def _given(call: _Call, bindings: dict[str, Binding]) -> list[Binding]:

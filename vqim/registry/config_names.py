@@ -71,6 +71,12 @@ def registered(selector: str) -> Any:
     return gin_config._REGISTRY[selector].wrapped
 
 
+def constructor(selector: str) -> Callable[..., Any]:
+    """What runs when a component is made: the function itself, or the `__init__` of a class."""
+    wrapped = registered(selector)
+    return inspect.unwrap(wrapped.__init__ if inspect.isclass(wrapped) else wrapped)
+
+
 def selector_of(name: str, description: str) -> str | None:
     """The complete name of the component that gin's messages call `name` and show as `description`."""
     for selector, entry in gin_config._REGISTRY.items():
@@ -82,7 +88,7 @@ def selector_of(name: str, description: str) -> str | None:
 def parameters(selector: str) -> dict[str, Any]:
     """Name -> annotation (`inspect.Parameter.empty`: none that can be evaluated) of what gin may set."""
     entry = gin_config._REGISTRY[selector]
-    function = _signature_of(entry.wrapped)
+    function = constructor(selector)
     found = {}
     for name, parameter in inspect.signature(entry.wrapped).parameters.items():
         settable = name not in (entry.denylist or ()) and (not entry.allowlist or name in entry.allowlist)
@@ -122,11 +128,6 @@ def _registered() -> list[str]:
     return [selector for selector, _ in gin_config._REGISTRY.items() if not selector.startswith("gin.")]
 
 
-def _signature_of(wrapped: Any) -> Callable[..., Any]:
-    """What is called when a component is made: the function itself, or the constructor of a class."""
-    return inspect.unwrap(wrapped.__init__ if inspect.isclass(wrapped) else wrapped)
-
-
 def _takes_any_keyword(selector: str) -> bool:
     signature = inspect.signature(registered(selector))
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
@@ -143,13 +144,10 @@ def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Up to three names that are close to `name`, whole or in their last part, whatever the case."""
-    wanted = name.lower()
-
+    """Up to three names whose last part is close to that of `name`, whatever the case and the module."""
     def closeness(candidate: str) -> float:
-        forms = (candidate.lower(), candidate.lower().rpartition(".")[2])
-        tails = (wanted, wanted.rpartition(".")[2])
-        return max(difflib.SequenceMatcher(None, form, tail).ratio() for form in forms for tail in tails)
+        last, wanted = (text.lower().rpartition(".")[2] for text in (candidate, name))
+        return difflib.SequenceMatcher(None, last, wanted).ratio()
 
-    similar = sorted((name for name in known if closeness(name) >= 0.7), key=closeness, reverse=True)[:3]
-    return f" Did you mean {' or '.join(similar)}?" if similar else ""
+    similar = sorted((candidate for candidate in known if closeness(candidate) >= 0.65), key=closeness, reverse=True)
+    return f" Did you mean {' or '.join(similar[:3])}?" if similar else ""

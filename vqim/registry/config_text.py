@@ -197,8 +197,9 @@ def _statements(text: str, source: Callable[[int], str]) -> Iterator[Any]:
     raise ConfigError(
         f"{source(line)}: not gin syntax: {problem.strip().splitlines()[-1].strip()}"
         + f"\n    {shown}" * bool(shown)
-        + "\nExpected `name.parameter = value`, `MACRO = value`, `name:` and an indented block of `parameter = value`, "
-        "`include 'file.gin'` or `import module`; a value is a Python literal (text in quotes), @name, @name() or %MACRO."
+        + "\nExpected `name.parameter = value`, `MACRO = value`, `name:` and below it an indented block of "
+        "`parameter = value`, `include 'file.gin'` or `import module`. "
+        "A value is a Python literal (text in quotes), @name, @name() or %MACRO."
     )
 
 

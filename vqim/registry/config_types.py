@@ -22,7 +22,7 @@ def accepts(annotation: Any, value: Any) -> bool:
       annotation: a type, evaluated (not text).
       value: literals, classes and functions (of uncalled references), and UNKNOWN, in any nesting.
     """
-    if value is UNKNOWN:
+    if value is UNKNOWN or annotation is Any or annotation is inspect.Parameter.empty:
         return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):

@@ -1,0 +1,92 @@
+"""The flags of the launch verbs, how their messages look, and how a refused configuration ends the program.
+
+    from . import flags     # relative: the wheel holds this folder as vqim._launch
+
+    def main() -> None:
+        config = flags.load_config()
+        ...
+
+    def run() -> None:      # also the console script's entry
+        flags.run(main)
+
+    if __name__ == "__main__":
+        run()
+"""
+import logging as python_logging
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from vqim.registry.config import Config, ConfigError, load
+
+GIN_FILE = flags.DEFINE_multi_string(
+    "gin_file", [],
+    "A gin file, such as gin/exp/foo.gin: looked for in the working directory, in --gin_search_path, in the "
+    "checkout and in the installed package. May be given several times; later files win.",
+)
+GIN_BINDINGS = flags.DEFINE_multi_string(
+    "gin_bindings", [],
+    "One binding that wins over the files, such as --gin_bindings='train.num_steps = 100'; text needs quotes of its "
+    "own, --gin_bindings='data.path = \"/x\"'. May be given several times.",
+)
+GIN_SEARCH_PATH = flags.DEFINE_list(
+    "gin_search_path", [], "Folders, separated by commas, in which gin files and what they include are looked for.",
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's directory: its configuration, checkpoints, metrics and samples. A path or gs://...",
+)
+RUNTIME = flags.DEFINE_enum(
+    "runtime", "auto", ["auto", "torch", "xla"],
+    "What computes. torch: CPU or CUDA. xla: TPU, or CPU as a test bed. auto: a TPU if there is one, else torch.",
+)
+
+
+def define_dry_run() -> flags.FlagHolder[bool]:
+    """Defines --dry_run, for the verbs that build a task."""
+    return flags.DEFINE_bool(
+        "dry_run", False,
+        "Build everything, print the configuration, parameters, FLOPs and memory, and stop before any work.",
+    )
+
+
+def load_config() -> Config:
+    """The configuration that the flags name; raises ConfigError as `vqim.registry.config.load` does."""
+    return load(GIN_FILE.value, GIN_BINDINGS.value, GIN_SEARCH_PATH.value)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and calls `main`; a ConfigError is printed without its traceback and exits with code 2.
+
+    With -v 1 (absl's --verbosity) messages show where they were logged, and errors their traceback.
+    """
+    def guarded(arguments: list[str]) -> None:
+        if len(arguments) > 1:
+            raise app.UsageError(f"Expected only flags, got {' '.join(arguments[1:])!r}. See --help.")
+        set_up_logging()
+        try:
+            main()
+        except ConfigError as error:
+            if logging.level_debug():
+                raise
+            print(f"The configuration was refused.\n{error}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(guarded)
+
+
+def set_up_logging() -> None:
+    """Shows INFO and above as `12:34:56 message`; absl by itself shows warnings and above."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(_Formatter())
+
+
+class _Formatter(python_logging.Formatter):
+    """Time, the level where it is not INFO, and the message; with -v 1 also the line that logged it."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        level = "" if record.levelno == python_logging.INFO else f"{record.levelname} "
+        place = f"  [{record.filename}:{record.lineno}]" if logging.level_debug() else ""
+        text = f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}{place}"
+        return text if record.exc_info is None else f"{text}\n{self.formatException(record.exc_info)}"
