@@ -2,8 +2,7 @@
 
 On a POSIX file system a step is written in `<step>.tmp` and renamed when it is complete. An object store has no
 rename in one step: there it is written in place. In both cases `commit.json` is written last, after everything
-else is durable, and a step exists if its directory has the final name and holds `commit.json`. Whatever else has
-one of our names is a leftover of an interrupted save.
+else is durable, and a step exists if its directory has the final name and holds `commit.json`.
 """
 from vqim.checkpoint import layout
 from vqim.checkpoint.files import Files
@@ -54,14 +53,17 @@ class Commit:
 
     def remove(self, step: int) -> None:
         """Removes a step; interrupted, it leaves a leftover and never half a step."""
-        self.files.remove(f"{layout.step_name(step)}/{layout.COMMIT_FILE}")
-        self.files.remove(layout.step_name(step))
+        if self._by_rename:
+            self.files.rename(layout.step_name(step), layout.temporary_name(step))
+            self.files.remove(layout.temporary_name(step))
+        else:
+            self.files.remove(f"{layout.step_name(step)}/{layout.COMMIT_FILE}")
+            self.files.remove(layout.step_name(step))
 
-    def remove_leftovers(self) -> list[str]:
-        """Removes what interrupted saves left, and returns its names. Only one process may do so, and none may save."""
-        committed = {layout.step_name(step) for step in self.steps()}
-        leftovers = [name for name in self.files.children()
-                     if layout.parse_own(name) is not None and name not in committed]
-        for name in leftovers:
-            self.files.remove(name)
-        return leftovers
+    def remove_leftovers(self) -> None:
+        """Removes what interrupted saves and removals left. Only one process may do so, and none may be saving."""
+        for name in self.files.children():
+            step = layout.parse_step(name)
+            is_partial = step is not None and not self._by_rename and not self.is_committed(step)
+            if is_partial or layout.parse_temporary(name) is not None:
+                self.files.remove(name)

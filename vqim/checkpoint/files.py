@@ -66,7 +66,7 @@ class LocalFiles:
     def children(self) -> list[str]:
         try:
             return sorted(os.listdir(self.location))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def read(self, path: str) -> bytes | None:

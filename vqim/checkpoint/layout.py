@@ -54,9 +54,9 @@ def parse_step(name: str) -> int | None:
     return None
 
 
-def parse_own(name: str) -> int | None:
-    """Like `parse_step`, but knows temporaries too."""
-    return parse_step(name.removesuffix(TEMPORARY_SUFFIX))
+def parse_temporary(name: str) -> int | None:
+    """The step whose temporary directory has this name; None for whatever else."""
+    return parse_step(name.removesuffix(TEMPORARY_SUFFIX)) if name.endswith(TEMPORARY_SUFFIX) else None
 
 
 def process_state(process_index: int) -> str:
