@@ -9,7 +9,7 @@ def pytest_test(name, srcs, deps = [], data = [], **kwargs):
       name: of the test: its folder, then /test.
       srcs: test files and their conftest.py.
       deps: libraries that they import.
-      data: files that they read.
+      data: files that they read, beside gin files, and programs that they start.
       **kwargs: for py_test.
     """
     folder = name[:-len("/test")]
@@ -23,7 +23,7 @@ def pytest_test(name, srcs, deps = [], data = [], **kwargs):
         name = name,
         srcs = srcs + [main],
         main = main,
-        data = data + ["//:pyproject.toml"],
+        data = data + ["//:gin_files", "//:pyproject.toml"],
         deps = deps,
         **kwargs
     )
