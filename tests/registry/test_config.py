@@ -49,6 +49,13 @@ def test_a_load_forgets_the_one_before(load_text):
     assert load_text("").call("toy")["num_steps"] == 1
 
 
+def test_a_reference_inside_of_a_macro_is_made_in_the_macros_scope(load_text):
+    # What docs/gin.md warns of: not in the scope of the component that uses the macro.
+    config = load_text("toy.optimizer = %OPT\nOPT = @Adam()\nOPT/Adam.beta1 = 0.25\n")
+    assert config.call("toy")["optimizer"].beta1 == 0.25
+    assert config.unused() == []
+
+
 def test_constants_of_gin_can_be_used_as_macros(load_text):
     gin.constant("testing.MANY", 100)
     assert load_text("toy.num_steps = %MANY").call("toy")["num_steps"] == 100

@@ -1,4 +1,5 @@
 """What is refused before any work, with file, line, what was expected, what came, and what to do."""
+import pathlib
 import re
 
 import pytest
@@ -122,7 +123,7 @@ def test_a_value_that_the_root_itself_rejects_names_its_line(load_text):
     )
 
 
-@pytest.mark.parametrize("error", [ValueError("num_steps of something"), KeyError("a"), RuntimeError("b")])
+@pytest.mark.parametrize("error", [ValueError("num_steps of it"), KeyError("a"), OSError(28, "b")])
 def test_an_error_of_the_roots_work_passes_unchanged(load_text, error):
     def work():
         raise error
@@ -140,3 +141,12 @@ def test_a_wrong_call_of_the_root_is_no_configuration_error(load_text):
 
 def test_a_load_without_any_file_is_refused_nothing():
     assert load([], [], []).bindings == {}
+
+
+def test_a_class_that_was_meant_to_be_made_is_refused_with_what_to_write(load_text, register):
+    def pair(inner: pathlib.Path):
+        pass
+
+    register(pair, "testing")
+    with pytest.raises(ConfigError, match=r"expects Path, got @testing.Net \(type\). Is it to be made, with \("):
+        load_text("pair.inner = @Net\n")
