@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqim.checkpoint.policy import KeepBest, KeepEvery, KeepLatest, SaveEvery, Saved, kept_steps
+from vqim.checkpoint.policy import KeepBest, KeepEvery, KeepLatest, Saved, SaveEvery, kept_steps
 
 
 def save_one_by_one(policies, saves):

@@ -1,7 +1,9 @@
 """Small files beside the arrays, on a disk or in a bucket. What `write` and `rename` have done survives a power cut."""
+import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import tensorstore as ts
@@ -159,17 +161,15 @@ def open_files(directory: str | os.PathLike[str]) -> Files:
     return LocalFiles(directory)
 
 
-class os_errors:  # noqa: N801, used like a function
+@contextlib.contextmanager
+def os_errors() -> Iterator[None]:
     """Turns tensorstore's errors, all ValueErrors, into the OSErrors that they report."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ValueError):
-            code = _OS_ERROR.search(str(error))
-            message = _first_sentence(str(error))
-            raise (OSError(int(code[1]), message) if code else OSError(message)) from error
+    try:
+        yield
+    except ValueError as error:
+        code = _OS_ERROR.search(str(error))
+        message = _first_sentence(str(error))
+        raise (OSError(int(code[1]), message) if code else OSError(message)) from error
 
 
 def _first_sentence(message: str) -> str:

@@ -176,12 +176,12 @@ class CheckpointManager:
         latest = self.latest_step()
         whole = ("there is no earlier checkpoint" if latest is None else
                  f"checkpoint {self._path(latest)} is whole, and the run resumes from it")
-        message = f"checkpoint {path} was not saved: {error}; {whole}"
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            free = self._files.free_bytes()
-            room = "" if free is None else f", where {_mib(free)} are free now"
-            message += f". Arrays of {_mib(failure.num_bytes)} were to be written to {self._files.location}{room}"
-        return message
+        if not isinstance(error, OSError) or error.errno not in _NO_SPACE:
+            return f"checkpoint {path} was not saved: {error}; {whole}"
+        free = self._files.free_bytes()
+        room = "" if free is None else f", where {_mib(free)} are free now"
+        return (f"checkpoint {path} was not saved: {os.strerror(error.errno)}; {whole}. Arrays of "
+                f"{_mib(failure.num_bytes)} were to be written to {self._files.location}{room}")
 
     def _found(self) -> str:
         children = self._files.children()
