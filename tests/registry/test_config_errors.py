@@ -87,11 +87,11 @@ def test_a_value_that_a_constructor_rejects_names_the_lines_that_made_it(load_te
 
 
 def test_a_rejected_value_of_a_scope_names_the_binding_that_the_scope_has(load_text):
-    config = load_text("toy.make_net = @small/Net\nNet.width = 4\nNet.sizes = (2,)\nsmall/Net.width = 3\n")
+    config = load_text("toy.make_net = @small/Net\nsmall/Net.width = 3\nNet.width = 4\nbig/Net.width = 5\n")
     with pytest.raises(ConfigError) as refused:
         config.call("toy")
     assert str(refused.value) == (
-        "testing.Net in scope small: width must be even, got 3\n  small/testing.Net.width = 3  (a.gin:4)"
+        "testing.Net in scope small: width must be even, got 3\n  small/testing.Net.width = 3  (a.gin:2)"
     )
 
 
