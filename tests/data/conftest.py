@@ -1,4 +1,4 @@
-"""Small real data sets on disk: emoji pictures as files, and readers that show which examples were read."""
+"""Small real data sets on disk: emoji pictures as files."""
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,11 +24,3 @@ def make_folder(tmp_path, emoji):
                 Image.fromarray(next(pictures)).save(root / folder / f"{number:03}.png")
         return root
     return make
-
-
-@pytest.fixture
-def read_indices():
-    """A `ReadBatch` whose arrays are the arguments that it was called with."""
-    def read(epochs_B, records_B):
-        return {"epochs": epochs_B, "records": records_B, "valid": np.ones(len(records_B), bool)}
-    return read

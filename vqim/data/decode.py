@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
 
@@ -32,6 +32,8 @@ def decode(data: bytes) -> np.ndarray:
                 decoded_CHW = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
                 return decoded_CHW.permute(1, 2, 0).numpy()
             return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise CorruptImageError("not an image file of a known format") from error
     except Exception as error:  # decoders raise OSError, RuntimeError, SyntaxError, struct.error and more
         raise CorruptImageError(f"{type(error).__name__}: {error}") from error
 

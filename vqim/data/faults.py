@@ -17,13 +17,23 @@ class CorruptRecords:
         self._num_examples = num_examples
         self._max_fraction = max_fraction
         self._records: set[int] = set()
+        self._last = ""
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __contains__(self, record: int) -> bool:
-        return record in self._records
+    def known(self, record: int) -> bool:
+        """Whether this picture was found to be corrupt before.
+
+        Raises:
+          TooManyCorruptError: it was, and another thread has meanwhile found more than are allowed.
+        """
+        with self._lock:
+            if record in self._records:
+                self._check()
+                return True
+            return False
 
     def add(self, record: int, name: str, reason: Exception) -> None:
         """Notes a corrupt picture: warns if it is new.
@@ -34,9 +44,13 @@ class CorruptRecords:
         with self._lock:
             if record not in self._records:
                 self._records.add(record)
-                logger.warning("skipping a corrupt image: %s (%s)", name, reason)
-            if len(self._records) > self._max_fraction * self._num_examples:
-                raise TooManyCorruptError(
-                    f"{len(self._records)} of {self._num_examples} images are corrupt so far, more than "
-                    f"max_corrupt_fraction={self._max_fraction} allows; the last one is {name} ({reason}). Repair or "
-                    "remove the files that the warnings name, or raise max_corrupt_fraction.")
+                self._last = f"{name} ({reason})"
+                logger.warning("skipping a corrupt image: %s", self._last)
+            self._check()
+
+    def _check(self) -> None:
+        if len(self._records) > self._max_fraction * self._num_examples:
+            raise TooManyCorruptError(
+                f"{len(self._records)} of {self._num_examples} images are corrupt so far, more than "
+                f"max_corrupt_fraction={self._max_fraction} allows; the last one is {self._last}. Repair or remove "
+                "the files that the warnings name, or raise max_corrupt_fraction.")

@@ -141,7 +141,7 @@ class _Reader:
     def _read_decodable(self, record: int) -> tuple[np.ndarray, int] | None:
         """Picture and label of a record; of the next good one, or None, if it is corrupt."""
         while True:  # ends, since `CorruptRecords` raises before all records are corrupt
-            if record not in self._corrupt:
+            if not self._corrupt.known(record):
                 example = self._source[record]
                 try:
                     image = example.image
