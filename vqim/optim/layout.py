@@ -1,0 +1,95 @@
+"""How the memory of Adafactor is laid out for each parameter: what is factored, and which elements share a scale."""
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from vqim.state.leaf import Leaf, Spec
+
+# An array whose preferred scale would serve fewer elements has one scale (per layer) instead: 4 bytes are then a lot.
+MIN_SHARING = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one parameter's slots are laid out; dimensions are counted from 0 and never include 'layers'.
+
+    Attributes:
+      leaf: the parameter.
+      inner: all dimensions but 'layers': statistics "of the tensor" are taken over these.
+      factored: (row, column) of the factored second moment; None keeps it whole.
+      shared: the dimensions along which elements of an int8 first moment share a scale; empty for scalars, which
+        are never quantised.
+    """
+
+    leaf: Leaf
+    inner: tuple[int, ...]
+    factored: tuple[int, int] | None
+    shared: tuple[int, ...]
+
+    def slot(self, without: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Leaf:
+        """A slot of zeros with the parameter's dimensions and axes except those in `without`."""
+        kept = [dim for dim in range(len(self.leaf.shape)) if dim not in without]
+        return Leaf(tuple(self.leaf.shape[d] for d in kept), axes=tuple(self.leaf.axes[d] for d in kept), dtype=dtype)
+
+
+def lay_out(params: Spec, min_factored_size: int, factor_rules: Mapping[str, tuple[str, ...]]) -> dict[str, Layout]:
+    """Chooses a layout for each parameter.
+
+    Args:
+      params: the parameters.
+      min_factored_size: the second moment is factored where the second largest dimension is at least this long.
+      factor_rules: exceptions: a regular expression for the whole name gives the two axes to factor over, or ()
+        to keep the second moment whole.
+
+    Raises:
+      ValueError: where a rule fits no parameter, a parameter fits two rules, or a rule names axes it has not.
+    """
+    unused = set(factor_rules)
+    layouts = {}
+    for name, leaf in params.items():
+        inner = tuple(range(0 if leaf.num_layers is None else 1, len(leaf.shape)))
+        matching = [pattern for pattern in factor_rules if re.fullmatch(pattern, name)]
+        if len(matching) > 1:
+            raise ValueError(f"parameter {name!r} must match at most one of factor_rules, it matches {matching}")
+        unused.difference_update(matching)
+        factored = (
+            _named_dims(name, leaf, factor_rules[matching[0]]) if matching
+            else _largest_two(leaf, inner, min_factored_size))
+        layouts[name] = Layout(leaf, inner, factored, _sharing_dims(leaf, inner))
+    if unused and params:
+        raise ValueError(f"every pattern of factor_rules must fit a parameter, {sorted(unused)} fit none")
+    return layouts
+
+
+def _largest_two(leaf: Leaf, inner: tuple[int, ...], min_size: int) -> tuple[int, int] | None:
+    by_size = sorted(inner, key=lambda dim: leaf.shape[dim])
+    if len(by_size) < 2 or leaf.shape[by_size[-2]] < min_size:
+        return None
+    row, column = sorted(by_size[-2:])
+    return row, column
+
+
+def _named_dims(name: str, leaf: Leaf, words: tuple[str, ...]) -> tuple[int, int] | None:
+    if not words:
+        return None
+    if len(set(words)) != 2 or "layers" in words or any(leaf.axes.count(word) != 1 for word in words):
+        raise ValueError(f"factor_rules for {name!r} must be () or two of its axes "
+                         f"{[a for a in leaf.axes if a != 'layers']}, got {words}")
+    row, column = sorted(leaf.axes.index(word) for word in words)
+    return row, column
+
+
+def _sharing_dims(leaf: Leaf, inner: tuple[int, ...]) -> tuple[int, ...]:
+    """One scale for each output unit of a kernel, and for each row of a table (a rare word has small updates of its
+    own); one for a whole vector."""
+    words = {leaf.axes[dim]: dim for dim in inner}
+    if "out" in words:
+        preferred = tuple(dim for dim in inner if dim != words["out"])
+    else:
+        preferred = inner[-1:]
+    count = 1
+    for dim in preferred:
+        count *= leaf.shape[dim]
+    return preferred if count >= MIN_SHARING else inner
