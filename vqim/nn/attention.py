@@ -28,7 +28,9 @@ class SelfAttention(nn.Module):
     (ViT-VQGAN section 4), never on the probabilities, which fused kernels do not materialise.
     """
 
-    def __init__(self, width: int, num_heads: int, *, causal: bool, dropout_rate: float = 0.0, init: Init | None = None):
+    def __init__(
+        self, width: int, num_heads: int, *, causal: bool, dropout_rate: float = 0.0, init: Init | None = None,
+    ):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads, got width {width} and num_heads {num_heads}")

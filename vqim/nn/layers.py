@@ -16,7 +16,8 @@ class Dense(nn.Module):
 
     def __init__(self, num_inputs: int, num_outputs: int, init: Init | None = None):
         super().__init__()
-        self.kernel_IO = parameter((num_inputs, num_outputs), init or xavier_uniform(num_inputs, num_outputs), "in", "out")
+        init = init or xavier_uniform(num_inputs, num_outputs)
+        self.kernel_IO = parameter((num_inputs, num_outputs), init, "in", "out")
         self.bias_O = parameter((num_outputs,), Constant(0.0), "features")
 
     def forward(self, x_I: Tensor, context: Context) -> Tensor:

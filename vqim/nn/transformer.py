@@ -2,6 +2,7 @@
 
     B batch, T tokens, D width, F hidden width of the feed-forward, L layers
 """
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,24 +70,27 @@ class Stack(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """The last block's output, [B, T, D]."""
-        return self._scan(x_BTD, context, with_outputs=False)[0]
+        return self._scan(x_BTD, context, None)[0]
 
-    def outputs(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """Every block's output, [L, B, T, D]."""
-        return self._scan(x_BTD, context, with_outputs=True)[1]
+    def collect(self, x_BTD: Tensor, context: Context, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """`reduce` of every block's output, [L, ...]; the outputs themselves are not kept."""
+        return self._scan(x_BTD, context, reduce)[1]
 
     def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
         """One position through all blocks; cache [L, B, N, S, H], the new entries [L, B, N, 1, H]."""
 
         def body(x: Tensor, layer: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-            x, new = apply(self.block.step, layer["params"], x, Cache(layer["keys"], layer["values"]), position, context)
+            of_layer = Cache(layer["keys"], layer["values"])
+            x, new = apply(self.block.step, layer["params"], x, of_layer, position, context)
             return x, {"keys": new.keys, "values": new.values}
 
         inputs = {"params": self._params(), "keys": cache.keys, "values": cache.values}
         x_B1D, new = context.kernels.scan(body, x_B1D, inputs)
         return x_B1D, Cache(new["keys"], new["values"])
 
-    def _scan(self, x_BTD: Tensor, context: Context, with_outputs: bool) -> tuple[Tensor, Any]:
+    def _scan(
+        self, x_BTD: Tensor, context: Context, reduce: Callable[[Tensor], Tensor] | None,
+    ) -> tuple[Tensor, Any]:
         inputs: dict[str, Any] = {"params": self._params()}
         if context.key is not None:
             inputs["number"] = torch.arange(self.num_layers, dtype=torch.int32, device=context.key.device)
@@ -94,7 +98,7 @@ class Stack(nn.Module):
         def body(x: Tensor, layer: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
             of_layer = context.fold(layer["number"]) if "number" in layer else context
             x = apply(self.block.forward, layer["params"], x, of_layer)
-            return x, x if with_outputs else None
+            return x, None if reduce is None else reduce(x)
 
         return context.kernels.scan(body, x_BTD, inputs)
 

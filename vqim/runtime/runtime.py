@@ -36,12 +36,14 @@ class Runtime(Protocol):
       kernels: the operations of `vqim.nn.context.Kernels`, as this runtime does them.
       process_index, process_count: of this process among those of the run.
       num_batch_shards: a batch's size, over all processes, has to be a multiple of it.
+      peak_flops: floating-point operations a second of all devices; None where nobody says.
     """
 
     kernels: Any
     process_index: int
     process_count: int
     num_batch_shards: int
+    peak_flops: float | None
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
         """A device array of the state, each part filled by `fill(index)`."""
@@ -91,3 +93,8 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
     return tensor.numpy().copy()
+
+
+def scalar(value: int | float) -> Tensor:
+    """A host scalar: int32 of an int, float32 of a float."""
+    return torch.tensor(value, dtype=torch.int32 if isinstance(value, int) else torch.float32)

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqim.runtime.plain import loop_scan, plain_attention
-from vqim.runtime.runtime import Fill, Shards, to_numpy, to_tensor
+from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
 from vqim.state.init import full_index
 from vqim.state.leaf import Leaf
-
 
 SHORT_SEQUENCE = 128
 
@@ -58,6 +57,7 @@ class TorchRuntime:
     process_index = 0
     process_count = 1
     num_batch_shards = 1
+    peak_flops = None
 
     def __init__(self, device: str | None = None, num_threads: int | None = None):
         if device is None:
@@ -80,8 +80,7 @@ class TorchRuntime:
 
     def scalars(self, values: Mapping[str, int | float]) -> dict[str, Tensor]:
         """Scalars stay on the host: torch mixes them with arrays of any device."""
-        return {name: torch.tensor(value, dtype=torch.int32 if isinstance(value, int) else torch.float32)
-                for name, value in values.items()}
+        return {name: scalar(value) for name, value in values.items()}
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Eager: the function itself."""

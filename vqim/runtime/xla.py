@@ -13,13 +13,17 @@ import torch_xla.core.xla_model as xm
 import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 from torch import Tensor
+from torch_xla._internal import tpu
 
 from vqim.runtime.partition import MESH_AXES, Partition
 from vqim.runtime.plain import loop_scan, plain_attention
-from vqim.runtime.runtime import Fill, Shards, to_numpy, to_tensor
+from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
 from vqim.state.init import full_index
 from vqim.state.leaf import Leaf
 from vqim.state.random import mix_bits
+
+PEAK_FLOPS = {"v4": 275e12, "v5litepod": 197e12, "v5p": 459e12, "v6e": 918e12}
+"""bfloat16 operations a second of one chip, by Google's published specifications."""
 
 
 class XlaKernels:
@@ -84,6 +88,8 @@ class XlaRuntime:
         self.process_index = xr.process_index()
         self.process_count = xr.process_count()
         self.num_batch_shards = self.mesh_shape["data"] * fsdp
+        per_chip = PEAK_FLOPS.get(tpu.get_tpu_type() or "") if xr.device_type() == "TPU" else None
+        self.peak_flops = per_chip * num_devices if per_chip else None
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
         """See `Runtime.place`. The host holds this one array while it is sent."""
@@ -108,8 +114,7 @@ class XlaRuntime:
 
     def scalars(self, values: Mapping[str, int | float]) -> dict[str, Tensor]:
         """See `Runtime.scalars`: data of the program, never constants in it."""
-        return {name: torch.tensor(value, dtype=torch.int32 if isinstance(value, int) else torch.float32).to(self.device)
-                for name, value in values.items()}
+        return {name: scalar(value).to(self.device) for name, value in values.items()}
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Traces the function at each call and runs it as one program; XLA compiles it at the first."""

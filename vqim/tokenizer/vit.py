@@ -21,7 +21,8 @@ class ViTEncoder(nn.Module):
     Args:
       image_size: height and width of images, in pixels; fixes the table of positions.
       patch_size: height and width of a patch, in pixels.
-      width, num_layers, num_heads, hidden: of the transformer, Table 2's 'Model Dim', '#Blocks', '#Heads', 'Hidden Dim'.
+      width, num_layers, num_heads, hidden: of the transformer; 'Model Dim', '#Blocks', '#Heads' and 'Hidden Dim' in
+        Table 2.
       dropout_rate: 0.0 in the paper.
       num_channels: of the images.
     """
@@ -40,7 +41,7 @@ class ViTEncoder(nn.Module):
     def latent_size(self, image_size: int) -> tuple[int, int]:
         """(h, w)."""
         if image_size != self.image_size:
-            raise ValueError(f"image_size must be the encoder's {self.image_size}, whose positions it learns; got {image_size}")
+            raise ValueError(f"image_size must be the encoder's own, {self.image_size}, got {image_size}")
         if image_size % self.patch_size:
             raise ValueError(f"image_size must be a multiple of patch_size {self.patch_size}, got {image_size}")
         return image_size // self.patch_size, image_size // self.patch_size

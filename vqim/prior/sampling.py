@@ -1,0 +1,63 @@
+"""Sampling from logits: pure functions of arrays, random draws passed in.
+
+    B batch, V vocabulary
+"""
+import torch
+from torch import Tensor
+
+
+def sample_logits(
+    logits_BV: Tensor, uniform_BV: Tensor, *,
+    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+) -> Tensor:
+    """Draws one code a row from softmax(logits / temperature), by the Gumbel-max trick.
+
+    Args:
+      logits_BV: float32.
+      uniform_BV: independent draws from U[0, 1).
+      temperature: 0 takes the likeliest code.
+      top_k: only the k likeliest codes (and any that tie with the last of them); None keeps all, as ViT-VQGAN does.
+      top_p: only the likeliest codes whose probabilities, after temperature and top_k, first sum to p; None keeps all.
+
+    Returns:
+      int64 [B].
+
+    Raises:
+      ValueError: a setting is out of its range.
+    """
+    check_sampling(temperature, top_k, top_p)
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    logits_BV = logits_BV / temperature
+    if top_k is not None:
+        logits_BV = keep_top_k(logits_BV, top_k)
+    if top_p is not None:
+        logits_BV = keep_top_p(logits_BV, top_p)
+    # A draw of exactly 0 would be infinitely unlikely noise; 1e-20 stands in for it.
+    gumbel_BV = -torch.log(-torch.log(uniform_BV.clamp_min(1e-20)))
+    return (logits_BV + gumbel_BV).argmax(-1)
+
+
+def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
+    """-inf for all but the k largest of each row."""
+    smallest_B1 = torch.topk(logits_BV, min(k, logits_BV.shape[-1]), dim=-1).values[..., -1:]
+    return logits_BV.masked_fill(logits_BV < smallest_B1, -torch.inf)
+
+
+def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
+    """-inf outside the nucleus: the smallest set of likeliest codes whose probabilities sum to at least p."""
+    sorted_BV, order_BV = logits_BV.sort(-1, descending=True)
+    probabilities_BV = sorted_BV.softmax(-1)
+    before_BV = probabilities_BV.cumsum(-1) - probabilities_BV
+    outside_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= p)
+    return logits_BV.masked_fill(outside_BV, -torch.inf)
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raises ValueError unless the settings are in their ranges."""
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1 or None, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1] or None, got {top_p}")

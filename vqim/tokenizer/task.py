@@ -1,0 +1,146 @@
+"""Stage 1: one training step of an image tokenizer.
+
+    B batch, C image channels, H W image size
+"""
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqim.nn.context import Context, Kernels
+from vqim.nn.module import apply, spec
+from vqim.optim.gradients import clip_by_global_norm, global_norm
+from vqim.optim.optimizer import Optimizer
+from vqim.optim.schedules import Schedule
+from vqim.state.health import check_finite, health_spec
+from vqim.state.leaf import Spec, State, prefixed, select
+from vqim.state.random import step_key
+from vqim.tokenizer.losses import l2, logit_laplace
+from vqim.tokenizer.model import ImageTokenizer, Quantized, Reconstruction, images_to_float
+from vqim.tokenizer.perceptual import Perceptual
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TokenizerTask:
+    """L = L_VQ + w_lap L_logit-laplace + w_2 L_2 + w_perc L_perceptual, ViT-VQGAN section 3.3.
+
+    The adversarial term belongs to a second network with an optimizer of its own; it takes its place beside
+    `_losses`, and its update beside `params/tokenizer`'s.
+
+    Args:
+      model: the tokenizer.
+      optimizer: of the tokenizer's parameters.
+      learning_rate: its schedule.
+      quantizer_weight: of the quantizer's own losses, equation (1).
+      logit_laplace_weight: 0.1 in the paper; 0 for decoders that give no distribution.
+      l2_weight: 1.0 in the paper.
+      perceptual: LPIPS, or None to train without (what section 5.3 does for the linear probe).
+      perceptual_weight: 0.1 in the paper.
+      max_gradient_norm: gradients are scaled down to this global norm; None leaves them, as the paper does.
+      dtype: of computation, 'float32' (the paper) or 'bfloat16'; parameters are float32 either way.
+    """
+
+    def __init__(
+        self, model: ImageTokenizer, optimizer: Optimizer, learning_rate: Schedule, *,
+        quantizer_weight: float = 1.0, logit_laplace_weight: float = 0.1, l2_weight: float = 1.0,
+        perceptual: Perceptual | None = None, perceptual_weight: float = 0.1,
+        max_gradient_norm: float | None = None, dtype: str = "float32",
+    ):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
+        self.model, self.optimizer, self.learning_rate = model, optimizer, learning_rate
+        self.weights = {"logit_laplace": logit_laplace_weight, "l2": l2_weight, "perceptual": perceptual_weight}
+        for name, weight in (("quantizer", quantizer_weight), *self.weights.items()):
+            if weight < 0:
+                raise ValueError(f"{name}_weight must be at least 0, got {weight}")
+        self.quantizer_weight, self.perceptual, self.max_gradient_norm = quantizer_weight, perceptual, max_gradient_norm
+        self.dtype = DTYPES[dtype]
+        self._params = spec(model)
+        self.checked = ["loss", *self._params]
+
+    def init_spec(self) -> Spec:
+        """`params/tokenizer`, `optimizer/tokenizer`, `frozen/lpips` and the health flags."""
+        frozen = self.perceptual.init_spec() if self.perceptual else {}
+        return {
+            **prefixed("params/tokenizer/", self._params),
+            **prefixed("optimizer/tokenizer/", self.optimizer.init_spec(self._params)),
+            **prefixed("frozen/lpips/", frozen),
+            **health_spec(self.checked),
+        }
+
+    def check_data(self, data: Any) -> None:
+        """Raises ValueError unless the data are pictures of the model's size."""
+        check_image_data(data, self.model)
+
+    def host_scalars(self, step: int) -> dict[str, float]:
+        """What changes from step to step."""
+        return {"learning_rate": self.learning_rate(step)}
+
+    def train_step(
+        self, state: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], kernels: Kernels,
+    ) -> dict[str, Tensor]:
+        """One update of `state` in place; see `vqim.training.task.Task`."""
+        context = Context(kernels, self.dtype, step_key(scalars["seed"], scalars["step"], "tokenizer"))
+        images_BCHW = images_to_float(batch["images"])
+        params = select(state, "params/tokenizer/")
+        leaves = {name: array.detach().requires_grad_() for name, array in params.items()}
+        quantized, reconstruction = apply(self.model.forward, leaves, images_BCHW, context)
+        losses = self._losses(images_BCHW, quantized, reconstruction, select(state, "frozen/lpips/"))
+        loss = torch.stack([self._weight(name) * value for name, value in losses.items()]).sum()
+        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        keep = check_finite(state, [loss, *grads.values()], scalars["step"])
+        metrics = {f"loss/{name}": value.detach() for name, value in losses.items()}
+        if self.max_gradient_norm is None:
+            metrics["gradient_norm"] = global_norm(grads.values())
+        else:
+            grads, metrics["gradient_norm"] = clip_by_global_norm(grads, self.max_gradient_norm)
+        metrics |= self.optimizer.update(
+            params, grads, select(state, "optimizer/tokenizer/"),
+            learning_rate=scalars["learning_rate"], step=scalars["step"], keep=keep)
+        usage = torch.zeros(self.model.quantizer.vocabulary, device=loss.device)
+        usage = usage.index_fill(0, quantized.indices_BhwK.flatten(), 1.0)
+        return {"loss": loss.detach(), **metrics, "codebook/batch_usage": usage.mean()}
+
+    def reconstruct(
+        self, state: State, batch: dict[str, Tensor], kernels: Kernels,
+    ) -> tuple[Tensor, Quantized, Reconstruction]:
+        """Images [B, C, H, W] in [0, 1], their codes and their reconstructions, in evaluation mode and float32."""
+        images_BCHW = images_to_float(batch["images"])
+        params = select(state, "params/tokenizer/")
+        quantized, reconstruction = apply(self.model.forward, params, images_BCHW, Context(kernels))
+        return images_BCHW, quantized, reconstruction
+
+    def describe(self) -> dict[str, int]:
+        """Numbers of parameters: encoder, quantizer, decoder."""
+        parts: dict[str, int] = {}
+        for name, leaf in self._params.items():
+            part = f"tokenizer/{name.split('/')[0]}"
+            parts[part] = parts.get(part, 0) + leaf.size
+        return parts
+
+    def _losses(
+        self, images_BCHW: Tensor, quantized: Quantized, reconstruction: Reconstruction, lpips: State,
+    ) -> dict[str, Tensor]:
+        """Every term by name, before its weight."""
+        losses = dict(quantized.losses)
+        losses["l2"] = l2(images_BCHW, reconstruction.mean_BCHW)
+        if reconstruction.location_BCHW is not None and reconstruction.log_scale_BCHW is not None:
+            losses["logit_laplace"] = logit_laplace(
+                images_BCHW, reconstruction.location_BCHW, reconstruction.log_scale_BCHW)
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(lpips, images_BCHW, reconstruction.mean_BCHW, self.dtype).mean()
+        return losses
+
+    def _weight(self, name: str) -> float:
+        return self.weights.get(name, self.quantizer_weight)
+
+
+def check_image_data(data: Any, model: ImageTokenizer) -> None:
+    """Raises ValueError unless the data's pictures, or cached tokens, are those of the tokenizer."""
+    grid = getattr(data, "grid", None)
+    if grid is not None and [list(level) for level in grid] != model.grid.as_lists():
+        raise ValueError(f"the token cache must have the tokenizer's grid {model.grid.as_lists()} "
+                         f"([height, width, channels, vocabulary] of each level), it has {grid}")
+    if grid is None and data.image_size != model.image_size:
+        raise ValueError(f"image_size of the data must be the tokenizer's {model.image_size}, got {data.image_size}")

@@ -1,0 +1,1 @@
+"""The training loop, which knows of a task only what `task.Task` says."""

@@ -1,0 +1,222 @@
+"""The training loop: the only one, for every task."""
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from absl import logging
+from torch import Tensor
+
+from vqim.checkpoint.manager import CheckpointManager
+from vqim.checkpoint.policy import Keep, KeepLatest
+from vqim.runtime.meta import step_flops
+from vqim.state.health import FIRST_BAD_STEP, IS_BAD
+from vqim.state.leaf import Spec, State
+from vqim.training.interrupts import Interrupts
+from vqim.training.progress import Progress
+from vqim.training.state import TrainState, restore, save, start
+from vqim.training.summaries import Summaries
+from vqim.training.task import Evaluator, Task
+
+
+class NonFiniteError(RuntimeError):
+    """A step met a value that is not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a call of `train` came to.
+
+    Attributes:
+      state: the last one.
+      interrupted: the signal that ended the run early; None where it went to its end.
+    """
+
+    state: TrainState
+    interrupted: str | None
+
+
+def train(
+    *, task: Task, data: Any, num_steps: int, batch_size: int,
+    workdir: str | os.PathLike[str], runtime: Any, config: str, seed: int = 0,
+    log_every: int = 50, save_every: int = 1000, keep: Sequence[Keep] = (KeepLatest(2),),
+    evaluators: Sequence[Evaluator] = (),
+) -> Finished:
+    """Trains a task to `num_steps`, from the newest checkpoint in `workdir` if there is one.
+
+    A run that was interrupted, by a signal or by the machine, and started again ends with the same bits as one
+    that was not, on the same runtime, mesh and machine.
+
+    Args:
+      task: what to train.
+      data: an object with `training(batch_size, seed, process_index=, process_count=)`, such as `data.Images`.
+      num_steps: of the whole run, counted from its beginning.
+      batch_size: pictures a step, over all processes.
+      workdir: the run directory.
+      runtime: where to run (`vqim.runtime`).
+      config: the configuration as text, kept with the run.
+      seed: of parameters, data order and everything else that is random.
+      log_every: steps between two readings of the metrics; each is a mean over the steps since the last one.
+      save_every: steps between two checkpoints; one more is made at the end.
+      keep: which checkpoints stay (`checkpoint.KeepLatest` and others); the newest always does.
+      evaluators: each runs every so many steps, as it says itself, and at the end.
+
+    Raises:
+      NonFiniteError: a loss or a gradient was not finite; the state before that step has been saved.
+      CheckpointError: a checkpoint could not be written; the one before is whole.
+      ValueError: an argument is out of range.
+    """
+    _check(num_steps=num_steps, batch_size=batch_size, log_every=log_every, save_every=save_every)
+    if batch_size % runtime.process_count:
+        raise ValueError(f"batch_size must be a multiple of the {runtime.process_count} processes, got {batch_size}")
+    task.check_data(data)
+    spec = task.init_spec()
+    loader = data.training(batch_size // runtime.process_count, seed,
+                           process_index=runtime.process_index, process_count=runtime.process_count)
+    manager = CheckpointManager(
+        f"{workdir}/checkpoints", keep=keep, process_index=runtime.process_index,
+        process_count=runtime.process_count, barrier=runtime.barrier)
+    latest = manager.latest_step()
+    if latest is None:
+        state = start(spec, seed, runtime)
+    else:
+        checkpoint = manager.open(latest)
+        state = restore(spec, seed, runtime, checkpoint)
+        loader.restore(checkpoint.data_position(runtime.process_index))
+        logging.info("Going on from step %d of %s.", state.step, workdir)
+    run = _Run(task, spec, state, runtime, manager, loader, config)
+    progress = Progress(state.step, num_steps, batch_size, runtime.peak_flops)
+    summaries = Summaries(workdir, state.step, enabled=runtime.process_index == 0)
+    try:
+        with Interrupts() as interrupts:
+            while state.step < num_steps and not interrupts.requested:
+                run.step()
+                is_last = state.step == num_steps
+                if state.step % log_every == 0 or is_last:
+                    metrics = run.read_metrics()
+                    summaries.write(state.step, {
+                        **metrics, **task.host_scalars(state.step - 1), **progress.measure(state.step, run.flops),
+                        "data/num_skipped": loader.num_skipped})
+                    logging.info("%s", progress.line(metrics))
+                with progress.pause():
+                    for evaluator in evaluators:
+                        if is_last or evaluator.every and state.step % evaluator.every == 0:
+                            summaries.write(state.step, run.evaluate(evaluator))
+                    if state.step % save_every == 0 or is_last or interrupts.requested:
+                        run.save()
+        manager.wait()
+    finally:
+        summaries.close()
+        loader.close()
+    if interrupts.requested and state.step < num_steps:
+        logging.info("Stopped on %s at step %d of %d; the same command goes on from here.",
+                     interrupts.requested, state.step, num_steps)
+        return Finished(state, interrupts.requested)
+    return Finished(state, None)
+
+
+class _Run:
+    """A run in progress: its state, and what has been seen since the metrics were last read."""
+
+    def __init__(
+        self, task: Task, spec: Spec, state: TrainState, runtime: Any, manager: CheckpointManager, loader: Any,
+        config: str,
+    ):
+        self._task, self._spec, self._state, self._runtime = task, spec, state, runtime
+        self._manager, self._loader, self._config = manager, loader, config
+        self._program = Program(task, runtime)
+        self._window: list[Tensor] = []
+        self._metrics: dict[str, float] = {}
+        # Where the data was before each step that has not been found healthy yet.
+        self._positions: dict[int, dict[str, Any]] = {}
+        self.flops = 0
+
+    def step(self) -> None:
+        """One update."""
+        self._positions[self._state.step] = self._loader.position()
+        batch = self._runtime.put(next(self._loader))
+        self.flops = self.flops or step_flops(self._task, self._spec, batch)
+        self._window.append(self._program(self._state, batch))
+        self._state.step += 1
+
+    def read_metrics(self) -> dict[str, float]:
+        """Means over the steps since the last reading; NonFiniteError if one of them was bad."""
+        self._check_health()
+        if self._window:
+            self._metrics |= self._program.means(self._window)
+            self._window.clear()
+        return self._metrics
+
+    def evaluate(self, evaluator: Evaluator) -> dict[str, Any]:
+        """An evaluator's results; its numbers also go with the next checkpoint, for `KeepBest`."""
+        self._check_health()
+        results = evaluator(self._task, self._state.arrays, self._runtime)
+        numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
+        self._metrics |= numbers
+        line = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        logging.info("step %d  %s", self._state.step, line)
+        return results
+
+    def save(self) -> None:
+        """Saves the state, unless a step since the last reading was bad."""
+        self._check_health()
+        self._save(self._loader.position())
+
+    def _save(self, data_position: dict[str, Any]) -> None:
+        save(self._state, self._spec, self._manager, self._runtime,
+             data_position=data_position, config=self._config, metrics=self._metrics)
+
+    def _check_health(self) -> None:
+        flags = [self._state.arrays[FIRST_BAD_STEP], self._state.arrays[IS_BAD]]
+        first_bad, is_bad = self._runtime.fetch(flags)
+        if first_bad < 0:
+            self._positions.clear()
+            return
+        names = [name for name, bad in zip(self._task.checked, is_bad, strict=True) if bad]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        # Nothing has changed since the bad step, so what is here is the state before it, but for the flags.
+        self._state.step = int(first_bad)
+        for name in (FIRST_BAD_STEP, IS_BAD):
+            leaf = self._spec[name]
+            self._state.arrays[name] = self._runtime.place(
+                name, leaf, functools.partial(leaf.init, name, leaf.shape, self._state.seed))
+        self._save(self._positions[self._state.step])
+        self._manager.wait()
+        raise NonFiniteError(
+            f"step {self._state.step} met values that are not finite, in {', '.join(names[:8])}{more}; it changed "
+            "nothing, and the state from before it is saved. Look at the loss before it; a lower learning rate or "
+            "max_gradient_norm may help")
+
+
+class Program:
+    """A task's step as one program: metrics come back as one vector, so that reading them is one transfer."""
+
+    def __init__(self, task: Task, runtime: Any):
+        self._task, self._runtime = task, runtime
+        self._names: list[str] = []
+        self._run = runtime.compile(self._step)
+
+    def __call__(self, state: TrainState, batch: dict[str, Tensor]) -> Tensor:
+        """Makes one update of the state's arrays; returns the metrics, on the device."""
+        scalars = self._runtime.scalars(
+            {**self._task.host_scalars(state.step), "step": state.step, "seed": state.seed})
+        return self._run(state.arrays, batch, scalars)
+
+    def means(self, window: list[Tensor]) -> dict[str, float]:
+        """The mean of each metric over several steps."""
+        rows = np.stack(self._runtime.fetch(window)).astype(np.float64)
+        return dict(zip(self._names, rows.mean(0).tolist(), strict=True))
+
+    def _step(self, arrays: State, batch: dict[str, Tensor], scalars: dict[str, Tensor]) -> Tensor:
+        metrics = self._task.train_step(arrays, batch, scalars, self._runtime.kernels)
+        self._names = list(metrics)
+        return torch.stack([value.float().reshape(()) for value in metrics.values()])
+
+
+def _check(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -1,0 +1,51 @@
+"""How fast a run goes, and how long it will take."""
+import contextlib
+import time
+from collections.abc import Iterator
+
+
+class Progress:
+    """Measures the steps between two readings, leaving out pauses such as evaluations.
+
+    Args:
+      first_step: the step at which this process starts.
+      num_steps: of the whole run.
+      batch_size: pictures a step.
+      peak_flops: floating-point operations a second of all devices together; None where it is not known.
+    """
+
+    def __init__(self, first_step: int, num_steps: int, batch_size: int, peak_flops: float | None):
+        self._num_steps, self._batch_size, self._peak_flops = num_steps, batch_size, peak_flops
+        self._step, self._time = first_step, time.perf_counter()
+        self._step_seconds = 0.0
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        begin = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - begin
+
+    def measure(self, step: int, step_flops: int) -> dict[str, float]:
+        """Speeds since the last reading, by the names of the summaries; see `runtime.meta.step_flops`."""
+        now = time.perf_counter()
+        self._step_seconds = (now - self._time) / max(step - self._step, 1)
+        self._step, self._time = step, now
+        flops = step_flops / self._step_seconds
+        speeds = {
+            "speed/step_seconds": self._step_seconds,
+            "speed/images_per_second": self._batch_size / self._step_seconds,
+            "speed/model_tflops_per_second": flops / 1e12,
+        }
+        if self._peak_flops is not None:
+            speeds["speed/model_flops_utilization"] = flops / self._peak_flops
+        return speeds
+
+    def line(self, metrics: dict[str, float]) -> str:
+        """One line for people: step, loss, rate and time left."""
+        left = self._step_seconds * (self._num_steps - self._step)
+        minutes, seconds = divmod(round(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        return (f"step {self._step}/{self._num_steps}  loss {metrics['loss']:.4f}  "
+                f"{self._batch_size / self._step_seconds:.1f} images/s  {1 / self._step_seconds:.2f} steps/s  "
+                f"{hours}:{minutes:02}:{seconds:02} left")

@@ -1,0 +1,105 @@
+"""What a run leaves for people to look at: TensorBoard events, and metrics.jsonl for scripts."""
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class Histogram:
+    """Values to be shown as a histogram."""
+
+    values: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One value for each of a few places, such as accuracy by layer; shown as a plot over them.
+
+    Attributes:
+      values: a float each.
+      title: what the places are.
+    """
+
+    values: tuple[float, ...]
+    title: str
+
+
+class Summaries:
+    """Writes under a run directory; only the first process does.
+
+    Floats go to TensorBoard and to metrics.jsonl (one line a step: {"step", "time", name: value ...}; a resumed run
+    first drops the lines of steps that it will make again); images, histograms, curves and text to TensorBoard alone.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], first_step: int, enabled: bool = True):
+        self._writer: SummaryWriter | None = None
+        if enabled:
+            directory = Path(workdir)
+            directory.mkdir(parents=True, exist_ok=True)
+            self._path = directory / "metrics.jsonl"
+            _drop_later_lines(self._path, first_step)
+            self._writer = SummaryWriter(str(directory), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes values of the kinds that `vqim.training.task.Evaluator` lists."""
+        if self._writer is None:
+            return
+        row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
+        for name, value in values.items():
+            if isinstance(value, Histogram):
+                self._writer.add_histogram(name, value.values, step)
+            elif isinstance(value, Curve):
+                for place, number in enumerate(value.values):
+                    self._writer.add_scalar(f"{name}/by_{value.title}", number, place)
+                row[name] = list(value.values)
+            elif isinstance(value, str):
+                self._writer.add_text(name, value, step)
+            elif isinstance(value, np.ndarray) and value.ndim == 4:
+                self._writer.add_image(name, image_grid(value), step, dataformats="HWC")
+            else:
+                number = float(value)
+                self._writer.add_scalar(name, number, step)
+                row[name] = number if math.isfinite(number) else None
+        if len(row) > 2:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def image_grid(images_BHWC: np.ndarray, padding: int = 2) -> np.ndarray:
+    """One picture [rows * (H + padding), columns * (W + padding), C] of up to eight columns, light grey between."""
+    columns = min(8, len(images_BHWC))
+    missing = -len(images_BHWC) % columns
+    filled = np.concatenate([images_BHWC, np.full((missing, *images_BHWC.shape[1:]), 230, np.uint8)])
+    padded = np.pad(filled, ((0, 0), (0, padding), (0, padding), (0, 0)), constant_values=230)
+    return rearrange(padded, "(r c) h w d -> (r h) (c w) d", c=columns)
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, in order."""
+    path = Path(workdir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _drop_later_lines(path: Path, last_step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
+    if kept != lines:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
