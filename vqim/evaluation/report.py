@@ -1,0 +1,282 @@
+"""The report of a run: one HTML file that holds its figures, pictures and charts, and asks the network for nothing.
+
+    B pictures, H height, W width, C channels; K codes; L layers
+"""
+import base64
+import dataclasses
+import datetime
+import html
+import importlib.resources
+import io
+import pathlib
+import string
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from vqim.evaluation import charts, codebook, reconstruction
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """What a figure has to reach, such as `Bar("at least", 20.0)` or `Bar("above", 63.1, "raw pixels")`.
+
+    Attributes:
+      kind: how the figure must lie to the threshold.
+      threshold: in the figure's unit.
+      reason: where the threshold comes from, if that needs saying.
+    """
+
+    kind: Literal["at least", "above", "at most", "below"]
+    threshold: float
+    reason: str = ""
+
+    def passed(self, value: float) -> bool:
+        """Whether a value reaches the bar; one that is not a number never does."""
+        return {"at least": value >= self.threshold, "above": value > self.threshold,
+                "at most": value <= self.threshold, "below": value < self.threshold}[self.kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A headline figure, the trivial answers that it should be held against, and what it has to reach.
+
+    Attributes:
+      name: what is measured.
+      value: of this run.
+      unit: written behind every number: "dB", "%" (values from 0 to 100) or "bits".
+      baselines: values of other answers by name, in the same unit.
+      bars: all that it has to reach; a missed one is shown as missed.
+      digits: behind the point.
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    bars: Sequence[Bar] = ()
+    digits: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeAccuracies:
+    """Top-1 accuracies of linear probes, in percent: on layers of a model, and on raw pixels."""
+
+    layers: Sequence[int]
+    accuracies_L: Sequence[float]
+    raw_pixels: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a report shows. Sections whose content is empty or None are left out.
+
+    Attributes:
+      title: of the page.
+      summary: one or two sentences under the title.
+      machine: what it ran on.
+      date: when it ended.
+      seconds: how long it took.
+      measures: the headline figures.
+      originals_BHWC: uint8 pictures.
+      reconstructions_BHWC: uint8, what the tokenizer makes of them.
+      picture_names: a name for each of them; used for captions and alternative texts.
+      code_counts_K: how often each code occurs in the validation set's tokens.
+      loss_curves: for each run (stage 1, stage 2, probe) its curves by name, each (steps, values).
+      samples: uint8 generated pictures [B, H, W, C] by class name; as they came, none picked out (the caption says so).
+      probe: accuracies by layer.
+      commands: command lines that make this run again.
+      config: the operative configuration.
+    """
+
+    title: str
+    summary: str
+    machine: str
+    date: datetime.datetime
+    seconds: float
+    measures: Sequence[Measure] = ()
+    originals_BHWC: np.ndarray | None = None
+    reconstructions_BHWC: np.ndarray | None = None
+    picture_names: Sequence[str] = ()
+    code_counts_K: np.ndarray | None = None
+    loss_curves: Mapping[str, Mapping[str, charts.Curve]] = dataclasses.field(default_factory=dict)
+    samples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    probe: ProbeAccuracies | None = None
+    commands: Sequence[str] = ()
+    config: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where pictures are not uint8 [B, H, W, 3] or do not belong together."""
+        shapes = [images if images is None else images.shape
+                  for images in (self.originals_BHWC, self.reconstructions_BHWC)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"originals and reconstructions must be of one shape, got {shapes[0]} and {shapes[1]}")
+        if self.picture_names and (shapes[0] is None or len(self.picture_names) != shapes[0][0]):
+            raise ValueError(f"picture_names must have a name for each original, got {len(self.picture_names)} names "
+                             f"for originals of shape {shapes[0]}")
+        for name, images in {"originals_BHWC": self.originals_BHWC, "reconstructions_BHWC": self.reconstructions_BHWC,
+                             **{f"samples[{name!r}]": images for name, images in self.samples.items()}}.items():
+            if images is not None and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3):
+                raise ValueError(f"{name} must be uint8 [B, H, W, 3], got {images.dtype} {images.shape}")
+
+
+def write_report(path: str | pathlib.Path, report: Report) -> None:
+    """Writes the report as one HTML file that needs no other file, no network and no script.
+
+    Args:
+      path: of the file; its folder exists.
+      report: what to show.
+    """
+    numbered = _Numbering()
+    sections = [
+        _measures(report), _reconstructions(report, numbered), _samples(report, numbered),
+        f'<div class="beside">{_codebook(report, numbered)}{_probe(report, numbered)}</div>',
+        _losses(report, numbered), _how(report)]
+    template = importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    page = string.Template(template).substitute(
+        title=html.escape(report.title), summary=html.escape(report.summary),
+        facts=_facts(report), sections="\n".join(filter(None, sections)),
+        sample_columns=max([len(images) for images in report.samples.values()], default=1))
+    pathlib.Path(path).write_text(page, encoding="utf-8")
+
+
+class _Numbering:
+    """Counts the figures, so that captions have numbers as in a paper."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def caption(self, text: str) -> str:
+        self._last += 1
+        return f"<figcaption><b>Figure {self._last}.</b> {html.escape(text)}</figcaption>"
+
+
+def _facts(report: Report) -> str:
+    facts = {"Machine": html.escape(report.machine), "Finished": f"{report.date:%Y-%m-%d %H:%M}",
+             "Took": _duration(report.seconds)}
+    passed = [bar.passed(measure.value) for measure in report.measures for bar in measure.bars]
+    if passed:
+        missed = f' <span class="chip miss">{passed.count(False)} missed</span>' if not all(passed) else ""
+        facts["Bars"] = f"{sum(passed)} of {len(passed)} passed{missed}"
+    return "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())
+
+
+def _measures(report: Report) -> str:
+    if not report.measures:
+        return ""
+    return ('<section><h2>Figures of this run</h2><table><thead><tr><th scope="col">Measure</th>'
+            '<th scope="col">This run</th><th scope="col">Beside it</th><th scope="col">Bar</th></tr></thead>'
+            f"<tbody>{''.join(map(_measure_row, report.measures))}</tbody></table></section>")
+
+
+def _measure_row(measure: Measure) -> str:
+    def number(value: float) -> str:
+        return f"{value:,.{measure.digits}f}"
+
+    compared = {"this run": measure.value, **measure.baselines} if measure.baselines else {}
+    largest = max([value for value in compared.values() if np.isfinite(value)], default=0) or 1
+    bars = "".join(
+        f'<dt>{html.escape(name)}</dt><dd class="track{" own" if i == 0 else ""}" aria-hidden="true">'
+        f'<i style="width: {100 * np.clip(np.nan_to_num(value) / largest, 0, 1):.1f}%"></i></dd>'
+        f"<dd>{number(value)}</dd>" for i, (name, value) in enumerate(compared.items()))
+    verdicts = "".join(
+        f"<li>{_chip(bar.passed(measure.value))}<span>{bar.kind} {number(bar.threshold)} {html.escape(measure.unit)}"
+        f"{html.escape(f' ({bar.reason})') if bar.reason else ''}</span></li>" for bar in measure.bars)
+    return (f'<tr><th scope="row">{html.escape(measure.name)}</th>'
+            f'<td class="value">{number(measure.value)} <small>{html.escape(measure.unit)}</small></td>'
+            f'<td>{f"""<dl class="bars">{bars}</dl>""" if bars else ""}</td>'
+            f'<td>{f"""<ul class="verdicts">{verdicts}</ul>""" if verdicts else ""}</td></tr>')
+
+
+def _chip(passed: bool) -> str:
+    return f'<span class="chip {"pass" if passed else "miss"}">{"passed" if passed else "missed"}</span>'
+
+
+def _reconstructions(report: Report, numbered: _Numbering) -> str:
+    originals, copies = report.originals_BHWC, report.reconstructions_BHWC
+    if originals is None or copies is None or not len(originals):
+        return ""
+    psnr_B = reconstruction.psnr(*map(reconstruction.unit_range, (originals, copies))).tolist()
+    names = report.picture_names or [f"picture {i}" for i in range(1, len(originals) + 1)]
+    pairs = "".join(
+        f'<div class="pair">{_image(original, f"{name}, original")}{_image(copy, f"{name}, reconstruction")}'
+        f"<p><span>{html.escape(name)}</span><span>{psnr:.1f} dB</span></p></div>"
+        for name, original, copy, psnr in zip(names, originals, copies, psnr_B, strict=True))
+    height, width = originals.shape[1:3]
+    caption = numbered.caption(
+        f"Originals (left of each pair) beside their reconstructions (right), {width}×{height} pixels, "
+        "with the PSNR of each pair.")
+    return f'<section><h2>Reconstructions</h2><figure><div class="pairs">{pairs}</div>{caption}</figure></section>'
+
+
+def _samples(report: Report, numbered: _Numbering) -> str:
+    if not report.samples:
+        return ""
+    rows = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>"
+        + "".join(_image(image, f"sample {i} of class {name}") for i, image in enumerate(images, start=1))
+        + "</dd></div>" for name, images in report.samples.items())
+    caption = numbered.caption("Generated pictures, a row for each class: the first that were drawn, none picked out.")
+    return f'<section><h2>Samples by class</h2><figure><dl class="classes">{rows}</dl>{caption}</figure></section>'
+
+
+def _codebook(report: Report, numbered: _Numbering) -> str:
+    counts_K = report.code_counts_K
+    if counts_K is None:
+        return ""
+    used, bits = np.count_nonzero(counts_K), codebook.entropy_bits(counts_K)
+    text = (f"How often the validation set's {counts_K.sum():,} tokens are each code. "
+            f"{used:,} of {len(counts_K):,} codes occur ({codebook.usage(counts_K):.1%}); "
+            f"entropy {bits:.2f} of at most {np.log2(len(counts_K)):.2f} bits, "
+            f"perplexity {codebook.perplexity(counts_K):,.0f}.")
+    chart = charts.code_frequencies(counts_K, "Frequency of each code, sorted")
+    return f"<section><h2>Codebook</h2><figure>{chart}{numbered.caption(text)}</figure></section>"
+
+
+def _probe(report: Report, numbered: _Numbering) -> str:
+    probe = report.probe
+    if probe is None:
+        return ""
+    best = int(np.argmax(probe.accuracies_L))
+    text = (f"Top-1 accuracy of a linear probe on the average-pooled features of each layer. The best is layer "
+            f"{probe.layers[best]} with {probe.accuracies_L[best]:.1f}%; a probe on raw pixels has "
+            f"{probe.raw_pixels:.1f}%.")
+    chart = charts.accuracy_by_layer(probe.layers, probe.accuracies_L, probe.raw_pixels, "Probe accuracy by layer")
+    return f"<section><h2>Linear probe</h2><figure>{chart}{numbered.caption(text)}</figure></section>"
+
+
+def _losses(report: Report, numbered: _Numbering) -> str:
+    if not report.loss_curves:
+        return ""
+    panels = "".join(
+        f"<div><h3>{html.escape(run)}</h3>{charts.loss_curves(curves, f'Loss curves, {run}')}</div>"
+        for run, curves in report.loss_curves.items())
+    caption = numbered.caption("Losses over the steps of each run.")
+    return f'<section><h2>Training</h2><figure><div class="beside">{panels}</div>{caption}</figure></section>'
+
+
+def _how(report: Report) -> str:
+    if not report.commands and not report.config:
+        return ""
+    commands = f"<pre>{html.escape(chr(10).join(report.commands))}</pre>" if report.commands else ""
+    config = (f"<details><summary>Configuration</summary><pre>{html.escape(report.config)}</pre></details>"
+              if report.config else "")
+    return f"<section><h2>How to make this again</h2>{commands}{config}</section>"
+
+
+def _image(image_HWC: np.ndarray, alt: str) -> str:
+    """An <img> that carries its own PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "PNG", optimize=True)
+    height, width = image_HWC.shape[:2]
+    return (f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" '
+            f'alt="{html.escape(alt)}" width="{width}" height="{height}">')
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{value} {unit}" for value, unit in ((hours, "h"), (minutes, "min"), (seconds, "s"))
+                    if value or unit == "s")
