@@ -47,6 +47,7 @@ class CheckpointManager:
           process_index: which of the processes this is.
           process_count: how many processes save together.
           barrier: called from the saving thread with a name, returns when every process has called it with that name.
+            It must leave the devices alone, which are training meanwhile: no collective operation of theirs.
           by_rename: whether to commit by renaming. The default is to rename on file systems and not in object stores;
             False is for a bucket that is mounted as a file system, where renaming is not atomic.
 

@@ -1,8 +1,8 @@
 """Arrays on disk: zarr arrays within OCDBT databases, by tensorstore.
 
 Each process writes a database of its own; merging them copies only their indices. No compression: zstd takes 7 %
-off trained float32 parameters and 12 % off int8 moments, and writes at a third of the speed, on processors that
-should be decoding images for the next step. A CRC-32C guards every chunk.
+off Gaussian float32 values and 12 % off int8 ones, and writes at under half the speed, on processors that should be
+decoding images for the next step. A CRC-32C guards every chunk.
 """
 import collections
 import dataclasses
