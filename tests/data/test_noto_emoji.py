@@ -1,4 +1,4 @@
-"""The embedded set as a third party's property: its licence is beside it, and it is the file that README.md describes."""
+"""The embedded set belongs to others: its licence is beside it, and it is the file that README.md describes."""
 import hashlib
 import importlib.util
 import re
