@@ -60,4 +60,6 @@ def rounding_noise(key: Tensor, shape: Sequence[int]) -> Tensor:
     """
     positions = torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=key.device)
     bits = fold_key(key, positions).reshape(tuple(shape))
-    return ((bits >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+    # cleared first: torch_xla shifts right by dividing, which rounds negative numbers towards zero
+    top = ((bits & -0x100) >> 8) & 0xFFFFFF
+    return top.to(torch.float32) * 2.0**-24
