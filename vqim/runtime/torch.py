@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqim.runtime.plain import loop_scan, plain_attention
 from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
+from vqim.runtime.settings import TorchSettings
 from vqim.state.init import full_index
 from vqim.state.leaf import Leaf
 
@@ -47,26 +48,26 @@ class TorchKernels:
 
 
 class TorchRuntime:
-    """One process, one device.
-
-    Args:
-      device: 'cpu', 'cuda', 'cuda:1' ...; None takes CUDA if there is one.
-      num_threads: of a CPU; None leaves it to torch. Bit-equal restarts need the same number.
-    """
+    """One process, one device."""
 
     process_index = 0
     process_count = 1
     num_batch_shards = 1
     peak_flops = None
 
-    def __init__(self, device: str | None = None, num_threads: int | None = None):
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, settings: TorchSettings | None = None):
+        """Chooses the device.
+
+        Raises:
+          ValueError: it is not here.
+        """
+        settings = settings or TorchSettings()
+        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if settings.num_threads is not None:
+            torch.set_num_threads(settings.num_threads)
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device must be one that is here, got {device!r}: torch finds no CUDA device")
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
         self.kernels = TorchKernels()
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:

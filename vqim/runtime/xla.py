@@ -2,6 +2,7 @@
 
     B batch, T queries, S keys, N heads, H head dimension
 """
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,17 +14,23 @@ import torch_xla.core.xla_model as xm
 import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 from torch import Tensor
+from torch.distributed import TCPStore
 from torch_xla._internal import tpu
 
 from vqim.runtime.partition import MESH_AXES, Partition
 from vqim.runtime.plain import loop_scan, plain_attention
 from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
+from vqim.runtime.settings import XlaSettings
 from vqim.state.init import full_index
 from vqim.state.leaf import Leaf
 from vqim.state.random import mix_bits
 
 PEAK_FLOPS = {"v4": 275e12, "v5litepod": 197e12, "v5p": 459e12, "v6e": 918e12}
 """bfloat16 operations a second of one chip, by Google's published specifications."""
+
+
+STORE_PORT = 8479
+"""On the first host, where hosts meet; torch_xla uses 8476 and libtpu 8471."""
 
 
 class XlaKernels:
@@ -60,35 +67,35 @@ class XlaRuntime:
     """All devices of the run as one mesh with the axes data, fsdp and tensor.
 
     Batches are cut over data and fsdp; the state as the partition rules say.
-
-    Args:
-      fsdp: size of the mesh axis over which parameters are cut and gathered when needed.
-      tensor: size of the mesh axis over which heads and hidden features are cut.
-      partition: rules for the state; none means that every device holds all of it.
-      matmul_precision: of float32 products on TPU: 'default' (one bfloat16 pass), 'high' (three) or 'highest' (six).
     """
 
-    def __init__(
-        self, fsdp: int = 1, tensor: int = 1, partition: Partition | None = None, matmul_precision: str = "default",
-    ):
+    def __init__(self, settings: XlaSettings):
+        """Takes all devices.
+
+        Raises:
+          ValueError: the mesh does not fit their number.
+        """
         xr.use_spmd()
         num_devices = xr.global_runtime_device_count()
-        if fsdp < 1 or tensor < 1 or num_devices % (fsdp * tensor):
+        fsdp, tensor = settings.fsdp, settings.tensor
+        if num_devices % (fsdp * tensor):
             raise ValueError(
                 f"fsdp x tensor must divide the number of devices, {num_devices}; got fsdp {fsdp} and tensor {tensor}")
-        if matmul_precision not in ("default", "high", "highest"):
-            raise ValueError(f"matmul_precision must be 'default', 'high' or 'highest', got {matmul_precision!r}")
-        torch_xla.backends.set_mat_mul_precision(matmul_precision)
-        self.matmul_precision = matmul_precision
+        torch_xla.backends.set_mat_mul_precision(settings.matmul_precision)
+        self.matmul_precision = settings.matmul_precision
         self.mesh_shape = {"data": num_devices // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
         self.mesh = xs.Mesh(np.arange(num_devices), tuple(self.mesh_shape.values()), MESH_AXES)
         self.device = torch_xla.device()
         self.kernels = XlaKernels()
-        self.partition = partition or Partition()
+        self.partition = Partition(settings.rules)
         self.process_index = xr.process_index()
         self.process_count = xr.process_count()
         self.num_batch_shards = self.mesh_shape["data"] * fsdp
         per_chip = PEAK_FLOPS.get(tpu.get_tpu_type() or "") if xr.device_type() == "TPU" else None
+        self._store: TCPStore | None = None
+        if self.process_count > 1:
+            self._store = TCPStore(
+                xr.get_master_ip(), STORE_PORT, is_master=self.process_index == 0, wait_for_workers=False)
         self.peak_flops = per_chip * num_devices if per_chip else None
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
@@ -147,9 +154,11 @@ class XlaRuntime:
         return Shards(shape, dtype, parts)
 
     def barrier(self, name: str) -> None:
-        """See `Runtime.barrier`."""
-        if self.process_count > 1:
-            xm.rendezvous(name)
+        """See `Runtime.barrier`; over the host network, so that a thread may wait while steps go on."""
+        if self._store is not None:
+            self._store.add(name, 1)
+            while int(self._store.add(name, 0)) < self.process_count:
+                time.sleep(0.05)
 
     def describe(self) -> dict[str, Any]:
         """See `Runtime.describe`."""

@@ -15,7 +15,7 @@ from vqim.optim.schedules import Schedule
 from vqim.state.health import check_finite, health_spec
 from vqim.state.leaf import Spec, State, prefixed, select
 from vqim.state.random import step_key
-from vqim.tokenizer.losses import l2, logit_laplace
+from vqim.tokenizer.losses import logit_laplace
 from vqim.tokenizer.model import ImageTokenizer, Quantized, Reconstruction, images_to_float
 from vqim.tokenizer.perceptual import Perceptual
 
@@ -111,6 +111,12 @@ class TokenizerTask:
         quantized, reconstruction = apply(self.model.forward, params, images_BCHW, Context(kernels))
         return images_BCHW, quantized, reconstruction
 
+    def lpips(self, state: State, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor | None:
+        """LPIPS of each pair of images, [B], in float32; None where the task trains without it."""
+        if self.perceptual is None:
+            return None
+        return self.perceptual(select(state, "frozen/lpips/"), a_BCHW, b_BCHW, torch.float32)
+
     def describe(self) -> dict[str, int]:
         """Numbers of parameters: encoder, quantizer, decoder."""
         parts: dict[str, int] = {}
@@ -124,10 +130,10 @@ class TokenizerTask:
     ) -> dict[str, Tensor]:
         """Every term by name, before its weight."""
         losses = dict(quantized.losses)
-        losses["l2"] = l2(images_BCHW, reconstruction.mean_BCHW)
+        losses["l2"] = (images_BCHW - reconstruction.mean_BCHW).square().mean()
         if reconstruction.location_BCHW is not None and reconstruction.log_scale_BCHW is not None:
             losses["logit_laplace"] = logit_laplace(
-                images_BCHW, reconstruction.location_BCHW, reconstruction.log_scale_BCHW)
+                images_BCHW, reconstruction.location_BCHW, reconstruction.log_scale_BCHW).mean()
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(lpips, images_BCHW, reconstruction.mean_BCHW, self.dtype).mean()
         return losses

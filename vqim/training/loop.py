@@ -2,7 +2,6 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ from absl import logging
 from torch import Tensor
 
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.checkpoint.policy import Keep, KeepLatest
 from vqim.runtime.meta import step_flops
 from vqim.state.health import FIRST_BAD_STEP, IS_BAD
 from vqim.state.leaf import Spec, State
+from vqim.training.experiment import Experiment
 from vqim.training.interrupts import Interrupts
 from vqim.training.progress import Progress
 from vqim.training.state import TrainState, restore, save, start
@@ -39,55 +38,44 @@ class Finished:
     interrupted: str | None
 
 
-def train(
-    *, task: Task, data: Any, num_steps: int, batch_size: int,
-    workdir: str | os.PathLike[str], runtime: Any, config: str, seed: int = 0,
-    log_every: int = 50, save_every: int = 1000, keep: Sequence[Keep] = (KeepLatest(2),),
-    evaluators: Sequence[Evaluator] = (),
-) -> Finished:
-    """Trains a task to `num_steps`, from the newest checkpoint in `workdir` if there is one.
+def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: Any, config: str) -> Finished:
+    """Trains to `experiment.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     A run that was interrupted, by a signal or by the machine, and started again ends with the same bits as one
     that was not, on the same runtime, mesh and machine.
 
     Args:
-      task: what to train.
-      data: an object with `training(batch_size, seed, process_index=, process_count=)`, such as `data.Images`.
-      num_steps: of the whole run, counted from its beginning.
-      batch_size: pictures a step, over all processes.
+      experiment: what to train, on what, how long.
       workdir: the run directory.
       runtime: where to run (`vqim.runtime`).
-      config: the configuration as text, kept with the run.
-      seed: of parameters, data order and everything else that is random.
-      log_every: steps between two readings of the metrics; each is a mean over the steps since the last one.
-      save_every: steps between two checkpoints; one more is made at the end.
-      keep: which checkpoints stay (`checkpoint.KeepLatest` and others); the newest always does.
-      evaluators: each runs every so many steps, as it says itself, and at the end.
+      config: the configuration as text, kept with every checkpoint.
 
     Raises:
       NonFiniteError: a loss or a gradient was not finite; the state before that step has been saved.
       CheckpointError: a checkpoint could not be written; the one before is whole.
-      ValueError: an argument is out of range.
+      ValueError: the checkpoint is of another model, or the batch does not fit the devices.
     """
-    _check(num_steps=num_steps, batch_size=batch_size, log_every=log_every, save_every=save_every)
-    if batch_size % runtime.process_count:
-        raise ValueError(f"batch_size must be a multiple of the {runtime.process_count} processes, got {batch_size}")
-    task.check_data(data)
+    task, num_steps, batch_size = experiment.task, experiment.num_steps, experiment.batch_size
+    if batch_size % runtime.num_batch_shards or batch_size % runtime.process_count:
+        raise ValueError(
+            f"batch_size must be a multiple of {runtime.num_batch_shards}, the devices that share a batch, and of "
+            f"{runtime.process_count} processes; got {batch_size}")
     spec = task.init_spec()
-    loader = data.training(batch_size // runtime.process_count, seed,
-                           process_index=runtime.process_index, process_count=runtime.process_count)
+    loader = experiment.data.training(
+        batch_size // runtime.process_count, experiment.seed,
+        process_index=runtime.process_index, process_count=runtime.process_count)
     manager = CheckpointManager(
-        f"{workdir}/checkpoints", keep=keep, process_index=runtime.process_index,
+        f"{workdir}/checkpoints", keep=experiment.keep, process_index=runtime.process_index,
         process_count=runtime.process_count, barrier=runtime.barrier)
     latest = manager.latest_step()
     if latest is None:
-        state = start(spec, seed, runtime)
+        state = start(spec, experiment.seed, runtime)
     else:
         checkpoint = manager.open(latest)
-        state = restore(spec, seed, runtime, checkpoint)
+        state = restore(spec, experiment.seed, runtime, checkpoint)
         loader.restore(checkpoint.data_position(runtime.process_index))
         logging.info("Going on from step %d of %s.", state.step, workdir)
-    run = _Run(task, spec, state, runtime, manager, loader, config)
+    run = _Run(experiment, spec, state, runtime, manager, loader, config)
     progress = Progress(state.step, num_steps, batch_size, runtime.peak_flops)
     summaries = Summaries(workdir, state.step, enabled=runtime.process_index == 0)
     try:
@@ -95,17 +83,17 @@ def train(
             while state.step < num_steps and not interrupts.requested:
                 run.step()
                 is_last = state.step == num_steps
-                if state.step % log_every == 0 or is_last:
+                if state.step % experiment.log_every == 0 or is_last:
                     metrics = run.read_metrics()
                     summaries.write(state.step, {
                         **metrics, **task.host_scalars(state.step - 1), **progress.measure(state.step, run.flops),
                         "data/num_skipped": loader.num_skipped})
                     logging.info("%s", progress.line(metrics))
                 with progress.pause():
-                    for evaluator in evaluators:
+                    for evaluator in experiment.evaluators:
                         if is_last or evaluator.every and state.step % evaluator.every == 0:
                             summaries.write(state.step, run.evaluate(evaluator))
-                    if state.step % save_every == 0 or is_last or interrupts.requested:
+                    if state.step % experiment.save_every == 0 or is_last or interrupts.requested:
                         run.save()
         manager.wait()
     finally:
@@ -122,12 +110,13 @@ class _Run:
     """A run in progress: its state, and what has been seen since the metrics were last read."""
 
     def __init__(
-        self, task: Task, spec: Spec, state: TrainState, runtime: Any, manager: CheckpointManager, loader: Any,
-        config: str,
+        self, experiment: Experiment, spec: Spec, state: TrainState, runtime: Any, manager: CheckpointManager,
+        loader: Any, config: str,
     ):
-        self._task, self._spec, self._state, self._runtime = task, spec, state, runtime
+        self._task, self._data, self._spec = experiment.task, experiment.data, spec
+        self._state, self._runtime = state, runtime
         self._manager, self._loader, self._config = manager, loader, config
-        self._program = Program(task, runtime)
+        self._program = Program(self._task, runtime)
         self._window: list[Tensor] = []
         self._metrics: dict[str, float] = {}
         # Where the data was before each step that has not been found healthy yet.
@@ -153,7 +142,7 @@ class _Run:
     def evaluate(self, evaluator: Evaluator) -> dict[str, Any]:
         """An evaluator's results; its numbers also go with the next checkpoint, for `KeepBest`."""
         self._check_health()
-        results = evaluator(self._task, self._state.arrays, self._runtime)
+        results = evaluator(self._task, self._data, self._state.arrays, self._runtime)
         numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
         self._metrics |= numbers
         line = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
@@ -214,9 +203,3 @@ class Program:
         metrics = self._task.train_step(arrays, batch, scalars, self._runtime.kernels)
         self._names = list(metrics)
         return torch.stack([value.float().reshape(()) for value in metrics.values()])
-
-
-def _check(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -57,7 +57,9 @@ class Evaluator(Protocol):
 
     every: int
 
-    def __call__(self, task: Any, state: State, runtime: Any) -> dict[str, Any]:
-        """Results by the names under which summaries show them: floats, images (uint8 [B, H, W, 3] arrays),
+    def __call__(self, task: Any, data: Any, state: State, runtime: Any) -> dict[str, Any]:
+        """Measures a task's state, on the experiment's data (its `evaluation(batch_size, ...)`, most often).
+
+        Returns: results by the names under which summaries show them: floats, images (uint8 [B, H, W, 3] arrays),
         histograms (`summaries.Histogram`) or text."""
         ...

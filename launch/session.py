@@ -1,0 +1,97 @@
+"""What the launch verbs share: the runtime that a flag asks for, and a run directory that belongs to one experiment."""
+import glob
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import vqim.registry.components  # noqa: F401  gin knows the components from here on
+from vqim.registry.config import Config, ConfigError
+from vqim.runtime.meta import step_flops
+from vqim.runtime.runtime import Runtime, to_tensor
+from vqim.training.experiment import Experiment
+
+RUNTIME_BINDINGS = (r"runtime\.",)
+"""A file may set both runtimes; a run uses one."""
+
+MAY_CHANGE = (
+    r"vqim\.train\.(num_steps|log_every|save_every|keep|evaluators)$", r"evaluation\.", r"checkpoint\.", r"runtime\.",
+    r"data\.Images\.num_threads$",
+)
+"""Bindings that a run may be resumed with other values of: none of them changes what an update computes."""
+
+
+def make_runtime(config: Config, name: str) -> Runtime:
+    """The runtime of --runtime: 'torch', 'xla', or 'auto' for a TPU if there is one, else torch.
+
+    Raises:
+      ConfigError: XLA is asked for and torch_xla is not installed, or a setting does not fit the devices.
+    """
+    if name == "auto":
+        name = "xla" if _has_tpu() else "torch"
+    try:
+        if name == "torch":
+            from vqim.runtime.torch import TorchRuntime
+            return TorchRuntime(config.call("runtime.Torch"))
+        try:
+            from vqim.runtime.xla import XlaRuntime
+        except ImportError as error:
+            raise ConfigError(f"--runtime=xla needs torch_xla, which is there for Linux alone: pip install torch_xla "
+                              f"({error})") from error
+        return XlaRuntime(config.call("runtime.Xla"))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _has_tpu() -> bool:
+    """Whether this machine has TPU chips, found without loading torch_xla."""
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and find_spec("torch_xla") is not None
+
+
+def claim_workdir(config: Config, workdir: str | None, process_index: int) -> str:
+    """Makes a run directory this experiment's own, or finds that it is.
+
+    Writes config.gin where there is none. Returns the directory.
+
+    Raises:
+      ConfigError: no --workdir, or it holds another experiment or something else; nothing has been changed.
+    """
+    if not workdir:
+        raise ConfigError("--workdir must name the run's directory, such as --workdir=runs/first; got none")
+    if "://" in workdir:
+        raise ConfigError(f"--workdir must be a path, or a bucket that is mounted as a folder; got {workdir}. "
+                          "Checkpoints alone can be written to a URL")
+    path = Path(workdir) / "config.gin"
+    if path.exists():
+        config.refuse_other_experiment(path.read_text(), workdir, MAY_CHANGE)
+    elif Path(workdir).is_dir() and any(Path(workdir).iterdir()):
+        names = ", ".join(sorted(os.listdir(workdir))[:5])
+        raise ConfigError(f"--workdir must be new or hold a run of this experiment; {workdir} has no config.gin "
+                          f"but holds {names}. Name another directory")
+    if process_index == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(config.text())
+        temporary.replace(path)
+    return workdir
+
+
+def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
+    """Parameters, state, operations and device of an experiment, for a dry run."""
+    spec = experiment.task.init_spec()
+    loader = experiment.data.training(experiment.batch_size // runtime.process_count, experiment.seed)
+    try:
+        batch = {name: to_tensor(array[:1]).expand(experiment.batch_size, *array.shape[1:])
+                 for name, array in next(loader).items()}
+    finally:
+        loader.close()
+    flops = step_flops(experiment.task, spec, batch)
+    saved_bytes = sum(leaf.num_bytes for leaf in spec.values() if leaf.saved)
+    lines = [f"{part}: {count:,} parameters" for part, count in experiment.task.describe().items()]
+    lines += [
+        f"state: {len(spec)} arrays, {sum(leaf.num_bytes for leaf in spec.values()) / 2**20:,.1f} MiB; "
+        f"{saved_bytes / 2**20:,.1f} MiB in a checkpoint",
+        f"batch: {', '.join(f'{name} {tensor.dtype} {list(tensor.shape)}' for name, tensor in batch.items())}",
+        f"step: {flops:.4g} floating-point operations in matrix products and convolutions",
+        "runtime: " + ", ".join(f"{name} {value}" for name, value in runtime.describe().items()),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""Trains what a gin file describes: a tokenizer, a prior or a probe.
+
+    python -m launch.train --gin_file=gin/exp/quickstart/tokenizer.gin --workdir=runs/tokenizer
+    python -m launch.train ... --gin_bindings='train.num_steps = 100' --dry_run
+
+The same command again goes on from the newest checkpoint in the run directory.
+"""
+import sys
+
+from absl import logging
+
+from vqim.training.loop import NonFiniteError, train
+
+from . import flags, session
+
+DRY_RUN = flags.define_dry_run()
+
+
+def main() -> None:
+    """Builds everything, then trains or, with --dry_run, says what would be trained."""
+    config = flags.load_config()
+    runtime = session.make_runtime(config, flags.RUNTIME.value)
+    experiment = config.call("train")
+    config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
+    if DRY_RUN.value:
+        print(config.operative())
+        print(session.describe_experiment(experiment, runtime))
+        return
+    workdir = session.claim_workdir(config, flags.WORKDIR.value, runtime.process_index)
+    for name, value in runtime.describe().items():
+        logging.info("%s: %s", name, value)
+    try:
+        finished = train(experiment, workdir=workdir, runtime=runtime, config=config.text())
+    except NonFiniteError as error:
+        sys.exit(f"Stopped: {error}.")
+    if finished.interrupted:
+        sys.exit(f"Interrupted by {finished.interrupted}.")
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,87 @@
+"""Measures an image tokenizer on a validation set: reconstructions and use of the codebook.
+
+    B batch, C image channels, H W image size
+"""
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vqim.evaluation.codebook import CodebookStatistics
+from vqim.evaluation.reconstruction import Averages, l1, l2, psnr, ssim
+from vqim.nn.context import Kernels
+from vqim.state.leaf import State
+from vqim.tokenizer.losses import logit_laplace
+from vqim.tokenizer.task import TokenizerTask
+from vqim.training.summaries import Histogram
+
+
+class ReconstructionEvaluator:
+    """PSNR, SSIM, l1, l2, logit-Laplace and LPIPS of reconstructions, use of the codebook, and pictures to look at.
+
+    The model runs in float32 and in evaluation mode; reconstructions are rounded to 8 bits, as a picture file is,
+    before they are compared. LPIPS is measured where the task trains with it.
+
+    Args:
+      batch_size: pictures at a time, over all processes.
+      every: steps between two measurements; 0 for the end alone.
+      num_images: shown, each above its reconstruction.
+    """
+
+    def __init__(self, batch_size: int, every: int = 0, num_images: int = 16):
+        self.batch_size, self.every, self.num_images = batch_size, every, num_images
+        self._program: Any = None
+
+    def __call__(self, task: TokenizerTask, data: Any, state: State, runtime: Any) -> dict[str, Any]:
+        """See `vqim.training.task.Evaluator`."""
+        def measure(arrays: State, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return _measure(task, arrays, batch, runtime.kernels)
+
+        self._program = self._program or runtime.compile(measure)
+        averages = Averages()
+        statistics = CodebookStatistics(task.model.quantizer.vocabulary)
+        shown: list[np.ndarray] = []
+        for batch in data.evaluation(
+                self.batch_size // runtime.process_count,
+                process_index=runtime.process_index, process_count=runtime.process_count):
+            results = self._program(state, runtime.put(batch))
+            valid_B, indices, images_BHWC, *values = runtime.fetch(
+                [results.pop("valid"), results.pop("indices"), results.pop("images"), *results.values()])
+            averages.add(dict(zip(results, values, strict=True)), valid_B)
+            statistics.add(indices, valid_B)
+            if len(shown) < self.num_images:
+                pairs = np.stack([batch["images"], images_BHWC], 1)
+                shown.extend(pairs[valid_B][:self.num_images - len(shown)])
+        return {
+            **{f"evaluation/{name}": value for name, value in averages.result().items()},
+            **{f"codebook/{name}": value for name, value in statistics.result().items()},
+            "codebook/histogram": Histogram(np.repeat(np.arange(len(statistics.counts_K)), statistics.counts_K)),
+            "images/originals_and_reconstructions": _rows_of_pairs(np.stack(shown)),
+        }
+
+
+def _measure(task: TokenizerTask, state: State, batch: dict[str, Tensor], kernels: Kernels) -> dict[str, Tensor]:
+    """Values of each image, [B], the reconstructions in 8 bits, the codes."""
+    with torch.no_grad():
+        images_BCHW, quantized, reconstruction = task.reconstruct(state, batch, kernels)
+        bytes_BCHW = (reconstruction.mean_BCHW.clamp(0, 1) * 255).round().to(torch.uint8)
+        rounded_BCHW = bytes_BCHW.float() / 255
+        values = {
+            "psnr": psnr(images_BCHW, rounded_BCHW), "ssim": ssim(images_BCHW, rounded_BCHW),
+            "l1": l1(images_BCHW, rounded_BCHW), "l2": l2(images_BCHW, rounded_BCHW)}
+        if reconstruction.location_BCHW is not None and reconstruction.log_scale_BCHW is not None:
+            values["logit_laplace"] = logit_laplace(
+                images_BCHW, reconstruction.location_BCHW, reconstruction.log_scale_BCHW).mean((1, 2, 3))
+        lpips = task.lpips(state, images_BCHW, rounded_BCHW)
+        if lpips is not None:
+            values["lpips"] = lpips
+        return {**values, "valid": batch["valid"], "indices": quantized.indices_BhwK,
+                "images": rearrange(bytes_BCHW, "b c h w -> b h w c")}
+
+
+def _rows_of_pairs(pairs: np.ndarray) -> np.ndarray:
+    """[B, 2, H, W, C] to [2B, H, W, C]: rows of eight originals, each over the row of their reconstructions."""
+    rows = [pairs[i:i + 8] for i in range(0, len(pairs), 8)]
+    return np.concatenate([rearrange(row, "b p h w c -> (p b) h w c") for row in rows])

@@ -1,0 +1,1 @@
+"""Linear probes: how well a linear classifier reads classes off frozen features."""

@@ -1,0 +1,38 @@
+"""The gin names of all components: a table, in the order in which pictures flow."""
+import gin
+
+from vqim.checkpoint import policy
+from vqim.data import folder, images, source, token_cache, transforms
+from vqim.evaluation import prior as evaluation_prior
+from vqim.evaluation import probe as evaluation_probe
+from vqim.evaluation import tokenizer as evaluation_tokenizer
+from vqim.optim import adamw, groups, schedules
+from vqim.prior import autoregressive
+from vqim.prior import task as prior_task
+from vqim.probe import features
+from vqim.probe import task as probe_task
+from vqim.runtime import settings
+from vqim.tokenizer import model, perceptual, pretrained, vit
+from vqim.tokenizer import task as tokenizer_task
+from vqim.tokenizer.quantizer import vector
+from vqim.training import experiment
+
+for module, components in {
+    "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, token_cache.Tokens,
+             transforms.RandomResizedCrop, transforms.CenterCrop, transforms.Resize),
+    "tokenizer": (model.ImageTokenizer, vit.ViTEncoder, vit.ViTDecoder, vector.VectorQuantizer,
+                  perceptual.Perceptual, pretrained.Pretrained, tokenizer_task.TokenizerTask),
+    "prior": (autoregressive.AutoregressivePrior, prior_task.PriorTask),
+    "probe": (features.PriorFeatures, features.PixelFeatures, probe_task.ProbeTask),
+    "optim": (adamw.AdamW, groups.Group, schedules.Constant, schedules.WarmupCosine,
+              schedules.WarmupExponential),
+    "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepBest),
+    "evaluation": (evaluation_tokenizer.ReconstructionEvaluator, evaluation_prior.LikelihoodEvaluator,
+                   evaluation_prior.SamplesEvaluator, evaluation_probe.AccuracyEvaluator),
+}.items():
+    for component in components:
+        gin.register(component, module=module)
+
+gin.register("Torch", module="runtime")(settings.TorchSettings)
+gin.register("Xla", module="runtime")(settings.XlaSettings)
+gin.register("train", module="vqim")(experiment.Experiment)
