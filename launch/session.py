@@ -5,10 +5,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
-from vqim.registry.config import Config, ConfigError
+from vqim.checkpoint.errors import NoCheckpointError
+from vqim.checkpoint.manager import CheckpointManager
+from vqim.checkpoint.reader import Checkpoint
+from vqim.registry.config import Config, ConfigError, load
 from vqim.runtime.meta import step_flops
 from vqim.runtime.runtime import Runtime, to_tensor
 from vqim.training.experiment import Experiment
+
+from . import flags
 
 RUNTIME_BINDINGS = (r"runtime\.",)
 """A file may set both runtimes; a run uses one."""
@@ -95,3 +100,28 @@ def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
         "runtime: " + ", ".join(f"{name} {value}" for name, value in runtime.describe().items()),
     ]
     return "\n".join(lines)
+
+
+def load_run_config() -> Config:
+    """The configuration of the run in --workdir; --gin_file and --gin_bindings win over it.
+
+    Raises:
+      ConfigError: there is no run.
+    """
+    workdir = flags.WORKDIR.value
+    path = Path(workdir or "") / "config.gin"
+    if not workdir or not path.exists():
+        raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir}")
+    return load([str(path), *flags.GIN_FILE.value], flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
+
+
+def open_checkpoint(workdir: str) -> Checkpoint:
+    """The newest checkpoint of a run.
+
+    Raises:
+      ConfigError: it has none yet.
+    """
+    try:
+        return CheckpointManager(f"{workdir}/checkpoints").open()
+    except NoCheckpointError as error:
+        raise ConfigError(str(error)) from error

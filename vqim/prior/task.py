@@ -71,6 +71,8 @@ class PriorTask:
     def check_data(self, data: Any) -> None:
         """Raises ValueError unless the data have the tokenizer's image size or grid, and the prior's classes."""
         check_image_data(data, self.tokenizer)
+        if hasattr(data, "check_written_by"):
+            data.check_written_by(self.tokenizer.grid.as_lists(), self.pretrained.fingerprint())
         if self.num_classes and data.num_classes != self.num_classes:
             raise ValueError(
                 f"num_classes must be the data's {data.num_classes}, or 0 to ignore them; got {self.num_classes}")

@@ -1,5 +1,6 @@
 """Trained networks, taken from the checkpoints of another run."""
 import dataclasses
+import hashlib
 
 import numpy as np
 from torch import nn
@@ -7,7 +8,7 @@ from torch import nn
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.checkpoint.reader import Checkpoint
 from vqim.nn.module import spec
-from vqim.state.init import Index
+from vqim.state.init import Index, full_index
 from vqim.state.leaf import Spec
 
 
@@ -26,6 +27,14 @@ class Pretrained:
             raise ValueError(f"prefix must end with '/', such as 'params/tokenizer/'; got {prefix!r}")
         self.model, self.run, self.prefix = model, run, prefix
         self._checkpoint: Checkpoint | None = None
+
+    def fingerprint(self) -> str:
+        """A hash of what decides about tokens: the values of all parameters but the decoder's."""
+        digest = hashlib.sha256()
+        for name, leaf in sorted(spec(self.model).items()):
+            if not name.startswith("decoder/"):
+                digest.update(name.encode() + self.read(name, leaf.shape, full_index(leaf.shape)).tobytes())
+        return digest.hexdigest()[:16]
 
     def init_spec(self) -> Spec:
         """The network's parameters, filled from the checkpoint, each slice on its own."""

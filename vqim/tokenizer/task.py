@@ -144,9 +144,9 @@ class TokenizerTask:
 
 def check_image_data(data: Any, model: ImageTokenizer) -> None:
     """Raises ValueError unless the data's pictures, or cached tokens, are those of the tokenizer."""
-    grid = getattr(data, "grid", None)
-    if grid is not None and [list(level) for level in grid] != model.grid.as_lists():
+    levels = getattr(data, "levels", None)
+    if levels is not None and [list(level) for level in levels] != model.grid.as_lists():
         raise ValueError(f"the token cache must have the tokenizer's grid {model.grid.as_lists()} "
-                         f"([height, width, channels, vocabulary] of each level), it has {grid}")
-    if grid is None and data.image_size != model.image_size:
+                         f"([height, width, channels, vocabulary] of each level), it has {levels}")
+    if data.image_size != model.image_size:
         raise ValueError(f"image_size of the data must be the tokenizer's {model.image_size}, got {data.image_size}")
