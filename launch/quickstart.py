@@ -1,0 +1,205 @@
+"""The whole way once, on real pictures, in minutes: stage 1, stage 2, samples, linear probe, and a report.
+
+    python -m launch.quickstart [--workdir=runs/quickstart]
+
+Each stage is the command that a user would type, printed before it runs. The same command again goes on where it
+stopped. At the end: report.html, and its figures in summary.json.
+"""
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags as absl_flags
+from absl import logging
+
+from vqim.evaluation.reconstruction import downscaled_copy, mean_image_psnr, psnr, unit_range
+from vqim.evaluation.report import Bar, Measure, ProbeAccuracies, Report, write_report
+from vqim.registry.config import load
+from vqim.runtime.runtime import Runtime
+from vqim.training.experiment import Experiment
+from vqim.training.state import restore_arrays
+from vqim.training.summaries import read_metrics
+
+from . import flags, session
+
+GIN_FOLDER = absl_flags.DEFINE_string(
+    "gin_folder", "gin/exp/quickstart", "Folder of tokenizer.gin, prior.gin, probe.gin and pixel_probe.gin.")
+
+STAGES = {
+    "tokenizer": "Stage 1",
+    "prior": "Stage 2",
+    "probe": "Probe",
+    "pixel_probe": "Pixel probe",
+}
+
+
+def main() -> None:
+    """Runs the stages, then looks at what they left."""
+    workdir = Path(flags.WORKDIR.value or "runs/quickstart")
+    workdir.mkdir(parents=True, exist_ok=True)
+    commands = [_command(stage, workdir) for stage in STAGES]
+    for title, command in zip(STAGES.values(), commands, strict=True):
+        logging.info("%s: %s", title, shlex.join(command))
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-m", *command[2:]])
+        if result.returncode:
+            sys.exit(f"{title} ended with exit code {result.returncode}; the same command again goes on from there.")
+        _add_seconds(workdir, time.perf_counter() - start)
+    start = time.perf_counter()
+    report, summary = _look(workdir, commands)
+    _add_seconds(workdir, time.perf_counter() - start)
+    summary["seconds"] = round(_seconds(workdir), 1)
+    write_report(workdir / "report.html", Report(**report, seconds=summary["seconds"]))
+    (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    for name, value in summary.items():
+        print(f"{name}: {value}")
+    print(f"\nLook at {workdir / 'report.html'}, or at all curves with: tensorboard --logdir {workdir}")
+
+
+def _command(stage: str, workdir: Path) -> list[str]:
+    """What a user would type for one stage."""
+    command = ["python", "-m", f"{__package__}.train", f"--gin_file={GIN_FOLDER.value}/{stage}.gin",
+               f"--workdir={workdir / stage}", f"--runtime={flags.RUNTIME.value}"]
+    source = {"prior": "tokenizer", "probe": "prior"}.get(stage)
+    if source:
+        command.append(f"--gin_bindings={source.upper()}_RUN = '{workdir / source}'")
+    return command + [f"--gin_bindings={binding}" for binding in flags.GIN_BINDINGS.value]
+
+
+def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report's content and the summary, from the runs' newest checkpoints and their metrics."""
+    tokenizer, stage1 = _evaluate(workdir / "tokenizer")
+    prior, stage2 = _evaluate(workdir / "prior")
+    probe = _last(workdir / "probe")
+    raw_pixels = _last(workdir / "pixel_probe")["evaluation/top1"]
+    names = tokenizer.data.class_names
+    training_NHWC, _ = _pictures(tokenizer, "train")
+    validation_NHWC, labels_N = _pictures(tokenizer, "validation")
+    copies_NHWC = downscaled_copy(validation_NHWC, 4)
+    summary = {
+        "psnr": stage1["evaluation/psnr"],
+        "psnr_mean_image": mean_image_psnr(training_NHWC, validation_NHWC),
+        "psnr_downscaled_4x": psnr(unit_range(validation_NHWC), unit_range(copies_NHWC)).mean().item(),
+        "codebook_usage": stage1["codebook/usage"],
+        "prior_bits_per_token": stage2["evaluation/bits_per_token"],
+        "unigram_bits_per_token": stage2["evaluation/unigram_bits_per_token"],
+        "probe_top1": probe["evaluation/top1"],
+        "raw_pixel_probe_top1": raw_pixels,
+    }
+    measures = _measures(summary)
+    summary["bars_passed"] = {m.name: all(bar.passed(m.value) for bar in m.bars) for m in measures}
+    model = tokenizer.task.model
+    level = model.grid.levels[0]
+    summary |= {
+        "image_size": model.image_size, "patch_size": model.image_size // level.height, "codes": level.vocabulary,
+        "code_dim": model.quantizer.codebook_VZ.shape[1], "l2_normalized": model.quantizer.normalize,
+        "parameters": {**tokenizer.task.describe(), **prior.task.describe()},
+        "steps": {stage: _last(workdir / stage)["step"] for stage in STAGES},
+    }
+    # Rows of eight originals, each over the row of their reconstructions.
+    rows = stage1["images/originals_and_reconstructions"]
+    pairs = rows.reshape(-1, 2, 8, *rows.shape[1:])
+    originals_BHWC, reconstructions_BHWC = (pairs[:, i].reshape(-1, *rows.shape[1:]) for i in (0, 1))
+    samples = stage2["images/samples"].reshape(len(names), -1, *rows.shape[1:])
+    report = {
+        "title": "vqim quickstart",
+        "summary": (f"A ViT-VQGAN with {level.height * level.width} tokens of {level.vocabulary} codes, a transformer "
+                    f"over its tokens and a linear probe, trained from nothing on {len(training_NHWC):,} emoji of "
+                    f"{model.image_size}x{model.image_size} pixels. Every figure is of the "
+                    f"{len(validation_NHWC)} validation pictures, which no stage was trained on."),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}; {_device(workdir)}",
+        "date": datetime.datetime.now().astimezone(),
+        "measures": measures,
+        "originals_BHWC": originals_BHWC, "reconstructions_BHWC": reconstructions_BHWC,
+        "picture_names": [names[label] for label in labels_N[:len(originals_BHWC)]],
+        "code_counts_K": np.bincount(stage1["codebook/histogram"].values, minlength=level.vocabulary),
+        "loss_curves": {STAGES[stage]: _losses(workdir / stage) for stage in ("tokenizer", "prior", "probe")},
+        "samples": dict(zip(names, samples, strict=True)),
+        "probe": ProbeAccuracies(list(range(len(probe["evaluation/top1_by_layer"]))),
+                                 [100 * value for value in probe["evaluation/top1_by_layer"]], 100 * raw_pixels),
+        "commands": [shlex.join(command) for command in commands],
+        "config": "\n".join((workdir / stage / "config.gin").read_text() for stage in STAGES),
+    }
+    return report, summary
+
+
+def _measures(summary: dict[str, float]) -> list[Measure]:
+    """The headline figures with what they have to reach."""
+    unigram, raw_pixels = summary["unigram_bits_per_token"], 100 * summary["raw_pixel_probe_top1"]
+    mean, small = summary["psnr_mean_image"], summary["psnr_downscaled_4x"]
+    return [
+        Measure("Reconstruction PSNR", summary["psnr"], "dB", {"mean image": mean, "4x smaller and back": small},
+                [Bar("at least", 20.0), Bar("above", max(mean, small), "the better trivial copy")]),
+        Measure("Codes used", 100 * summary["codebook_usage"], "%", {}, [Bar("at least", 90.0)], 1),
+        Measure("Prior, bits per token", summary["prior_bits_per_token"], "bits", {"unigram entropy": unigram},
+                [Bar("at most", 0.75 * unigram, "25% below the unigram entropy")]),
+        Measure("Probe, top-1", 100 * summary["probe_top1"], "%", {"raw pixels": raw_pixels},
+                [Bar("above", raw_pixels, "a probe on raw pixels")], 1),
+    ]
+
+
+def _evaluate(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
+    """A stage's experiment, and what its evaluators say of its newest checkpoint."""
+    config = load([str(workdir / "config.gin")], [], [])
+    runtime: Runtime = session.make_runtime(config, flags.RUNTIME.value)
+    experiment = config.call("train")
+    checkpoint = session.open_checkpoint(str(workdir))
+    arrays = restore_arrays(experiment.task.init_spec(), experiment.seed, runtime, checkpoint)
+    results: dict[str, Any] = {}
+    for evaluator in experiment.evaluators:
+        results |= evaluator(experiment.task, experiment.data, arrays, runtime)
+    return experiment, results
+
+
+def _pictures(experiment: Experiment, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All pictures of a split as evaluation has them, uint8 [N, H, W, 3], and their labels."""
+    batches = list(experiment.data.evaluation(256, split=split))
+    return (np.concatenate([batch["images"][batch["valid"]] for batch in batches]),
+            np.concatenate([batch["labels"][batch["valid"]] for batch in batches]))
+
+
+def _last(workdir: Path) -> dict[str, Any]:
+    """The newest value of each metric of a run."""
+    newest: dict[str, Any] = {}
+    for row in read_metrics(workdir):
+        newest |= row
+    return newest
+
+
+def _losses(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """The loss and, where there is one, its parts."""
+    rows = [row for row in read_metrics(workdir) if "loss" in row]
+    names = [name for name in rows[0] if name == "loss" or name.startswith("loss/")]
+    return {name: ([row["step"] for row in rows], [row[name] for row in rows]) for name in names}
+
+
+def _device(workdir: Path) -> str:
+    metadata = session.open_checkpoint(str(workdir / "tokenizer")).metadata
+    return f"{metadata['runtime']} runtime on {metadata['device']}, torch {metadata['torch']}"
+
+
+def _seconds(workdir: Path) -> float:
+    path = workdir / "seconds.txt"
+    return float(path.read_text()) if path.exists() else 0.0
+
+
+def _add_seconds(workdir: Path, seconds: float) -> None:
+    """Adds to the time that all calls have taken, so that an interrupted quickstart counts all of its parts."""
+    (workdir / "seconds.txt").write_text(f"{_seconds(workdir) + seconds:.1f}\n")
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    flags.run(main)
+
+
+if __name__ == "__main__":
+    run()
