@@ -1,0 +1,60 @@
+"""Modules describe parameters, hold none, and are called with arrays by name."""
+import pytest
+import torch
+from torch import nn
+
+from vqim.nn.layers import Dense
+from vqim.nn.module import apply, count_parameters, spec
+
+
+class Pair(nn.Module):
+    """Two dense layers, and methods of several names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Dense(2, 3), Dense(3, 1)
+
+    def encode(self, x, context):
+        return self.first(x, context)
+
+    def forward(self, x, context):
+        return self.second(self.encode(x, context), context)
+
+
+def test_names_have_slashes_and_parameters_no_data():
+    pair = Pair()
+    assert list(spec(pair)) == ["first/kernel_IO", "first/bias_O", "second/kernel_IO", "second/bias_O"]
+    assert all(parameter.is_meta for parameter in pair.parameters())
+
+
+def test_parameters_are_counted():
+    assert count_parameters(Pair()) == 2 * 3 + 3 + 3 * 1 + 1
+
+
+def test_any_method_can_be_applied(draw_params, context):
+    pair, x = Pair(), torch.randn(4, 2)
+    params = draw_params(pair)
+    encoded = x @ params["first/kernel_IO"] + params["first/bias_O"]
+    torch.testing.assert_close(apply(pair.encode, params, x, context), encoded)
+    torch.testing.assert_close(
+        apply(pair.forward, params, x, context=context), encoded @ params["second/kernel_IO"] + params["second/bias_O"])
+
+
+def test_a_module_is_the_same_after_it_was_applied(draw_params, context):
+    pair = Pair()
+    apply(pair.forward, draw_params(pair), torch.randn(4, 2), context)
+    assert all(parameter.is_meta for parameter in pair.parameters())
+
+
+def test_missing_and_unknown_arrays_are_refused(draw_params, context):
+    params = draw_params(Pair())
+    bias = params.pop("first/bias_O")
+    with pytest.raises(RuntimeError, match="module.first.bias_O"):
+        apply(Pair().forward, params, torch.randn(4, 2), context)
+    with pytest.raises(RuntimeError, match="module.third.bias_O"):
+        apply(Pair().forward, {**params, "first/bias_O": bias, "third/bias_O": bias}, torch.randn(4, 2), context)
+
+
+def test_parameters_that_do_not_know_their_leaf_are_refused():
+    with pytest.raises(TypeError, match=r"Linear.weight is a plain nn.Parameter: declare it with nn.parameter\(\)"):
+        spec(nn.Linear(2, 2))
