@@ -5,10 +5,13 @@
 Each view is the whole training split once more, augmented anew. Train on it with data.Tokens.path = 'caches/emoji'
 and train.data = @data.Tokens().
 """
+from pathlib import Path
+
 import torch
 from absl import flags as absl_flags
 from absl import logging
 
+from vqim.data.source import SPLITS
 from vqim.data.token_cache import TokenCacheWriter
 from vqim.nn.context import Context
 from vqim.nn.module import apply
@@ -35,6 +38,11 @@ def main() -> None:
     if not isinstance(task, TokenizerTask):
         raise ConfigError(f"--workdir must be the run of a tokenizer, {flags.WORKDIR.value} trains a "
                           f"{type(task).__name__}")
+    config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
+    there = [split for split in SPLITS if (Path(OUT.value) / split).exists()]
+    if there:
+        raise ConfigError(f"--out must be a new folder; {OUT.value} holds {' and '.join(there)}. Remove them to write "
+                          "the cache anew, or name another folder")
     checkpoint = session.open_checkpoint(flags.WORKDIR.value)
     spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith("params/tokenizer/")}
     params = select(restore_arrays(spec, experiment.seed, runtime, checkpoint), "params/tokenizer/")

@@ -23,7 +23,8 @@ def main() -> None:
     workdir = flags.WORKDIR.value
     checkpoint = session.open_checkpoint(workdir)
     arrays = restore_arrays(experiment.task.init_spec(), experiment.seed, runtime, checkpoint)
-    summaries = Summaries(Path(workdir) / "evaluation", checkpoint.step, enabled=runtime.process_index == 0)
+    # What an earlier call wrote for this step is written anew.
+    summaries = Summaries(Path(workdir) / "evaluation", checkpoint.step - 1, enabled=runtime.process_index == 0)
     numbers: dict[str, float] = {"step": checkpoint.step}
     for evaluator in experiment.evaluators:
         results = evaluator(experiment.task, experiment.data, arrays, runtime)

@@ -41,13 +41,17 @@ def main() -> None:
     task = experiment.task
     if not isinstance(task, PriorTask):
         raise ConfigError(f"--workdir must be the run of a prior, {flags.WORKDIR.value} trains a {type(task).__name__}")
+    config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
     labels_B = _labels(task.num_classes, tuple(experiment.data.class_names))
     checkpoint = session.open_checkpoint(flags.WORKDIR.value)
     # The optimizer's slots are not needed.
     spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith(("params/", "frozen/"))}
     arrays = restore_arrays(spec, experiment.seed, runtime, checkpoint)
-    sampler = Sampler(task.prior, runtime, BATCH_SIZE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value,
-                      top_p=TOP_P.value, dtype=task.dtype)
+    try:
+        sampler = Sampler(task.prior, runtime, BATCH_SIZE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value,
+                          top_p=TOP_P.value, dtype=task.dtype)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
     out = Path(OUT.value or Path(flags.WORKDIR.value) / "samples")
     out.mkdir(parents=True, exist_ok=True)
     names = experiment.data.class_names

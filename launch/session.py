@@ -68,6 +68,8 @@ def claim_workdir(config: Config, workdir: str | None, process_index: int) -> st
     path = Path(workdir) / "config.gin"
     if path.exists():
         config.refuse_other_experiment(path.read_text(), workdir, MAY_CHANGE)
+    elif Path(workdir).exists() and not Path(workdir).is_dir():
+        raise ConfigError(f"--workdir must be a directory; {workdir} is a file")
     elif Path(workdir).is_dir() and any(Path(workdir).iterdir()):
         names = ", ".join(sorted(os.listdir(workdir))[:5])
         raise ConfigError(f"--workdir must be new or hold a run of this experiment; {workdir} has no config.gin "

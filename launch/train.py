@@ -6,10 +6,14 @@
 The same command again goes on from the newest checkpoint in the run directory.
 """
 import sys
+from pathlib import Path
 
 from absl import logging
 
-from vqim.training.loop import NonFiniteError, train
+from vqim.checkpoint.errors import CheckpointError
+from vqim.data.faults import TooManyCorruptError
+from vqim.registry.config import ConfigError
+from vqim.training.loop import NonFiniteError, check_batch_size, train
 
 from . import flags, session
 
@@ -22,16 +26,25 @@ def main() -> None:
     runtime = session.make_runtime(config, flags.RUNTIME.value)
     experiment = config.call("train")
     config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
+    try:
+        check_batch_size(experiment.batch_size, runtime)
+    except ValueError as error:
+        raise ConfigError(f"train.{error}") from error
+    operative = config.operative()
     if DRY_RUN.value:
-        print(config.operative())
+        print(operative)
         print(session.describe_experiment(experiment, runtime))
         return
     workdir = session.claim_workdir(config, flags.WORKDIR.value, runtime.process_index)
+    if runtime.process_index == 0:
+        (Path(workdir) / "operative_config.gin").write_text(operative)
     for name, value in runtime.describe().items():
         logging.info("%s: %s", name, value)
     try:
-        finished = train(experiment, workdir=workdir, runtime=runtime, config=config.text())
+        finished = train(experiment, workdir=workdir, runtime=runtime, config=operative)
     except NonFiniteError as error:
+        sys.exit(f"Stopped: {error}. To go on from here with other values, write them into {workdir}/config.gin too.")
+    except (CheckpointError, TooManyCorruptError) as error:
         sys.exit(f"Stopped: {error}.")
     if finished.interrupted:
         sys.exit(f"Interrupted by {finished.interrupted}.")

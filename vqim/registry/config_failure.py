@@ -1,4 +1,5 @@
 """Says which lines of the gin files made a component's constructor fail."""
+import inspect
 import re
 from types import CodeType
 from typing import NamedTuple
@@ -31,7 +32,7 @@ def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[
 
     Returns:
       The error as it was raised, and a message, empty where the configuration is not the cause: errors of
-      other types, and those of the root's own work after it checked its arguments.
+      other types, and those of the work of a root that is a function after it checked its arguments.
     """
     cause, calls = _unwrap(error)
     if not calls or isinstance(cause, ConfigError) or not isinstance(cause, ValueError | TypeError | OSError):
@@ -39,7 +40,8 @@ def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[
     call = calls[0]
     code = _raising_code(cause)
     missing = _MISSING.search(str(cause)) if code.co_filename == gin_config.__file__ else None
-    if call.selector == root and not missing and code is not config_names.constructor(root).__code__:
+    works = not inspect.isclass(config_names.registered(root)) and code is not config_names.constructor(root).__code__
+    if call.selector == root and not missing and works:
         return cause, ""
     lines = [f"{call.selector}{f' in scope {call.scope}' * bool(call.scope)}: {cause}"]
     if missing:
@@ -47,7 +49,10 @@ def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[
         lines += [f"  {name} has no value: add `{name} = ...` to a gin file" for name in names]
     given = [] if missing else _given(call, bindings)
     named = [binding for binding in given if re.search(rf"\b{re.escape(binding.parameter)}\b", str(cause))]
-    for binding in named or given:
+    # What two components disagree about is said by the lines of the components, not by those of who made them.
+    subject = re.match(r"(?:\w+\.)*(\w+)", str(cause))
+    inner = [binding for binding in _inside(given, bindings) if subject and binding.parameter == subject[1]]
+    for binding in inner + named or given:
         lines += [f"  {line}" for line in _with_macros(binding, bindings)]
     if not given:
         lines += [f"  used by {binding}" for binding in _users(call, bindings)]
@@ -97,6 +102,19 @@ def _with_macros(binding: Binding, bindings: dict[str, Binding]) -> list[str]:
         if isinstance(leaf, Macro) and leaf.name in bindings:
             lines += [f"  {line}" for line in _with_macros(bindings[leaf.name], bindings)]
     return lines
+
+
+def _inside(given: list[Binding], bindings: dict[str, Binding]) -> list[Binding]:
+    """The bindings of all components that `given` refer to, at any depth, but for `given` themselves."""
+    found, waiting = list(given), list(given)
+    while waiting:
+        for leaf in leaves(waiting.pop().value):
+            next_ones = [bindings[leaf.name]] if isinstance(leaf, Macro) and leaf.name in bindings else [
+                binding for binding in bindings.values()
+                if isinstance(leaf, Reference) and binding.parameter and binding.selector == leaf.selector]
+            waiting += [binding for binding in next_ones if binding not in found]
+            found += [binding for binding in next_ones if binding not in found]
+    return [binding for binding in found if binding.parameter and binding not in given]
 
 
 def _users(call: _Call, bindings: dict[str, Binding]) -> list[Binding]:

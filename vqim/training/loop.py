@@ -1,7 +1,9 @@
 """The training loop: the only one, for every task."""
 import dataclasses
 import functools
+import math
 import os
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -48,18 +50,15 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
       experiment: what to train, on what, how long.
       workdir: the run directory.
       runtime: where to run (`vqim.runtime`).
-      config: the configuration as text, kept with every checkpoint.
+      config: the configuration as text, kept with every checkpoint and shown by TensorBoard.
 
     Raises:
-      NonFiniteError: a loss or a gradient was not finite; the state before that step has been saved.
+      NonFiniteError: a learning rate, a loss or a gradient was not finite; the state before that step has been saved.
       CheckpointError: a checkpoint could not be written; the one before is whole.
       ValueError: the checkpoint is of another model, or the batch does not fit the devices.
     """
     task, num_steps, batch_size = experiment.task, experiment.num_steps, experiment.batch_size
-    if batch_size % runtime.num_batch_shards or batch_size % runtime.process_count:
-        raise ValueError(
-            f"batch_size must be a multiple of {runtime.num_batch_shards}, the devices that share a batch, and of "
-            f"{runtime.process_count} processes; got {batch_size}")
+    check_batch_size(batch_size, runtime)
     spec = task.init_spec()
     loader = experiment.data.training(
         batch_size // runtime.process_count, experiment.seed,
@@ -74,13 +73,21 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
         checkpoint = manager.open(latest)
         state = restore(spec, experiment.seed, runtime, checkpoint)
         loader.restore(checkpoint.data_position(runtime.process_index))
-        logging.info("Going on from step %d of %s.", state.step, workdir)
+        if state.step < num_steps:
+            logging.info("Going on from step %d of %s.", state.step, workdir)
+        else:
+            logging.info("Nothing to do: %s has step %d of %d. More train.num_steps train it further.",
+                         workdir, state.step, num_steps)
     run = _Run(experiment, spec, state, runtime, manager, loader, config)
     progress = Progress(state.step, num_steps, batch_size, runtime.peak_flops)
     summaries = Summaries(workdir, state.step, enabled=runtime.process_index == 0)
+    interrupted = None
     try:
+        if state.step < num_steps:
+            # TensorBoard takes text for Markdown, which leaves indented lines as they are.
+            summaries.write(state.step, {"config": textwrap.indent(config, "    ")})
         with Interrupts() as interrupts:
-            while state.step < num_steps and not interrupts.requested:
+            while state.step < num_steps and not interrupted:
                 run.step()
                 is_last = state.step == num_steps
                 if state.step % experiment.log_every == 0 or is_last:
@@ -93,17 +100,26 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
                     for evaluator in experiment.evaluators:
                         if is_last or evaluator.every and state.step % evaluator.every == 0:
                             summaries.write(state.step, run.evaluate(evaluator))
-                    if state.step % experiment.save_every == 0 or is_last or interrupts.requested:
+                    # Read once: a signal that comes after this line is for the next step.
+                    interrupted = None if is_last else interrupts.requested
+                    if state.step % experiment.save_every == 0 or is_last or interrupted:
                         run.save()
         manager.wait()
     finally:
         summaries.close()
         loader.close()
-    if interrupts.requested and state.step < num_steps:
+    if interrupted:
         logging.info("Stopped on %s at step %d of %d; the same command goes on from here.",
-                     interrupts.requested, state.step, num_steps)
-        return Finished(state, interrupts.requested)
-    return Finished(state, None)
+                     interrupted, state.step, num_steps)
+    return Finished(state, interrupted)
+
+
+def check_batch_size(batch_size: int, runtime: Any) -> None:
+    """Raises ValueError unless a batch can be shared among the devices and processes."""
+    if batch_size % runtime.num_batch_shards or batch_size % runtime.process_count:
+        raise ValueError(
+            f"batch_size must be a multiple of {runtime.num_batch_shards}, the devices that share a batch, and of "
+            f"{runtime.process_count} processes; got {batch_size}")
 
 
 class _Run:
@@ -125,6 +141,7 @@ class _Run:
 
     def step(self) -> None:
         """One update."""
+        self._check_scalars()
         self._positions[self._state.step] = self._loader.position()
         batch = self._runtime.put(next(self._loader))
         self.flops = self.flops or step_flops(self._task, self._spec, batch)
@@ -157,6 +174,17 @@ class _Run:
     def _save(self, data_position: dict[str, Any]) -> None:
         save(self._state, self._spec, self._manager, self._runtime,
              data_position=data_position, config=self._config, metrics=self._metrics)
+
+    def _check_scalars(self) -> None:
+        """A rate that is not finite would ruin the parameters while loss and gradients are still good."""
+        scalars = self._task.host_scalars(self._state.step)
+        bad = [f"{name} = {value}" for name, value in scalars.items() if not math.isfinite(value)]
+        if bad:
+            self.save()
+            self._manager.wait()
+            raise NonFiniteError(
+                f"step {self._state.step} is given {', '.join(bad)}, which is not finite; it has not been made, and "
+                "the state from before it is saved. Look at the schedule")
 
     def _check_health(self) -> None:
         flags = [self._state.arrays[FIRST_BAD_STEP], self._state.arrays[IS_BAD]]

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -57,8 +59,7 @@ class Summaries:
             if isinstance(value, Histogram):
                 self._writer.add_histogram(name, value.values, step)
             elif isinstance(value, Curve):
-                for place, number in enumerate(value.values):
-                    self._writer.add_scalar(f"{name}/by_{value.title}", number, place)
+                self._writer.add_figure(name, _plot(value), step)
                 row[name] = list(value.values)
             elif isinstance(value, str):
                 self._writer.add_text(name, value, step)
@@ -86,6 +87,16 @@ def image_grid(images_BHWC: np.ndarray, padding: int = 2) -> np.ndarray:
     filled = np.concatenate([images_BHWC, np.full((missing, *images_BHWC.shape[1:]), 230, np.uint8)])
     padded = np.pad(filled, ((0, 0), (0, padding), (0, padding), (0, 0)), constant_values=230)
     return rearrange(padded, "(r c) h w d -> (r h) (c w) d", c=columns)
+
+
+def _plot(curve: Curve) -> Figure:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(curve.values, marker="o")
+    axes.set_xlabel(curve.title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    return figure
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
