@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -228,3 +229,19 @@ def test_groups_set_rate_and_decay_by_name():
 def test_impossible_setting_is_refused_by_argument_name(arguments):
     with pytest.raises(ValueError, match=f"^{next(iter(arguments))} must be"):
         Adafactor(**arguments)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
+def test_the_compiled_step_equals_the_eager_one():
+    spec = {"kernel": STACKED["kernel"]}
+    results = []
+    for compiled in (False, True):
+        params, optimizer = draw(0, spec), Adafactor(min_factored_size=16, weight_decay=0.1, compiled=compiled)
+        slots = zeros(optimizer.init_spec(spec))
+        for step in range(3):
+            optimizer.update(params, draw(step + 1, spec), slots, **scalars(step, keep=step != 1))
+        results.append(params | slots)
+    eager, compiled = results
+    for name, expected in eager.items():
+        tolerance = {"rtol": 0, "atol": 1} if expected.dtype == torch.int8 else {"rtol": 1e-5, "atol": 1e-6}
+        torch.testing.assert_close(compiled[name], expected, **tolerance)

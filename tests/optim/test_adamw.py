@@ -29,6 +29,13 @@ def scalars(step, rate=1e-2, keep=True):
             "keep": torch.tensor(keep)}
 
 
+@pytest.fixture(params=["fused", "written out"], autouse=True)
+def kernel(request, monkeypatch):
+    """Every test runs the kernel of CPU and CUDA, and the arithmetic that other devices are given."""
+    if request.param == "written out":
+        monkeypatch.setattr(AdamW, "_fused", AdamW._written_out)
+
+
 @pytest.mark.parametrize("beta1, beta2, eps, decay", [
     (0.9, 0.999, 1e-8, 0.0), (0.9, 0.99, 1e-6, 0.1), (0.0, 0.9, 1e-8, 1.0),
 ])

@@ -3,7 +3,8 @@
 The algorithm is Shazeer and Stern's (2018) in the form that authors of the paper published in praxis
 (`ShardedAdafactor`), with the row mean taken as T5X does. docs/optimizers.md has the formulas and the choices.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,13 +13,16 @@ from vqim.optim.adamw import one_minus_power
 from vqim.optim.arguments import require, require_step_count
 from vqim.optim.gradients import combine_norms
 from vqim.optim.groups import Group, Treatment, assign
-from vqim.optim.int8 import dequantise, expand, rounding_noise, to_levels
+from vqim.optim.int8 import dequantise, expand, rounding_noise, scale_of, to_levels
 from vqim.optim.layout import Layout, lay_out
 from vqim.optim.optimizer import check_names
 from vqim.state.leaf import Leaf, Spec, State
 from vqim.state.random import step_key
 
 FIRST_MOMENTS = ("int8", "bfloat16", "float32", "none")
+P = ParamSpec("P")
+R = TypeVar("R")
+Factors = dict[str, tuple[Tensor, ...]]  # what to multiply a gradient by: of rows and of columns, or of elements
 _EPS = 1e-30  # added to squared gradients, so that a zero gradient gives a zero update
 _SMALLEST_PARAMETER_SCALE = 1e-3
 
@@ -97,12 +101,13 @@ class Adafactor:
         self.factor_rules = dict(factor_rules or {})
         self._treatments: dict[str, Treatment] = {}
         self._layouts: dict[str, Layout] = {}
-        self._update_one = self._update_parameter
+        # Four passes over memory. Compiled apart, each reads the gradient and the int8 values afresh rather than an
+        # array of a parameter's size that another pass would have to write.
+        self._run_second_moments = self._second_moments
+        self._run_step_sizes, self._run_ranges, self._run_apply = self._step_sizes, self._ranges, self._apply
         if compiled:
-            # Everything large is recomputed from the gradient and the int8 values rather than stored: the
-            # step is as fast as memory is, and needs no temporary array of a parameter's size.
-            self._update_one = torch.compile(self._update_parameter, dynamic=False, fullgraph=True, options={
-                "realize_reads_threshold": 100, "realize_acc_reads_threshold": 100, "realize_opcount_threshold": 1000})
+            self._run_second_moments, self._run_step_sizes = _compile(self._second_moments), _compile(self._step_sizes)
+            self._run_ranges, self._run_apply = _compile(self._ranges), _compile(self._apply)
 
     def init_spec(self, params: Spec) -> Spec:
         """The slots of each parameter; see `Optimizer.init_spec`."""
@@ -124,18 +129,17 @@ class Adafactor:
             new_weight = (1 - self.beta2) / one_minus_power(self.beta2, t)  # 1 - b
         else:
             new_weight = t ** -self.decay_power
-        norms = []
-        for name, layout in self._layouts.items():
-            treatment = self._treatments[name]
-            names = self._first_moment_slots(layout) | _second_moment_slots(layout)
-            key = None
-            if self.rounding == "stochastic" and "m_int8" in names:
-                seed = torch.full_like(step, self.rounding_seed)
-                key = step_key(seed, step, name)
-            norms.append(self._update_one(
-                params[name], grads[name], {slot: slots[f"{slot}/{name}"] for slot in names}, layout,
-                treatment.weight_decay, learning_rate * treatment.learning_rate_multiplier, new_weight, key, keep))
-        return {"update_norm": combine_norms(norms)}
+        rates = {name: learning_rate * treatment.learning_rate_multiplier
+                 for name, treatment in self._treatments.items()}
+        keys: dict[str, Tensor] = {}
+        if self.rounding == "stochastic":
+            seed = torch.full_like(step, self.rounding_seed)
+            keys = {name: step_key(seed, step, name) for name in self._layouts}
+        factors = self._run_second_moments(grads, slots, new_weight, keep)
+        sizes = self._run_step_sizes(params, grads, factors, rates)
+        scales, norm = self._run_ranges(params, grads, slots, factors, sizes, rates)
+        self._run_apply(params, grads, slots, factors, sizes, rates, scales, keys, keep)
+        return {"update_norm": torch.where(keep, norm, 0.0)}
 
     def _first_moment_slots(self, layout: Layout) -> dict[str, Leaf]:
         if self.first_moment == "none":
@@ -144,33 +148,90 @@ class Adafactor:
             return {"m_int8": layout.slot(dtype=torch.int8), "m_scale": layout.slot(without=layout.shared)}
         return {"m": layout.slot(dtype=torch.bfloat16 if self.first_moment == "bfloat16" else torch.float32)}
 
-    def _update_parameter(
-        self, w: Tensor, g: Tensor, slots: dict[str, Tensor], layout: Layout, weight_decay: float,
-        rate: Tensor, new_weight: Tensor, key: Tensor | None, keep: Tensor,
-    ) -> Tensor:
-        """Updates one parameter and its slots; returns the l2 norms of parts of the change."""
-        g = g.to(torch.float32)
-        inner = layout.inner
-        new, u = _precondition(g, slots, layout, new_weight)
-        size = rate
-        if self.scale_by_parameter:
-            size = size * _rms(w, inner).clamp(min=_SMALLEST_PARAMETER_SCALE)
-        if self.clip_threshold is not None:
-            size = size / (_rms(u, inner) / self.clip_threshold).clamp(min=1.0)
-        m = u * ((1 - self.beta1) * size)
-        if "m_int8" in slots:
-            m = self.beta1 * dequantise(slots["m_int8"], slots["m_scale"], layout.shared) + m
-            noise = None if key is None else rounding_noise(key, m.shape)
-            new["m_int8"], new["m_scale"] = to_levels(m, layout.shared, noise)
-        elif "m" in slots:
-            m = new["m"] = self.beta1 * slots["m"].to(torch.float32) + m
-        decrease = m + w * (rate * weight_decay) if weight_decay else m
-        norm = torch.linalg.vector_norm(decrease, dim=layout.shared or None)
-        for slot, old in slots.items():
-            # the choice is made in float32, which holds every int8 and bfloat16 exactly
-            old.copy_(torch.where(keep, new[slot], old.to(torch.float32)))
-        w.sub_(torch.where(keep, decrease, 0.0))  # subtracting +0.0 leaves every bit as it was, also that of -0.0
-        return torch.where(keep, torch.linalg.vector_norm(norm), 0.0)
+    def _second_moments(self, grads: State, slots: State, new_weight: Tensor, keep: Tensor) -> Factors:
+        """Updates the second moments; returns what to multiply each gradient by."""
+        factors: Factors = {}
+        for name, layout in self._layouts.items():
+            g = grads[name].to(torch.float32)
+            squared = (g * g).add_(_EPS)
+            if layout.factored is None:
+                v = torch.lerp(slots[f"v/{name}"], squared, new_weight)
+                factors[name] = (v.rsqrt(),)
+                _write(slots[f"v/{name}"], v, keep)
+                continue
+            row, column = layout.factored
+            v_row = torch.lerp(slots[f"v_row/{name}"], squared.mean(column), new_weight)
+            v_col = torch.lerp(slots[f"v_col/{name}"], squared.mean(row), new_weight)
+            # `row` comes before `column`, so it has the same number in v_row
+            row_factor = (v_row / v_row.mean(row, keepdim=True)).rsqrt()
+            factors[name] = (expand(row_factor, [column]), expand(v_col.rsqrt(), [row]))
+            _write(slots[f"v_row/{name}"], v_row, keep)
+            _write(slots[f"v_col/{name}"], v_col, keep)
+        return factors
+
+    def _step_sizes(self, params: State, grads: State, factors: Factors, rates: State) -> State:
+        """The learning rate of each parameter (of each layer) after parameter scaling and update clipping."""
+        sizes = {}
+        for name, layout in self._layouts.items():
+            size = rates[name]
+            if self.scale_by_parameter:
+                size = size * _rms(params[name], layout.inner).clamp(min=_SMALLEST_PARAMETER_SCALE)
+            if self.clip_threshold is not None:
+                rms = _rms(_product(grads[name], factors[name]), layout.inner)
+                size = size / (rms / self.clip_threshold).clamp(min=1.0)
+            sizes[name] = size
+        return sizes
+
+    def _ranges(
+        self, params: State, grads: State, slots: State, factors: Factors, sizes: State, rates: State,
+    ) -> tuple[State, Tensor]:
+        """The scale of each quantised first moment, and the l2 norm of the whole update."""
+        scales, norms = {}, []
+        for name, layout in self._layouts.items():
+            m = self._moment(name, grads, slots, factors, sizes)
+            if f"m_int8/{name}" in slots:
+                scales[name] = scale_of(m, layout.shared)
+            parts = torch.linalg.vector_norm(self._decrease(name, m, params, rates), dim=layout.shared or None)
+            norms.append(torch.linalg.vector_norm(parts))
+        return scales, combine_norms(norms)
+
+    def _apply(
+        self, params: State, grads: State, slots: State, factors: Factors, sizes: State, rates: State,
+        scales: State, keys: State, keep: Tensor,
+    ) -> None:
+        """Updates the parameters and first moments."""
+        for name, layout in self._layouts.items():
+            m = self._moment(name, grads, slots, factors, sizes)
+            decrease = self._decrease(name, m, params, rates)
+            if name in scales:
+                noise = rounding_noise(keys[name], m.shape) if keys else None
+                _write(slots[f"m_int8/{name}"], to_levels(m, scales[name], layout.shared, noise), keep)
+                _write(slots[f"m_scale/{name}"], scales[name], keep)
+            elif f"m/{name}" in slots:
+                _write(slots[f"m/{name}"], m, keep)
+            params[name].sub_(torch.where(keep, decrease, 0.0))  # subtracting +0.0 keeps every bit, also that of -0.0
+
+    def _moment(self, name: str, grads: State, slots: State, factors: Factors, sizes: State) -> Tensor:
+        """The new first moment, in units of the parameter."""
+        first, *others = factors[name]
+        m = _product(grads[name], (first * ((1 - self.beta1) * sizes[name]), *others))
+        if f"m_int8/{name}" in slots:
+            shared = self._layouts[name].shared
+            return m.add_(dequantise(slots[f"m_int8/{name}"], self.beta1 * slots[f"m_scale/{name}"], shared))
+        if f"m/{name}" in slots:
+            return m.add_(slots[f"m/{name}"].to(torch.float32), alpha=self.beta1)
+        return m
+
+    def _decrease(self, name: str, m: Tensor, params: State, rates: State) -> Tensor:
+        decay = self._treatments[name].weight_decay
+        return m + params[name] * (rates[name] * decay) if decay else m
+
+
+def _compile(function: Callable[P, R]) -> Callable[P, R]:
+    """Compiles for fixed shapes, computing a cheap value again in each loop that needs it rather than storing it."""
+    compiled: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True, options={
+        "realize_reads_threshold": 100, "realize_acc_reads_threshold": 100, "realize_opcount_threshold": 1000})
+    return compiled
 
 
 def _second_moment_slots(layout: Layout) -> dict[str, Leaf]:
@@ -180,21 +241,18 @@ def _second_moment_slots(layout: Layout) -> dict[str, Leaf]:
     return {"v_row": layout.slot(without=[column]), "v_col": layout.slot(without=[row])}
 
 
-def _precondition(
-    g: Tensor, slots: dict[str, Tensor], layout: Layout, new_weight: Tensor,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The new second moments, and the gradient divided by their root."""
-    squared = g * g + _EPS
-    if layout.factored is None:
-        v = torch.lerp(slots["v"], squared, new_weight)
-        return {"v": v}, g * v.rsqrt()
-    row, column = layout.factored
-    v_row = torch.lerp(slots["v_row"], squared.mean(column), new_weight)
-    v_col = torch.lerp(slots["v_col"], squared.mean(row), new_weight)
-    # `row` comes before `column`, so it has the same number in v_row
-    row_factor = (v_row / v_row.mean(row, keepdim=True)).rsqrt()
-    u = g * expand(row_factor, [column]) * expand(v_col.rsqrt(), [row])
-    return {"v_row": v_row, "v_col": v_col}, u
+def _product(g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+    """The gradient times its factors, a new array."""
+    first, *others = factors
+    product = g.to(torch.float32) * first
+    for factor in others:
+        product.mul_(factor)
+    return product
+
+
+def _write(old: Tensor, new: Tensor, keep: Tensor) -> None:
+    """Replaces `old` where `keep`; chosen in float32, which holds every int8 and bfloat16 exactly."""
+    old.copy_(torch.where(keep, new, old.to(torch.float32)))
 
 
 def _rms(x: Tensor, dims: Sequence[int]) -> Tensor:

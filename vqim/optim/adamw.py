@@ -63,24 +63,42 @@ class AdamW:
         """One update in place; see `Optimizer.update`."""
         check_names(self._treatments, params, grads)
         t = step.to(torch.float32) + 1
-        correction1, correction2 = one_minus_power(self.beta1, t), one_minus_power(self.beta2, t)
-        root2 = correction2.sqrt()
-        norms = []
-        for name, treatment in self._treatments.items():
-            w, m, v, g = params[name], slots[f"m/{name}"], slots[f"v/{name}"], grads[name].to(torch.float32)
-            rate = learning_rate * treatment.learning_rate_multiplier
-            new_m = m.lerp(g, 1 - self.beta1)
-            new_v = (v * self.beta2).addcmul_(g, g, value=1 - self.beta2)
-            decrease = new_m / new_v.sqrt().div_(root2).add_(self.eps)
-            decrease.mul_(rate / correction1)
-            if treatment.weight_decay:
-                decrease.add_(w * (rate * treatment.weight_decay))
-            decrease = torch.where(keep, decrease, 0.0)
-            norms.append(torch.linalg.vector_norm(decrease))
-            m.copy_(torch.where(keep, new_m, m))
-            v.copy_(torch.where(keep, new_v, v))
-            w.sub_(decrease)  # subtracting +0.0 leaves every bit as it was, also that of -0.0
+        one_parameter = self._fused if step.device.type in ("cpu", "cuda") else self._written_out
+        norms = [
+            one_parameter(
+                params[name], grads[name].to(torch.float32), slots[f"m/{name}"], slots[f"v/{name}"],
+                learning_rate * treatment.learning_rate_multiplier, treatment.weight_decay, t, keep)
+            for name, treatment in self._treatments.items()]
         return {"update_norm": combine_norms(norms)}
+
+    def _fused(
+        self, w: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, weight_decay: float, t: Tensor, keep: Tensor,
+    ) -> Tensor:
+        """One pass over memory by the kernel behind `torch.optim.AdamW(fused=True)`; returns the update's norm.
+
+        Its `found_inf` is what a gradient scaler uses to skip a step, on the device: the opposite of `keep`.
+        """
+        before = w.clone()
+        torch._fused_adamw_(
+            [w], [g], [m], [v], [], [t], lr=rate, beta1=self.beta1, beta2=self.beta2, weight_decay=weight_decay,
+            eps=self.eps, amsgrad=False, maximize=False, found_inf=1 - keep.to(torch.float32))
+        return torch.linalg.vector_norm(before.sub_(w))
+
+    def _written_out(
+        self, w: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, weight_decay: float, t: Tensor, keep: Tensor,
+    ) -> Tensor:
+        """The same in elementary operations, which XLA fuses."""
+        new_m = m.lerp(g, 1 - self.beta1)
+        new_v = (v * self.beta2).addcmul_(g, g, value=1 - self.beta2)
+        root = new_v.sqrt().div_(one_minus_power(self.beta2, t).sqrt()).add_(self.eps)
+        decrease = (new_m / root).mul_(rate / one_minus_power(self.beta1, t))
+        if weight_decay:
+            decrease.add_(w * (rate * weight_decay))
+        decrease = torch.where(keep, decrease, 0.0)
+        m.copy_(torch.where(keep, new_m, m))
+        v.copy_(torch.where(keep, new_v, v))
+        w.sub_(decrease)  # subtracting +0.0 leaves every bit as it was, also that of -0.0
+        return torch.linalg.vector_norm(decrease)
 
 
 def one_minus_power(base: float, exponent: Tensor) -> Tensor:

@@ -26,22 +26,26 @@ def quantise(x: Tensor, dims: Sequence[int], noise: Tensor | None = None) -> tup
       int8 values of the shape of `x`, and float32 scales of its shape without `dims`. Where the largest magnitude
       is below 127 times the smallest normal float32, both are zero.
     """
-    levels, scale = to_levels(x, dims, noise)
-    return levels.to(torch.int8), scale
+    scale = scale_of(x, dims)
+    return to_levels(x, scale, dims, noise).to(torch.int8), scale
 
 
-def to_levels(x: Tensor, dims: Sequence[int], noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `quantise`, but the whole numbers are still float32: what compilers for CPUs select and store fast."""
+def scale_of(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """The scales that `quantise` uses for `x`: the largest magnitude along `dims`, which go, divided by 127."""
     scale = x.abs().amax(tuple(dims)) * (1 / LARGEST)
-    scale = torch.where(scale >= _TINY, scale, 0.0)  # a subnormal number may be flushed to zero, and 1 / 0 is no scale
+    return torch.where(scale >= _TINY, scale, 0.0)  # a subnormal scale may be flushed to zero
+
+
+def to_levels(x: Tensor, scale: Tensor, dims: Sequence[int], noise: Tensor | None = None) -> Tensor:
+    """The values of `quantise`, still as float32: what compilers for CPUs select and store fast."""
     levels = x * expand(torch.where(scale > 0, 1 / scale, 0.0), dims)
-    levels = levels.round() if noise is None else (levels + noise).floor()
-    return levels.clamp(-LARGEST, LARGEST), scale
+    levels = levels.round_() if noise is None else levels.add_(noise).floor_()
+    return levels.clamp_(-LARGEST, LARGEST)
 
 
 def dequantise(q: Tensor, scale: Tensor, dims: Sequence[int]) -> Tensor:
     """The float32 values that `quantise` kept; quantising them again gives the same int8 values."""
-    return q.to(torch.float32) * expand(scale, dims)
+    return q.to(torch.float32).mul_(expand(scale, dims))
 
 
 def expand(x: Tensor, dims: Sequence[int]) -> Tensor:
