@@ -104,11 +104,12 @@ class ImageTokenizer(nn.Module):
 
     def encode(self, images_BCHW: Tensor, context: Context) -> Quantized:
         """Images, float in [0, 1], to codes."""
-        return self.quantizer(self.encoder(images_BCHW, context), context)
+        latents_BhwD = self.encoder(images_BCHW, context.fold("encoder"))
+        return self.quantizer(latents_BhwD, context.fold("quantizer"))
 
     def decode(self, latents_BhwD: Tensor, context: Context) -> Reconstruction:
         """Vectors of codes to images."""
-        return self.decoder(latents_BhwD, context)
+        return self.decoder(latents_BhwD, context.fold("decoder"))
 
     def forward(self, images_BCHW: Tensor, context: Context) -> tuple[Quantized, Reconstruction]:
         """Encodes, quantises and decodes."""
