@@ -59,12 +59,16 @@ def our_step(optimizer: Optimizer, spec: Spec, runtime: Runtime) -> Step:
     """One update by an optimizer of this project."""
     params, grads = place(spec, runtime, 0), place(spec, runtime, 1)
     slots = place(optimizer.init_spec(spec), runtime, 0)
-    update = runtime.compile(optimizer.update)
+
+    @runtime.compile
+    def update(rate: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        return optimizer.update(
+            params, grads, slots, learning_rate=rate, step=number, keep=torch.isfinite(rate))["update_norm"]
 
     def step() -> torch.Tensor:
-        scalars = runtime.scalars({"learning_rate": 1e-3, "step": 100, "keep": 2})
-        keep = scalars.pop("keep") > 1
-        return update(params, grads, slots, keep=keep, **scalars)["update_norm"]
+        scalars = runtime.scalars({"rate": 1e-3, "number": 100})
+        norm: torch.Tensor = update(scalars["rate"], scalars["number"])
+        return norm
 
     return step
 
