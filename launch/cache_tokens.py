@@ -31,19 +31,20 @@ BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Pictures at a time.",
 
 def main() -> None:
     """Writes both splits."""
-    config = session.load_run_config()
+    workdir = session.run_directory()
+    config = session.load_run_config(workdir)
     runtime = session.make_runtime(config, flags.RUNTIME.value)
     experiment = config.call("train")
     task, data = experiment.task, experiment.data
     if not isinstance(task, TokenizerTask):
-        raise ConfigError(f"--workdir must be the run of a tokenizer, {flags.WORKDIR.value} trains a "
+        raise ConfigError(f"--workdir must be the run of a tokenizer, {workdir} trains a "
                           f"{type(task).__name__}")
     config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
     there = [split for split in SPLITS if (Path(OUT.value) / split).exists()]
     if there:
         raise ConfigError(f"--out must be a new folder; {OUT.value} holds {' and '.join(there)}. Remove them to write "
                           "the cache anew, or name another folder")
-    checkpoint = session.open_checkpoint(flags.WORKDIR.value)
+    checkpoint = session.open_checkpoint(workdir)
     spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith("params/tokenizer/")}
     params = select(restore_arrays(spec, experiment.seed, runtime, checkpoint), "params/tokenizer/")
 
@@ -52,7 +53,7 @@ def main() -> None:
             return apply(task.model.tokens, params, images_to_float(images_BHWC), Context(runtime.kernels))
 
     program = runtime.compile(encode)
-    fingerprint = Pretrained(task.model, flags.WORKDIR.value).fingerprint()
+    fingerprint = Pretrained(task.model, workdir).fingerprint()
     passes = {"train": (data.views(BATCH_SIZE.value, experiment.seed, NUM_VIEWS.value), NUM_VIEWS.value),
               "validation": (data.evaluation(BATCH_SIZE.value), 1)}
     for split, (batches, num_views) in passes.items():

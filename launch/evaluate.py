@@ -16,11 +16,11 @@ from . import flags, session
 
 def main() -> None:
     """Runs every evaluator once."""
-    config = session.load_run_config()
+    workdir = session.run_directory()
+    config = session.load_run_config(workdir)
     runtime = session.make_runtime(config, flags.RUNTIME.value)
     experiment = config.call("train")
     config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
-    workdir = flags.WORKDIR.value
     checkpoint = session.open_checkpoint(workdir)
     arrays = restore_arrays(experiment.task.init_spec(), experiment.seed, runtime, checkpoint)
     # What an earlier call wrote for this step is written anew.

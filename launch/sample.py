@@ -35,15 +35,16 @@ TOP_P = absl_flags.DEFINE_float("top_p", None, "Only the nucleus of this probabi
 
 def main() -> None:
     """Draws and writes the pictures."""
-    config = session.load_run_config()
+    workdir = session.run_directory()
+    config = session.load_run_config(workdir)
     runtime = session.make_runtime(config, flags.RUNTIME.value)
     experiment = config.call("train")
     task = experiment.task
     if not isinstance(task, PriorTask):
-        raise ConfigError(f"--workdir must be the run of a prior, {flags.WORKDIR.value} trains a {type(task).__name__}")
+        raise ConfigError(f"--workdir must be the run of a prior, {workdir} trains a {type(task).__name__}")
     config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
     labels_B = _labels(task.num_classes, tuple(experiment.data.class_names))
-    checkpoint = session.open_checkpoint(flags.WORKDIR.value)
+    checkpoint = session.open_checkpoint(workdir)
     # The optimizer's slots are not needed.
     spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith(("params/", "frozen/"))}
     arrays = restore_arrays(spec, experiment.seed, runtime, checkpoint)
@@ -52,7 +53,7 @@ def main() -> None:
                           top_p=TOP_P.value, dtype=task.dtype)
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
-    out = Path(OUT.value or Path(flags.WORKDIR.value) / "samples")
+    out = Path(OUT.value or Path(workdir) / "samples")
     out.mkdir(parents=True, exist_ok=True)
     names = experiment.data.class_names
     drawn: list[np.ndarray] = []

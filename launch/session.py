@@ -104,17 +104,21 @@ def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
     return "\n".join(lines)
 
 
-def load_run_config() -> Config:
-    """The configuration of the run in --workdir; --gin_file and --gin_bindings win over it.
+def run_directory() -> str:
+    """What --workdir says, for the verbs that read a run.
 
     Raises:
       ConfigError: there is no run.
     """
     workdir = flags.WORKDIR.value
-    path = Path(workdir or "") / "config.gin"
-    if not workdir or not path.exists():
+    if not workdir or not (Path(workdir) / "config.gin").exists():
         raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir}")
-    return load([str(path), *flags.GIN_FILE.value], flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
+    return workdir
+
+
+def load_run_config(workdir: str) -> Config:
+    """The configuration of a run; --gin_file and --gin_bindings win over it."""
+    return load([f"{workdir}/config.gin", *flags.GIN_FILE.value], flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
 
 
 def open_checkpoint(workdir: str) -> Checkpoint:

@@ -150,3 +150,26 @@ def test_a_class_that_was_meant_to_be_made_is_refused_with_what_to_write(load_te
     register(pair, "testing")
     with pytest.raises(ConfigError, match=r"expects Path, got @testing.Net \(type\). Is it to be made, with \("):
         load_text("pair.inner = @Net\n")
+
+
+def test_a_disagreement_of_components_names_the_lines_of_both(load_text, register):
+    class Pair:
+        def __init__(self, first: object, second: object):
+            self.check(first, second)
+
+        def check(self, first, second):
+            if first.width != second.width:
+                raise ValueError(f"width must be the first net's {first.width}, got {second.width}")
+
+    register(Pair, "testing")
+    config = load_text(
+        "WIDTH = 4\nPair.first = @a/Net()\nPair.second = @b/Net()\na/Net.width = 2\nb/Net.width = %WIDTH\n")
+    with pytest.raises(ConfigError) as refused:
+        config.call("Pair")
+    assert str(refused.value).splitlines() == [
+        "testing.Pair: width must be the first net's 2, got 4",
+        "  a/testing.Net.width = 2  (a.gin:4)",
+        "  b/testing.Net.width = %WIDTH  (a.gin:5)",
+        "    WIDTH = 4  (a.gin:1)",
+        "  testing.Pair.first = @a/testing.Net()  (a.gin:2)",
+    ]

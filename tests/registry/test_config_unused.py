@@ -64,3 +64,21 @@ def test_the_refusal_lists_line_and_binding(load_text):
 def test_nothing_unused_is_no_refusal(load_text):
     config = load_text("toy.num_steps = 2\n")
     assert config.call("toy", built=config.refuse_unused)["num_steps"] == 2
+
+
+def test_what_only_a_replaced_line_referred_to_goes_with_it(load_text):
+    text = "toy.net = @Net()\nWIDTH = 4\nNet.width = %WIDTH\ntoy.optimizer = @Adam()\nAdam.beta1 = 0.5\n"
+    config = load_text(text, "toy.net = None")
+    assert unused(config) == []
+    assert config.text().split("\n") == [
+        "testing.Adam.beta1 = 0.5", "", "testing.toy.net = None", "testing.toy.optimizer = @testing.Adam()", ""]
+
+
+def test_what_a_replaced_line_and_another_referred_to_stays(load_text):
+    config = load_text("toy.net = @Net()\ntoy.make_net = @Net\nWIDTH = 4\nNet.width = %WIDTH\n", "toy.net = None")
+    assert config.call("toy")["made"].width == 4
+
+
+def test_a_value_for_a_component_that_was_replaced_before_is_listed(load_text):
+    config = load_text("toy.net = @Net()\nNet.width = 4\ntoy.net = None\n", "Net.width = 6")
+    assert unused(config) == ["--gin_bindings number 1: Net.width = 6"]

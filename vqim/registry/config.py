@@ -14,7 +14,18 @@ from typing import Any
 import gin
 
 from vqim.registry import config_difference, config_failure, config_names, config_types
-from vqim.registry.config_text import Binding, ConfigError, Import, Macro, Reference, expand, leaves, map_leaves, read
+from vqim.registry.config_text import (
+    Binding,
+    ConfigError,
+    Import,
+    Macro,
+    Reference,
+    expand,
+    leaves,
+    map_leaves,
+    reach,
+    read,
+)
 
 __all__ = ["Binding", "Config", "ConfigError", "load"]
 
@@ -23,6 +34,9 @@ _REQUIRED = Macro("gin.REQUIRED")
 
 def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> "Config":
     """Reads a configuration and makes it the one in force; later bindings win.
+
+    What only a replaced line referred to goes with it: where a file includes another one and then gives it another
+    quantizer, the earlier quantizer's bindings, and the macros for them, are not part of the configuration.
 
     Args:
       gin_files: paths, absolute, or relative to the working directory, a search path, the checkout or the package.
@@ -40,6 +54,7 @@ def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
         _import(plugin)
     problems: list[str] = []
     table: dict[str, Binding] = {}
+    moot: set[str] = set()
     for statement in statements:
         if isinstance(statement, Binding):
             try:
@@ -47,8 +62,13 @@ def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
             except ConfigError as error:
                 problems.append(str(error))
             else:
-                table.pop(binding.name, None)  # so that the table is in the order of the lines that won
+                replaced = table.pop(binding.name, None)  # so that the table is in the order of the lines that won
+                if replaced:
+                    moot |= reach([replaced], table)
+                moot.discard(binding.name)
                 table[binding.name] = binding
+    alive = {name: binding for name, binding in table.items() if name not in moot}
+    table = {name: table[name] for name in table if name in alive.keys() | reach(alive.values(), table)}
     config = Config(table, [plugin.module for plugin in imports])
     problems += config._problems()
     if problems:
@@ -95,7 +115,10 @@ class Config:
           except_for: regular expressions of names that need not be used, such as `r"evaluate\\."` in training; what
             those bindings refer to need not be used either.
         """
-        used = set(self._reachable(except_for))
+        excepted = [
+            binding for name, binding in self.bindings.items() if any(re.match(pattern, name) for pattern in except_for)
+        ]
+        used = {binding.name for binding in excepted} | reach(excepted, self.bindings)
         for (scope, selector), parameters in config_names.used_parameters().items():
             for parameter in parameters:
                 used.update(self._effective(scope, selector, parameter))
@@ -199,25 +222,6 @@ class Config:
             if name in self.bindings:
                 return [name]
         return []
-
-    def _reachable(self, patterns: tuple[str, ...]) -> set[str]:
-        """Names that match a pattern, and all bindings of what they refer to, directly or not."""
-        found: set[str] = set()
-        waiting = [name for name in self.bindings if any(re.match(pattern, name) for pattern in patterns)]
-        while waiting:
-            name = waiting.pop()
-            if name in found:
-                continue
-            found.add(name)
-            for leaf in leaves(self.bindings[name].value):
-                if isinstance(leaf, Reference):
-                    waiting += [
-                        other for other, binding in self.bindings.items()
-                        if binding.parameter and binding.selector == leaf.selector
-                    ]
-                elif isinstance(leaf, Macro) and leaf.name in self.bindings:
-                    waiting.append(leaf.name)
-        return found
 
 
 def _import(plugin: Import) -> None:

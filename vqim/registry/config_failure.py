@@ -8,7 +8,7 @@ from gin import config as gin_config
 from gin import utils as gin_utils
 
 from vqim.registry import config_names
-from vqim.registry.config_text import Binding, ConfigError, Macro, Reference, leaves
+from vqim.registry.config_text import Binding, ConfigError, Macro, Reference, leaves, reach
 
 # What gin 0.5.0 appends to the message of an error, once for each call of a component that it passes through.
 _CALL = re.compile(
@@ -51,7 +51,8 @@ def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[
     named = [binding for binding in given if re.search(rf"\b{re.escape(binding.parameter)}\b", str(cause))]
     # What two components disagree about is said by the lines of the components, not by those of who made them.
     subject = re.match(r"(?:\w+\.)*(\w+)", str(cause))
-    inner = [binding for binding in _inside(given, bindings) if subject and binding.parameter == subject[1]]
+    made = [bindings[name] for name in reach(given, bindings)]
+    inner = sorted((binding for binding in made if subject and binding.parameter == subject[1]), key=str)
     for binding in inner + named or given:
         lines += [f"  {line}" for line in _with_macros(binding, bindings)]
     if not given:
@@ -102,19 +103,6 @@ def _with_macros(binding: Binding, bindings: dict[str, Binding]) -> list[str]:
         if isinstance(leaf, Macro) and leaf.name in bindings:
             lines += [f"  {line}" for line in _with_macros(bindings[leaf.name], bindings)]
     return lines
-
-
-def _inside(given: list[Binding], bindings: dict[str, Binding]) -> list[Binding]:
-    """The bindings of all components that `given` refer to, at any depth, but for `given` themselves."""
-    found, waiting = list(given), list(given)
-    while waiting:
-        for leaf in leaves(waiting.pop().value):
-            next_ones = [bindings[leaf.name]] if isinstance(leaf, Macro) and leaf.name in bindings else [
-                binding for binding in bindings.values()
-                if isinstance(leaf, Reference) and binding.parameter and binding.selector == leaf.selector]
-            waiting += [binding for binding in next_ones if binding not in found]
-            found += [binding for binding in next_ones if binding not in found]
-    return [binding for binding in found if binding.parameter and binding not in given]
 
 
 def _users(call: _Call, bindings: dict[str, Binding]) -> list[Binding]:

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import os
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,21 @@ def leaves(value: Any) -> Iterator[Any]:
             yield from leaves(item)
     else:
         yield value
+
+
+def reach(start: Iterable[Binding], table: dict[str, Binding]) -> set[str]:
+    """The names of all bindings of what some bindings refer to, directly or not."""
+    found: set[str] = set()
+    waiting = list(start)
+    while waiting:
+        for leaf in leaves(waiting.pop().value):
+            if isinstance(leaf, Reference):
+                names = [name for name, other in table.items() if other.parameter and other.selector == leaf.selector]
+            else:
+                names = [leaf.name] if isinstance(leaf, Macro) and leaf.name in table else []
+            waiting += [table[name] for name in names if name not in found]
+            found.update(names)
+    return found
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:

@@ -76,7 +76,7 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
         if state.step < num_steps:
             logging.info("Going on from step %d of %s.", state.step, workdir)
         else:
-            logging.info("Nothing to do: %s has step %d of %d. More train.num_steps train it further.",
+            logging.info("Nothing to do: %s has step %d of %d. A larger train.num_steps would go on from there.",
                          workdir, state.step, num_steps)
     run = _Run(experiment, spec, state, runtime, manager, loader, config)
     progress = Progress(state.step, num_steps, batch_size, runtime.peak_flops)
