@@ -120,8 +120,12 @@ class XlaRuntime:
         return tensors
 
     def scalars(self, values: Mapping[str, int | float]) -> dict[str, Tensor]:
-        """See `Runtime.scalars`: data of the program, never constants in it."""
-        return {name: scalar(value).to(self.device) for name, value in values.items()}
+        """See `Runtime.scalars`: data of the program, never constants in it.
+
+        torch_xla makes a 0-d tensor of 0 or 1 a constant of the program, and equal ones a single parameter: either
+        compiles anew when the value changes. An element of a vector is always data.
+        """
+        return {name: scalar(value).reshape(1).to(self.device)[0] for name, value in values.items()}
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Traces the function at each call and runs it as one program; XLA compiles it at the first."""

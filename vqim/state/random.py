@@ -23,8 +23,12 @@ def step_key(seed: Tensor, step: Tensor, purpose: str) -> Tensor:
 
 
 def mix_bits(x: Tensor) -> Tensor:
-    """A bijection of int32 that scatters its input: Chris Wellons' lowbias32, in wrapping int32 arithmetic."""
+    """A bijection of int32 that scatters its input: Chris Wellons' lowbias32, in wrapping int32 arithmetic.
+
+    torch_xla 2.9 shifts a negative int32 right by a division that rounds towards zero; with the low bits cleared
+    first, that is the same as a shift.
+    """
     x = x + 0x3C6EF372  # so that zero is no fixed point
-    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
-    return x ^ ((x >> 16) & 0xFFFF)
+    x = (x ^ ((x & -0x10000) >> 16 & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ ((x & -0x8000) >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
+    return x ^ ((x & -0x10000) >> 16 & 0xFFFF)
