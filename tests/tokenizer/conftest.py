@@ -3,13 +3,16 @@ import numpy as np
 import pytest
 import torch
 
+from vqim.checkpoint.manager import CheckpointManager
 from vqim.nn.context import Context
 from vqim.nn.module import spec
-from vqim.runtime.torch import TorchKernels
+from vqim.runtime.torch import TorchKernels, TorchRuntime
+from vqim.state.leaf import prefixed
 from vqim.third_party.noto_emoji import find_dataset
 from vqim.tokenizer.model import ImageTokenizer
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
+from vqim.training.state import TrainState, save
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +53,16 @@ def emoji():
     """32 emoji of 16x16 pixels, uint8 [B, H, W, C]."""
     with np.load(find_dataset()) as arrays:
         return np.ascontiguousarray(arrays["images"][::60, ::4, ::4])
+
+
+@pytest.fixture
+def save_run(tmp_path):
+    """`save_run(model, params, name='run', step=1)`: a run directory with a checkpoint of a tokenizer; its path."""
+    def save_params(model, params, name="run", step=1):
+        manager = CheckpointManager(tmp_path / name / "checkpoints")
+        arrays = {f"params/tokenizer/{parameter}": array for parameter, array in params.items()}
+        save(TrainState(arrays, step, 0), prefixed("params/tokenizer/", spec(model)), manager, TorchRuntime(),
+             data_position={}, config="", metrics={})
+        manager.wait()
+        return str(tmp_path / name)
+    return save_params

@@ -50,6 +50,8 @@ class PriorTask:
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
+        if max_gradient_norm is not None and not max_gradient_norm > 0:
+            raise ValueError(f"max_gradient_norm must be positive or None, got {max_gradient_norm}")
         if not isinstance(tokenizer.model, ImageTokenizer):
             raise TypeError(f"tokenizer must be a pretrained ImageTokenizer, got {type(tokenizer.model).__name__}")
         self.pretrained, self.tokenizer = tokenizer, tokenizer.model

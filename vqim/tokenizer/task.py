@@ -52,8 +52,10 @@ class TokenizerTask:
         self.model, self.optimizer, self.learning_rate = model, optimizer, learning_rate
         self.weights = {"logit_laplace": logit_laplace_weight, "l2": l2_weight, "perceptual": perceptual_weight}
         for name, weight in (("quantizer", quantizer_weight), *self.weights.items()):
-            if weight < 0:
+            if not weight >= 0:
                 raise ValueError(f"{name}_weight must be at least 0, got {weight}")
+        if max_gradient_norm is not None and not max_gradient_norm > 0:
+            raise ValueError(f"max_gradient_norm must be positive or None, got {max_gradient_norm}")
         self.quantizer_weight, self.perceptual, self.max_gradient_norm = quantizer_weight, perceptual, max_gradient_norm
         self.dtype = DTYPES[dtype]
         self._params = spec(model)
