@@ -2,7 +2,9 @@
 import hashlib
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.launch.verbs import Verbs
 from vqim.checkpoint.manager import CheckpointManager
@@ -61,3 +63,17 @@ def same():
             arrays_1[name].tobytes() == arrays_2[name].tobytes() for name in arrays_1)
 
     return equal
+
+
+@pytest.fixture
+def write_pictures():
+    """Writes a folder with one class of small PNGs, the first few of which are cut short."""
+    def write(folder, count, corrupt):
+        (folder / "square").mkdir(parents=True)
+        for number in range(count):
+            path = folder / "square" / f"{number}.png"
+            Image.fromarray(np.full([16, 16, 3], number, np.uint8)).save(path)
+            if number < corrupt:
+                path.write_bytes(path.read_bytes()[:50])
+
+    return write

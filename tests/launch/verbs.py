@@ -37,6 +37,8 @@ class Verbs:
 
     def __init__(self, directory, logs):
         self.directory, self._logs = directory, logs
+        # On a machine that others use too, a second thread waits more than it computes.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(PRELOADED))
 
