@@ -57,7 +57,8 @@ class Sampler:
             raise ValueError(f"labels_B must have shape ({self.batch_size},), got {labels_B.shape}")
         tokens = np.zeros((self.batch_size, self.prior.num_tokens), np.int64)
         device = self.runtime.put({"labels": labels_B.astype(np.int32), "tokens": tokens})
-        cache = self.prior.empty_cache(self.batch_size, self.dtype, device["tokens"].device)
+        empty = self.prior.empty_cache(self.batch_size, self.dtype, device["tokens"].device)
+        cache = Cache(*self.runtime.cut([empty.keys, empty.values], axis=1))
         for position in range(self.prior.num_tokens):
             scalars = self.runtime.scalars({"position": position, "seed": seed})
             self._program(params, device["tokens"], device["labels"], cache, scalars)

@@ -57,12 +57,16 @@ class Runtime(Protocol):
         """Numbers that change from step to step, as int32 and float32 scalars that never cause a compilation."""
         ...
 
+    def cut(self, arrays: Sequence[Tensor], axis: int) -> list[Tensor]:
+        """Arrays that were just made on the device, cut along one dimension as batches are along their first."""
+        ...
+
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function on device arrays, made one program. It may update arrays in place; it reads nothing back."""
         ...
 
     def fetch(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
-        """Host copies, in one transfer where possible; waits for what computes them."""
+        """Host copies of what programs returned, in one transfer where possible; waits for what computes them."""
         ...
 
     def shards(self, tensor: Tensor) -> Shards:

@@ -83,6 +83,10 @@ class TorchRuntime:
         """Scalars stay on the host: torch mixes them with arrays of any device."""
         return {name: scalar(value) for name, value in values.items()}
 
+    def cut(self, arrays: Sequence[Tensor], axis: int) -> list[Tensor]:
+        """One device holds all of them."""
+        return list(arrays)
+
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Eager: the function itself."""
         return function

@@ -2,7 +2,6 @@
 
     B batch, T queries, S keys, N heads, H head dimension
 """
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,14 +9,14 @@ import numpy as np
 import torch
 import torch_xla
 import torch_xla.backends
-import torch_xla.core.xla_model as xm
 import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 from torch import Tensor
-from torch.distributed import TCPStore
+from torch.utils import _pytree as pytree
 from torch_xla._internal import tpu
 
-from vqim.runtime.partition import MESH_AXES, Partition
+from vqim.runtime.barrier import HostBarrier
+from vqim.runtime.partition import MESH_AXES, Partition, PartitionSpec, part_of
 from vqim.runtime.plain import loop_scan, plain_attention
 from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
 from vqim.runtime.settings import XlaSettings
@@ -28,9 +27,11 @@ from vqim.state.random import mix_bits
 PEAK_FLOPS = {"v4": 275e12, "v5litepod": 197e12, "v5p": 459e12, "v6e": 918e12}
 """bfloat16 operations a second of one chip, by Google's published specifications."""
 
-
-STORE_PORT = 8479
+BARRIER_PORT = 8479
 """On the first host, where hosts meet; torch_xla uses 8476 and libtpu 8471."""
+
+BATCH_AXES = ("data", "fsdp")
+"""Over which a batch is cut."""
 
 
 class XlaKernels:
@@ -53,35 +54,51 @@ class XlaKernels:
         return (self._bits(key, shape) >> 7).float() * 2.0**-24
 
     def _bits(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """31 random bits for each position, as int32 of at least 0."""
-        position = torch.zeros(shape, dtype=torch.int32, device=key.device)
+        """31 random bits for each position, as int32 of at least 0.
+
+        The first dimension has keys of its own, so that no batch is too large for int32 positions.
+        """
+        position = torch.zeros((), dtype=torch.int32, device=key.device)
         stride = 1
-        for axis in reversed(range(len(shape))):
-            along = torch.arange(shape[axis], dtype=torch.int32, device=key.device) * stride
-            position = position + along.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-            stride = (stride * shape[axis]) % 2**31
-        return mix_bits(mix_bits(position) ^ key) & 0x7FFFFFFF
+        for axis in reversed(range(1, len(shape))):
+            position = position + _along(axis, shape, key.device) * stride
+            stride = stride * shape[axis]
+        if stride > 2**31:
+            raise ValueError(f"random bits need at most 2^31 positions in all dimensions but the first, got {shape}")
+        row_keys = mix_bits(mix_bits(_along(0, shape, key.device)) ^ key) if shape else key
+        return mix_bits(mix_bits(position) ^ row_keys) & 0x7FFFFFFF
+
+
+def _along(axis: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """0, 1, 2 ... along one dimension of `shape`; the others have size 1."""
+    numbers = torch.arange(shape[axis], dtype=torch.int32, device=device)
+    return numbers.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
 class XlaRuntime:
     """All devices of the run as one mesh with the axes data, fsdp and tensor.
 
-    Batches are cut over data and fsdp; the state as the partition rules say.
+    Batches are cut over data and fsdp; the state as the partition rules say; whatever a program returns is whole on
+    every device.
     """
 
     def __init__(self, settings: XlaSettings):
         """Takes all devices.
 
         Raises:
-          ValueError: the mesh does not fit their number.
+          ValueError: the mesh does not fit their number, or their distribution over processes.
         """
         xr.use_spmd()
+        # Numbers in the code become constants of the program. By default they are its parameters, each sent to the
+        # device, and merged with whatever has the same value at the time, so that another value compiles anew.
+        torch_xla._XLAC._set_xla_all_numbers_special_scalars(True)
         num_devices = xr.global_runtime_device_count()
         fsdp, tensor = settings.fsdp, settings.tensor
         if num_devices % (fsdp * tensor):
             raise ValueError(
                 f"fsdp x tensor must divide the number of devices, {num_devices}; got fsdp {fsdp} and tensor {tensor}")
-        torch_xla.backends.set_mat_mul_precision(settings.matmul_precision)
+        if settings.matmul_precision != torch_xla.backends.get_mat_mul_precision():
+            torch_xla.backends.set_mat_mul_precision(settings.matmul_precision)
         self.matmul_precision = settings.matmul_precision
         self.mesh_shape = {"data": num_devices // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
         self.mesh = xs.Mesh(np.arange(num_devices), tuple(self.mesh_shape.values()), MESH_AXES)
@@ -91,47 +108,51 @@ class XlaRuntime:
         self.process_index = xr.process_index()
         self.process_count = xr.process_count()
         self.num_batch_shards = self.mesh_shape["data"] * fsdp
+        self._positions = self._local_positions()
+        held = {tuple(position[axis] for axis in BATCH_AXES) for position in self._positions}
+        if len(held) * self.process_count != self.num_batch_shards:
+            raise ValueError(
+                f"tensor must divide the number of devices of a host, {len(self._positions)}, or the batch has parts "
+                f"that two hosts would have to load; got {tensor}")
         per_chip = PEAK_FLOPS.get(tpu.get_tpu_type() or "") if xr.device_type() == "TPU" else None
-        self._store: TCPStore | None = None
-        if self.process_count > 1:
-            self._store = TCPStore(
-                xr.get_master_ip(), STORE_PORT, is_master=self.process_index == 0, wait_for_workers=False)
         self.peak_flops = per_chip * num_devices if per_chip else None
+        self._barrier: HostBarrier | None = None
+        if self.process_count > 1:
+            self._barrier = HostBarrier(xr.get_master_ip(), BARRIER_PORT, self.process_index, self.process_count)
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
-        """See `Runtime.place`. The host holds this one array while it is sent."""
+        """See `Runtime.place`. The host holds the parts of this one array that its devices hold."""
         spec = self.partition.spec(name, leaf, self.mesh_shape)
-        tensor = to_tensor(fill(full_index(leaf.shape)), leaf.dtype).to(self.device)
-        xs.mark_sharding(tensor, self.mesh, spec)
-        return tensor
+        parts: dict[str, Tensor] = {}
+        shards = []
+        for position in self._positions:
+            index = part_of(leaf.shape, spec, self.mesh_shape, position)
+            if str(index) not in parts:
+                parts[str(index)] = to_tensor(fill(index), leaf.dtype)
+            shards.append(parts[str(index)])
+        return self._send(shards, leaf.shape, spec)
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """See `Runtime.put`."""
-        tensors = {}
-        for name, array in batch.items():
-            size = array.shape[0] * self.process_count
-            if size % self.num_batch_shards:
-                raise ValueError(
-                    f"the batch size must be a multiple of {self.num_batch_shards}, the devices that share a batch; "
-                    f"{name} has {size}")
-            sharding = xs.ShardingSpec(self.mesh, (("data", "fsdp"), *(None,) * (array.ndim - 1)))
-            tensors[name] = xm.send_cpu_data_to_device(
-                torch.from_numpy(np.ascontiguousarray(array)), self.device, input_sharding=sharding)[0]
-        return tensors
+        return {name: self._put(name, array) for name, array in batch.items()}
 
     def scalars(self, values: Mapping[str, int | float]) -> dict[str, Tensor]:
-        """See `Runtime.scalars`: data of the program, never constants in it.
+        """See `Runtime.scalars`: data of the program, where torch_xla would make a constant of a 0-d tensor."""
+        return {name: self._send([scalar(value)] * len(self._positions), (), ()) for name, value in values.items()}
 
-        torch_xla makes a 0-d tensor of 0 or 1 a constant of the program, and equal ones a single parameter: either
-        compiles anew when the value changes. An element of a vector is always data.
-        """
-        return {name: scalar(value).reshape(1).to(self.device)[0] for name, value in values.items()}
+    def cut(self, arrays: Sequence[Tensor], axis: int) -> list[Tensor]:
+        """See `Runtime.cut`."""
+        for array in arrays:
+            spec = tuple(BATCH_AXES if i == axis else None for i in range(array.ndim))
+            torch_xla._XLAC._xla_annotate_custom_sharding(array, self.mesh.get_op_sharding(spec))
+        torch_xla.sync()
+        return list(arrays)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Traces the function at each call and runs it as one program; XLA compiles it at the first."""
 
         def run(*args: Any) -> Any:
-            result = function(*args)
+            result = pytree.tree_map_only(Tensor, self._replicated, function(*args))
             torch_xla.sync()
             return result
 
@@ -139,33 +160,61 @@ class XlaRuntime:
 
     def fetch(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
         """See `Runtime.fetch`."""
-        return [to_numpy(tensor) for tensor in tensors]
+        return [to_numpy(tensor) for tensor in torch_xla._XLAC._xla_get_cpu_tensors(list(tensors))]
 
     def shards(self, tensor: Tensor) -> Shards:
-        """See `Runtime.shards`."""
+        """See `Runtime.shards`. Of copies on several devices, the one that XLA numbers 0 is written."""
         shape, dtype = tuple(tensor.shape), to_numpy(torch.empty(0, dtype=tensor.dtype)).dtype
-        local = xs.wrap_if_sharded(tensor)
-        if not isinstance(local, xs.XLAShardedTensor):
+        if torch_xla._XLAC._get_xla_sharding_type(tensor) == xs.ShardingType.REPLICATED:
             parts = [(full_index(shape), to_numpy(tensor))] if self.process_index == 0 else []
             return Shards(shape, dtype, parts)
         parts = []
-        for shard in local.local_shards:
-            if shard.replica_id != 0:
-                continue
-            index = full_index(shape) if shard.indices is Ellipsis else tuple(
-                slice(*part.indices(size)[:2]) for part, size in zip(shard.indices, shape, strict=True))
-            parts.append((index, to_numpy(shard.unpadded_data)))
+        for shard in xs.XLAShardedTensor(tensor).local_shards:
+            if shard.replica_id == 0:
+                index = full_index(shape) if shard.indices is Ellipsis else tuple(
+                    slice(part.start, part.stop) for part in shard.indices)
+                parts.append((index, to_numpy(shard.unpadded_data)))
         return Shards(shape, dtype, parts)
 
     def barrier(self, name: str) -> None:
         """See `Runtime.barrier`; over the host network, so that a thread may wait while steps go on."""
-        if self._store is not None:
-            self._store.add(name, 1)
-            while int(self._store.add(name, 0)) < self.process_count:
-                time.sleep(0.05)
+        if self._barrier is not None:
+            self._barrier.wait(name)
 
     def describe(self) -> dict[str, Any]:
         """See `Runtime.describe`."""
         return {"runtime": "xla", "device": xr.device_type(), "num_devices": xr.global_runtime_device_count(),
                 "mesh": self.mesh_shape, "matmul_precision": self.matmul_precision,
                 "torch": torch.__version__, "torch_xla": torch_xla.__version__}
+
+    def _local_positions(self) -> list[dict[str, int]]:
+        """Where on the mesh this process's devices are, in torch_xla's order of them."""
+        everyone = torch_xla._XLAC._xla_get_all_runtime_devices()
+        positions = []
+        for device in torch_xla._XLAC._xla_get_runtime_devices():
+            place = np.unravel_index(everyone.index(device), tuple(self.mesh_shape.values()))
+            positions.append(dict(zip(MESH_AXES, map(int, place), strict=True)))
+        return positions
+
+    def _put(self, name: str, array: np.ndarray) -> Tensor:
+        shape = (array.shape[0] * self.process_count, *array.shape[1:])
+        if shape[0] % self.num_batch_shards:
+            raise ValueError(
+                f"the batch size must be a multiple of {self.num_batch_shards}, the devices that share a batch; "
+                f"{name} has {shape[0]}")
+        spec: PartitionSpec = (BATCH_AXES, *(None,) * (array.ndim - 1))
+        # Rows of the whole batch are numbered by device: this process fills those of its own, in their order.
+        rows = [part_of(shape, spec, self.mesh_shape, position)[0].start for position in self._positions]
+        size = shape[0] // self.num_batch_shards
+        parts = dict(zip(sorted(set(rows)), to_tensor(array).split(size), strict=True))
+        return self._send([parts[row] for row in rows], shape, spec)
+
+    def _send(self, shards: list[Tensor], shape: tuple[int, ...], spec: PartitionSpec) -> Tensor:
+        """A device array from what each of this process's devices holds of it."""
+        return torch_xla._XLAC._global_tensor_from_cpu_shards(shards, self.mesh.get_op_sharding(spec), shape)
+
+    def _replicated(self, tensor: Tensor) -> Tensor:
+        """The same values, whole on every device: fetching anything else compiles a program each time."""
+        copy = tensor.clone()
+        torch_xla._XLAC._xla_annotate_custom_sharding(copy, self.mesh.get_op_sharding((None,) * copy.ndim))
+        return copy
