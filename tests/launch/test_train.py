@@ -4,6 +4,7 @@ import re
 import signal
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.launch.verbs import train_flags
 from vqim.checkpoint.manager import CheckpointManager
@@ -107,7 +108,7 @@ def test_a_signal_saves_ends_the_run_and_the_same_command_goes_on(verbs, name):
     assert steps_logged(done) == [step + 1]
 
 
-def test_a_killed_run_goes_on_and_has_each_step_once_in_its_metrics(verbs):
+def test_a_killed_run_goes_on_and_has_each_step_once_in_its_metrics_and_in_tensorboard(verbs):
     flags = train_flags(TOKENIZER, "run", "NUM_STEPS = 1000000")
     running = verbs.start("train", *flags)
     running.wait_for(r" step 30/")
@@ -121,6 +122,8 @@ def test_a_killed_run_goes_on_and_has_each_step_once_in_its_metrics(verbs):
     assert done.code == 0, done.err
     steps = [json.loads(line)["step"] for line in rows.read_text().splitlines() if '"loss"' in line]
     assert steps == [10, 20, 30, 40]
+    events = EventAccumulator(str(verbs.directory / "run"), {"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [10, 20, 30, 40]
 
 
 @pytest.mark.parametrize("poison, message", [

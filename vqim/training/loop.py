@@ -134,13 +134,16 @@ class _Run:
         self._manager, self._loader, self._config = manager, loader, config
         self._program = Program(self._task, runtime)
         self._window: list[Tensor] = []
-        self._metrics: dict[str, float] = {}
+        self._means: dict[str, float] = {}
+        # What evaluators found at this very step: `KeepBest` shall not take it for a later one's.
+        self._measured: dict[str, float] = {}
         # Where the data was before each step that has not been found healthy yet.
         self._positions: dict[int, dict[str, Any]] = {}
         self.flops = 0
 
     def step(self) -> None:
         """One update."""
+        self._measured.clear()
         self._check_scalars()
         self._positions[self._state.step] = self._loader.position()
         batch = self._runtime.put(next(self._loader))
@@ -152,16 +155,16 @@ class _Run:
         """Means over the steps since the last reading; NonFiniteError if one of them was bad."""
         self._check_health()
         if self._window:
-            self._metrics |= self._program.means(self._window)
+            self._means = self._program.means(self._window)
             self._window.clear()
-        return self._metrics
+        return self._means
 
     def evaluate(self, evaluator: Evaluator) -> dict[str, Any]:
-        """An evaluator's results; its numbers also go with the next checkpoint, for `KeepBest`."""
+        """An evaluator's results; its numbers also go with this step's checkpoint, for `KeepBest`."""
         self._check_health()
         results = evaluator(self._task, self._data, self._state.arrays, self._runtime)
         numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
-        self._metrics |= numbers
+        self._measured |= numbers
         line = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         logging.info("step %d  %s", self._state.step, line)
         return results
@@ -173,7 +176,7 @@ class _Run:
 
     def _save(self, data_position: dict[str, Any]) -> None:
         save(self._state, self._spec, self._manager, self._runtime,
-             data_position=data_position, config=self._config, metrics=self._metrics)
+             data_position=data_position, config=self._config, metrics={**self._means, **self._measured})
 
     def _check_scalars(self) -> None:
         """A rate that is not finite would ruin the parameters while loss and gradients are still good."""
