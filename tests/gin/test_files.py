@@ -1,0 +1,80 @@
+"""Every gin file that can be run is whole: it loads, builds without reading another run, and uses all it says."""
+import pathlib
+import re
+
+import gin
+import pytest
+
+import vqim.registry.components  # noqa: F401  gin knows the components from here on
+from vqim.registry.config import load
+from vqim.training.experiment import Experiment
+
+ROOT = pathlib.Path(__file__).parents[2]
+FILES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for folder in ("debug", "exp") for path in sorted((ROOT / "gin" / folder).rglob("*.gin"))
+}
+INCLUDED = {included for text in FILES.values() for included in re.findall(r"^include '(.*)'", text, re.MULTILINE)}
+COMMAND = "#   python -m launch.train "
+RUNS = [name for name, text in FILES.items() if COMMAND in text or name not in INCLUDED]
+MAY_BE_UNUSED = (r"runtime\.",)
+"""A file may have settings for both runtimes."""
+
+
+@pytest.fixture(autouse=True)
+def no_configuration_stays():
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working directory: no run is there to be read."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_there_are_files_to_run():
+    assert {"gin/debug/tokenizer_tiny.gin", "gin/exp/quickstart/tokenizer.gin"} <= set(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_builds_without_another_run_and_uses_all_of_its_bindings(name, elsewhere):
+    config = load([name], [], [])
+    experiment = config.call("train")
+    assert isinstance(experiment, Experiment)
+    config.refuse_unused(except_for=MAY_BE_UNUSED)
+    assert experiment.task.init_spec()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_its_text_and_its_operative_configuration_are_the_same_experiment(name, elsewhere, tmp_path):
+    config = load([name], [], [])
+    config.call("train")
+    text, operative = config.text(), config.operative()
+    for copy in (text, operative):
+        (tmp_path / "copy.gin").write_text(copy)
+        again = load(["copy.gin"], [], [])
+        again.call("train")
+        assert again.operative() == operative
+        assert again.text() == text or copy == operative
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_its_header_says_what_it_is_and_how_to_run_it(name):
+    header = re.match(r"(#.*\n)+", FILES[name])
+    assert header, "it begins with a comment"
+    first, *others = header[0].splitlines()
+    assert len(first) > 20
+    command = next((line for line in others if line.startswith(COMMAND)), "")
+    assert f" --gin_file={name} " in command
+    assert " --workdir=runs/" in command
+
+
+@pytest.mark.parametrize("name", sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "gin").rglob("*.gin")))
+def test_it_begins_with_a_comment(name):
+    assert (ROOT / name).read_text().startswith("# ")
+
+
+def test_the_folder_holds_no_python():
+    assert list((ROOT / "gin").rglob("*.py")) == []
