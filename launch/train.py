@@ -13,7 +13,8 @@ from absl import logging
 from vqim.checkpoint.errors import CheckpointError
 from vqim.data.faults import TooManyCorruptError
 from vqim.registry.config import ConfigError
-from vqim.training.loop import NonFiniteError, check_batch_size, train
+from vqim.training.loop import check_batch_size, train
+from vqim.training.state import NonFiniteError
 
 from . import flags, session
 

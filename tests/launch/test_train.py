@@ -12,10 +12,11 @@ from vqim.training.summaries import read_metrics
 
 TOKENIZER = "gin/debug/tokenizer_tiny.gin"
 
-# A task whose pictures turn NaN, and a schedule whose rate does, both at one step.
+# A task whose pictures turn NaN at one step, a schedule whose rate does, an optimizer whose result does.
 PLUGIN = """
 import gin
 import torch
+from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
 from vqim.tokenizer.task import TokenizerTask
 
@@ -30,7 +31,14 @@ class Schedule(Constant):
     def __call__(self, step):
         return float("nan") if step == BAD_STEP else super().__call__(step)
 
+class Optimizer(AdamW):
+    def update(self, params, grads, slots, *, step, **scalars):
+        metrics = super().update(params, grads, slots, step=step, **scalars)
+        params["decoder/tower/norm/bias_D"].add_(torch.where(step == BAD_STEP, torch.nan, 0.0))
+        return metrics
+
 gin.register(Task, module="plugin")
+gin.register(Optimizer, module="plugin")
 gin.register(Schedule, module="plugin")
 """
 
@@ -153,6 +161,19 @@ def test_a_value_that_is_not_finite_stops_the_run_with_the_state_before_it_and_i
     done = verbs("train", *train_flags("poisoned.gin", "run"))
     assert "Going on from step 13 of run." in done.err
     assert same(arrays(verbs.directory / "run", 40), arrays(verbs.directory / "healthy", 40))
+
+
+def test_an_update_that_ruins_the_state_stops_the_run_and_is_never_saved(verbs):
+    (verbs.directory / "poisoned.gin").write_text(
+        f"import plugin\ninclude '{TOKENIZER}'\ntokenizer.TokenizerTask.optimizer = @plugin.Optimizer()\n")
+    plugin = verbs.directory / "plugin.py"
+    for bad_step, before in ((13, [10]), (9, [])):  # seen by the next step's loss; by nothing before the save
+        plugin.write_text(PLUGIN.format(bad_step=bad_step))
+        done = verbs("train", *train_flags("poisoned.gin", f"run{bad_step}", "train.save_every = 10"))
+        assert done.code == 1
+        assert (f"Stopped: after {bad_step + 1} steps the state is not finite in "
+                "params/tokenizer/decoder/tower/norm/bias_D, though losses and gradients were") in done.err
+        assert checkpoints(verbs.directory / f"run{bad_step}") == before
 
 
 def test_a_full_disk_ends_the_run_with_the_reason_and_the_checkpoint_before_is_whole(verbs, runs, arrays, same):

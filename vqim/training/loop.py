@@ -18,13 +18,9 @@ from vqim.state.leaf import Spec, State
 from vqim.training.experiment import Experiment
 from vqim.training.interrupts import Interrupts
 from vqim.training.progress import Progress
-from vqim.training.state import TrainState, restore, save, start
+from vqim.training.state import NonFiniteError, TrainState, restore, save, start
 from vqim.training.summaries import Summaries
 from vqim.training.task import Evaluator, Task
-
-
-class NonFiniteError(RuntimeError):
-    """A step met a value that is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +49,8 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
       config: the configuration as text, kept with every checkpoint and shown by TensorBoard.
 
     Raises:
-      NonFiniteError: a learning rate, a loss or a gradient was not finite; the state before that step has been saved.
+      NonFiniteError: a learning rate, a loss or a gradient was not finite, and the state before that step has been
+        saved; or an update made the state so, and it has not been saved.
       CheckpointError: a checkpoint could not be written; the one before is whole.
       ValueError: the checkpoint is of another model, or the batch does not fit the devices.
     """

@@ -18,6 +18,10 @@ from vqim.state.init import Index
 from vqim.state.leaf import Leaf, Spec, State
 
 
+class NonFiniteError(RuntimeError):
+    """A step met, or made, a value that is not finite."""
+
+
 @dataclasses.dataclass
 class TrainState:
     """Everything that the rest of a run depends on, but for its configuration and its data.
@@ -64,7 +68,12 @@ def save(
     state: TrainState, spec: Spec, manager: CheckpointManager, runtime: Runtime, *,
     data_position: Mapping[str, Any], config: str, metrics: Mapping[str, float],
 ) -> None:
-    """Copies the state to the host and leaves the writing to the manager's thread."""
+    """Copies the state to the host and leaves the writing to the manager's thread.
+
+    Raises:
+      NonFiniteError: an array has a value that is not finite; nothing has been saved.
+      CheckpointError: the save before this one failed.
+    """
     # The copy may not begin while the last one is being written: two at a time would not fit a host of a large run.
     manager.wait()
     arrays = {}
@@ -72,6 +81,13 @@ def save(
         if leaf.saved:
             shards = runtime.shards(state.arrays[name])
             arrays[name] = HostArray(shards.shape, shards.dtype, shards.parts)
+    bad = [name for name, array in arrays.items() if not all(np.isfinite(part).all() for _, part in array.shards)]
+    if bad:
+        more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+        raise NonFiniteError(
+            f"after {state.step} steps the state is not finite in {', '.join(bad[:8])}{more}, though losses and "
+            "gradients were: the last update made it so. It is not saved, older checkpoints are whole. Look at the "
+            "optimizer and its settings")
     manager.save(state.step, arrays, {"seed": state.seed, "git_commit": _git_commit(), **runtime.describe()},
                  metrics=dict(metrics), config=config, data_position=data_position)
 
