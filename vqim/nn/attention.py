@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vqim.nn.context import Context
 from vqim.nn.layers import Dense, dropout
-from vqim.state.init import Init
+from vqim.state.init import Constant, Init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,8 @@ class SelfAttention(nn.Module):
         self.query = Dense(width, width, init)
         self.key = Dense(width, width, init)
         self.value = Dense(width, width, init)
-        self.out = Dense(width, width, init)
+        # Zero: see `TransformerBlock`.
+        self.out = Dense(width, width, Constant(0.0))
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Attends over the whole sequence: [B, T, D] to [B, T, D]."""
