@@ -1,0 +1,171 @@
+"""The loop on a task of one number, whose updates are known: what runs when, and what a checkpoint is told."""
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from vqim.checkpoint.manager import CheckpointManager
+from vqim.checkpoint.policy import KeepBest, KeepLatest
+from vqim.runtime.torch import TorchRuntime
+from vqim.state.health import check_finite, health_spec
+from vqim.state.init import Constant
+from vqim.state.leaf import Leaf
+from vqim.training.experiment import Experiment
+from vqim.training.loop import train
+from vqim.training.state import NonFiniteError
+from vqim.training.summaries import read_metrics
+
+
+class Sum:
+    """Adds up what the data say; the loss is what was added."""
+
+    checked = ["loss"]
+
+    def init_spec(self):
+        return {"params/sum": Leaf((), Constant(0.0)), **health_spec(self.checked)}
+
+    def check_data(self, data):
+        pass
+
+    def host_scalars(self, step):
+        return {"learning_rate": 1.0}
+
+    def train_step(self, state, batch, scalars, kernels):
+        loss = batch["values"].sum()
+        keep = check_finite(state, [loss], scalars["step"])
+        state["params/sum"].add_(torch.where(keep, loss, 0.0))
+        return {"loss": loss}
+
+    def describe(self):
+        return {"sum": 1}
+
+
+class Values:
+    """1, 2, 3, ... and infinity where it is asked for; calls `watch` with each."""
+
+    num_skipped = 0
+
+    def __init__(self, bad=None, watch=lambda value: None):
+        self.bad, self.watch, self.next = bad, watch, 1
+
+    def training(self, batch_size, seed, **processes):
+        self.next = 1
+        return self
+
+    def __next__(self):
+        value, self.next = self.next, self.next + 1
+        self.watch(value)
+        return {"values": np.array([np.inf if value == self.bad else value], np.float32)}
+
+    def position(self):
+        return {"next": self.next}
+
+    def restore(self, position):
+        self.next = position["next"]
+
+    def close(self):
+        pass
+
+
+class Score:
+    """An evaluator that gives a list's scores in turn."""
+
+    def __init__(self, every, scores):
+        self.every, self.scores, self.sums = every, list(scores), []
+
+    def __call__(self, task, data, state, runtime):
+        self.sums.append(float(state["params/sum"]))
+        return {"score": self.scores.pop(0)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Trains in `tmp_path`; returns what `train` returns."""
+    def start(data=None, num_steps=10, **settings):
+        experiment = Experiment(Sum(), data or Values(), num_steps, 1, **settings)
+        return train(experiment, workdir=tmp_path, runtime=TorchRuntime(), config="the configuration")
+
+    return start
+
+
+def test_a_reading_is_the_mean_over_the_steps_since_the_last_one(run, tmp_path):
+    run(log_every=4)
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(4, 2.5), (8, 6.5), (10, 9.5)]
+
+
+def test_evaluators_run_when_they_say_and_at_the_end_and_see_the_state_of_that_step(run):
+    often, last = Score(4, [0.0] * 3), Score(0, [0.0])
+    run(evaluators=[often, last])
+    assert often.sums == [10.0, 36.0, 55.0]
+    assert last.sums == [55.0]
+
+
+def test_the_best_checkpoint_is_the_one_that_was_measured(run, tmp_path):
+    # Step 4 is the best; step 6, saved after it, was not measured.
+    run(evaluators=[Score(4, [9.0, 5.0, 1.0])], save_every=2, keep=[KeepBest("score", mode="max", num=1)])
+    assert CheckpointManager(tmp_path / "checkpoints").steps() == [4, 10]
+
+
+def test_a_checkpoint_has_the_state_the_data_position_and_the_configuration(run, tmp_path):
+    run(save_every=4, keep=[KeepLatest(9)])
+    manager = CheckpointManager(tmp_path / "checkpoints")
+    assert manager.steps() == [4, 8, 10]
+    checkpoint = manager.open(4)
+    assert checkpoint.read("params/sum") == 1 + 2 + 3 + 4
+    assert checkpoint.data_position() == {"next": 5}
+    assert checkpoint.config == "the configuration"
+
+
+def test_a_run_goes_on_with_the_data_that_it_has_not_seen(run):
+    run(num_steps=4)
+    assert float(run(num_steps=10).state.arrays["params/sum"]) == 55.0
+
+
+@pytest.mark.parametrize("bad", [1, 3, 7])
+def test_a_bad_step_is_named_and_saved_is_what_was_before_it(run, tmp_path, bad):
+    with pytest.raises(NonFiniteError, match=f"^step {bad - 1} met values that are not finite, in loss; it changed"):
+        run(Values(bad), log_every=5)
+    checkpoint = CheckpointManager(tmp_path / "checkpoints").open()
+    assert checkpoint.step == bad - 1
+    assert checkpoint.read("params/sum") == sum(range(bad))
+    assert checkpoint.data_position() == {"next": bad}
+    assert [row["step"] for row in read_metrics(tmp_path)] == [5] * (bad > 5)
+    assert float(run(Values()).state.arrays["params/sum"]) == 55.0
+
+
+def test_a_signal_ends_the_run_after_the_step_and_saves_it(run, tmp_path):
+    def interrupt(value):
+        if value == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    finished = run(Values(watch=interrupt))
+    assert (finished.interrupted, finished.state.step) == ("SIGTERM", 6)
+    assert CheckpointManager(tmp_path / "checkpoints").open().read("params/sum") == 21
+
+
+def test_a_signal_in_the_last_step_is_no_interruption(run):
+    def interrupt(value):
+        if value == 10:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert run(Values(watch=interrupt)).interrupted is None
+
+
+def test_another_seed_than_the_checkpoints_is_refused(run):
+    run(num_steps=4)
+    with pytest.raises(ValueError, match="seed must be 0, the run's own, to go on from step 4; got 1"):
+        run(seed=1)
+
+
+@pytest.mark.parametrize("name", ["num_steps", "batch_size", "log_every", "save_every"])
+def test_counts_below_one_are_refused(name):
+    settings = {"num_steps": 1, "batch_size": 1} | {name: 0}
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        Experiment(Sum(), Values(), **settings)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_that_is_no_positive_int32_is_refused(seed):
+    with pytest.raises(ValueError, match="seed must be at least 0 and below 2"):
+        Experiment(Sum(), Values(), 1, 1, seed=seed)

@@ -1,0 +1,65 @@
+"""Rows of metrics.jsonl and what of them a resumed run keeps; grids of pictures."""
+import json
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vqim.training.summaries import Histogram, Summaries, image_grid, read_metrics
+
+
+def write(workdir, first_step, steps, value):
+    """A run's rows, as from `first_step` on."""
+    summaries = Summaries(workdir, first_step)
+    for step in steps:
+        summaries.write(step, {"loss": value})
+    summaries.close()
+
+
+def test_a_resumed_run_keeps_what_it_will_not_make_again_and_drops_the_rest(tmp_path):
+    write(tmp_path, 0, [10, 20, 30], 1.0)
+    write(tmp_path, 20, [30, 40], 2.0)
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(10, 1), (20, 1), (30, 2), (40, 2)]
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(10, 1), (20, 1), (30, 2), (40, 2)]
+
+
+def test_a_row_that_was_cut_short_is_dropped(tmp_path):
+    write(tmp_path, 0, [10], 1.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "lo')
+    write(tmp_path, 10, [20], 1.0)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20]
+
+
+def test_rows_are_json_also_where_a_number_is_not_finite(tmp_path):
+    write(tmp_path, 0, [10], float("nan"))
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["loss"] is None
+
+
+def test_what_has_no_numbers_makes_no_row(tmp_path):
+    summaries = Summaries(tmp_path, 0)
+    summaries.write(5, {"config": "text", "codes": Histogram(np.arange(3)), "grid": np.zeros([1, 4, 4, 3], np.uint8)})
+    summaries.close()
+    assert read_metrics(tmp_path) == []
+
+
+def test_only_one_process_writes(tmp_path):
+    summaries = Summaries(tmp_path / "run", 0, enabled=False)
+    summaries.write(5, {"loss": 1.0})
+    summaries.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_has_rows_of_eight_and_light_grey_where_pictures_run_out():
+    images = np.stack([np.full([4, 6, 3], number, np.uint8) for number in range(10)])
+    grid = image_grid(images, padding=1)
+    assert grid.shape == (2 * 5, 8 * 7, 3)
+    assert (grid[5:9, 7:13] == 9).all()
+    assert (grid[5:9, 14:20] == 230).all()
+    assert (grid[4] == 230).all() and (grid[:, 6] == 230).all()
+
+
+def test_a_grid_of_few_pictures_is_as_narrow_as_they_are():
+    assert image_grid(np.zeros([3, 4, 4, 3], np.uint8), padding=2).shape == (6, 18, 3)
