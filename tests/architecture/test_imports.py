@@ -27,7 +27,6 @@ PLACES = {
     "gin": {"vqim.registry", "launch"},
     "absl.flags": {"launch"},
     "tensorstore": {"vqim.checkpoint", "vqim.data.token_cache"},
-    "grain": {"vqim.data"},
     "torch_xla": {"vqim.runtime"},
     "torchax": {"vqim.runtime"},
     "jax": {"vqim.runtime"},

@@ -1,19 +1,8 @@
-"""Reading ahead in threads, in order: the one place that knows grain.
-
-grain's own shuffling, slicing and batching are not used. One grain record is a whole batch: what grain costs for each
-record (tens of microseconds) is then paid once a batch, and the order is ours (`vqim.data.order`), so that it does not
-depend on the number of processes, and neighbouring seeds share no epoch.
-"""
+"""Reading ahead in threads, in order."""
+import collections
 from collections.abc import Callable
-from typing import Any, Generic, Self, TypeVar
-
-from absl import logging
-
-_verbosity = logging.get_verbosity()
-logging.set_verbosity(logging.ERROR)  # grain warns that jax is not installed; its profiler alone would want it
-import grain  # noqa: E402
-
-logging.set_verbosity(_verbosity)
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -23,17 +12,25 @@ class ReadAhead(Generic[T]):
 
     def __init__(self, read: Callable[[int], T], indices: range, num_threads: int):
         """Starts with the first `next`: `num_threads` calls at a time, as many results again kept ready."""
-        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-        records = grain.MapDataset.range(indices.start, indices.stop, indices.step).map(read)
-        self._results: Any = iter(records.to_iter_dataset(options))
+        self._read, self._indices = read, iter(indices)
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead")
+        self._num_ahead = 2 * num_threads
+        self._results: collections.deque[Future[T]] = collections.deque()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> T:
-        result: T = next(self._results)
-        return result
+        while len(self._results) < self._num_ahead:
+            index = next(self._indices, None)
+            if index is None:
+                break
+            self._results.append(self._pool.submit(self._read, index))
+        if not self._results:
+            self.close()
+            raise StopIteration
+        return self._results.popleft().result()
 
     def close(self) -> None:
         """Drops what was read ahead; `next` must not follow."""
-        self._results.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
