@@ -41,16 +41,15 @@ def test_layer_norm_is_torchs(draw_params, context):
     torch.testing.assert_close(apply(LayerNorm(6).forward, params, x, context), reference(x))
 
 
-def test_layer_norm_of_bfloat16_is_computed_in_float32(draw_params):
-    # Values around 100 with deviation 1: in bfloat16, whose steps are 0.5 there, the variance would be lost.
-    params = draw_params(LayerNorm(256))
-    x = (100 + torch.randn(2, 256)).bfloat16()
+def test_layer_norm_of_a_bfloat16_model_is_computed_in_float32(draw_params):
+    # Values around 100 with deviation 1: in bfloat16, whose steps are 0.5 there, they would be lost.
+    params, x = draw_params(LayerNorm(256)), 100 + torch.randn(2, 256)
     out = apply(LayerNorm(256).forward, params, x, Context(TorchKernels(), torch.bfloat16))
     exact = x.double()
     exact = (exact - exact.mean(-1, keepdim=True)) / exact.std(-1, correction=0, keepdim=True)
     expected = exact * params["gain_D"] + params["bias_D"]
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(out.double(), expected, rtol=2**-8, atol=1e-4)
 
 
 def test_dropout_zeroes_its_rate_and_scales_the_rest(training_context):

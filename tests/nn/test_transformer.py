@@ -1,4 +1,6 @@
 """Transformer blocks against torch's, stacks against blocks of their own, and dropout in all of its places."""
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,6 @@ from vqim.nn.context import Context
 from vqim.nn.module import apply
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.runtime.torch import TorchKernels
-from vqim.state.init import full_index
 from vqim.state.random import fold_key
 
 WIDTH, HEADS, HIDDEN, LAYERS, TOKENS = 8, 2, 12, 3, 5
@@ -83,12 +84,11 @@ def test_the_gradient_of_a_stack_is_that_of_its_blocks(draw_params, training_con
         torch.testing.assert_close(array.grad, expected)
 
 
-def test_a_stacks_layers_start_as_blocks_with_layers_of_their_own():
+def test_every_layer_of_a_stack_starts_as_a_block_on_its_own():
     stacked, single = make_stack().block.expand.kernel_IO.leaf, make_block().expand.kernel_IO.leaf
     assert stacked.shape == (LAYERS, *single.shape) and stacked.axes == ("layers", *single.axes)
-    values = stacked.init("w", stacked.shape, 0, full_index(stacked.shape))
-    assert abs(values).max() <= (6 / (WIDTH + HIDDEN)) ** 0.5  # the fans of one layer
-    assert abs(values[0] - values[1]).max() > 0.1
+    assert stacked.init == dataclasses.replace(single.init, num_stacked=1)
+    assert single.init.bound == pytest.approx((6 / (WIDTH + HIDDEN)) ** 0.5)  # the fans of one layer
 
 
 def test_steps_through_a_stack_give_what_the_whole_sequence_gives(draw_params, context):

@@ -159,9 +159,10 @@ def test_a_zero_vector_stays_zero_with_a_finite_gradient():
     assert not out.any() and torch.isfinite(x.grad).all()
 
 
-def test_the_lookup_is_float32_in_a_bfloat16_model(draw_params):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_lookup_is_float32_in_a_bfloat16_model(draw_params, normalize):
     # 512 codes on a circle lie 0.012 apart; bfloat16's steps near one are 0.004 to 0.008, and products are worse.
-    quantizer = make_quantizer(width_in=2, code_dim=2, vocabulary=512)
+    quantizer = make_quantizer(normalize, width_in=2, code_dim=2, vocabulary=512)
     angles = torch.arange(512) * (2 * torch.pi / 512)
     params = draw_params(quantizer)
     params["codebook_VZ"] = torch.stack([angles.cos(), angles.sin()], -1)
