@@ -287,7 +287,7 @@ def as_levels(levels: Sequence[Sequence[int]]) -> Levels:
 def _read_metadata(folder: Path) -> CacheMetadata:
     path = folder / "metadata.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no token cache. Write one first (python -m launch.tokenize), or check "
+        raise FileNotFoundError(f"{folder} holds no token cache. Write one first (python -m launch.cache_tokens), or check "
                                 "the path.")
     try:
         fields = json.loads(path.read_text())
