@@ -34,4 +34,4 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m launch.benchmark
+	$(BIN)/python -m launch.benchmark_optimizers

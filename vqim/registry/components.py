@@ -6,7 +6,7 @@ from vqim.data import folder, images, source, token_cache, transforms
 from vqim.evaluation import prior as evaluation_prior
 from vqim.evaluation import probe as evaluation_probe
 from vqim.evaluation import tokenizer as evaluation_tokenizer
-from vqim.optim import adamw, groups, schedules
+from vqim.optim import adafactor, adamw, groups, schedules
 from vqim.prior import autoregressive
 from vqim.prior import task as prior_task
 from vqim.probe import features
@@ -24,7 +24,7 @@ for module, components in {
                   perceptual.Perceptual, pretrained.Pretrained, tokenizer_task.TokenizerTask),
     "prior": (autoregressive.AutoregressivePrior, prior_task.PriorTask),
     "probe": (features.PriorFeatures, features.PixelFeatures, probe_task.ProbeTask),
-    "optim": (adamw.AdamW, groups.Group, schedules.Constant, schedules.WarmupCosine,
+    "optim": (adamw.AdamW, adafactor.Adafactor, groups.Group, schedules.Constant, schedules.WarmupCosine,
               schedules.WarmupExponential),
     "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepBest),
     "evaluation": (evaluation_tokenizer.ReconstructionEvaluator, evaluation_prior.LikelihoodEvaluator,
