@@ -121,7 +121,7 @@ def test_levels_have_vocabularies_of_their_own(tmp_path):
 
 
 def test_a_missing_cache_is_named_with_the_command_that_writes_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train holds no token cache.*launch\.tokenize"):
+    with pytest.raises(FileNotFoundError, match=r"train holds no token cache.*launch\.cache_tokens"):
         Tokens(tmp_path)
 
 

@@ -287,8 +287,8 @@ def as_levels(levels: Sequence[Sequence[int]]) -> Levels:
 def _read_metadata(folder: Path) -> CacheMetadata:
     path = folder / "metadata.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no token cache. Write one first (python -m launch.cache_tokens), or check "
-                                "the path.")
+        raise FileNotFoundError(f"{folder} holds no token cache. Write one first (python -m launch.cache_tokens), or "
+                                "check the path.")
     try:
         fields = json.loads(path.read_text())
         if fields.pop("format") != FORMAT:
