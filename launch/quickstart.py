@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from absl import flags as absl_flags
@@ -24,6 +24,7 @@ from vqim.evaluation.reconstruction import downscaled_copy, mean_image_psnr, psn
 from vqim.evaluation.report import Bar, Measure, ProbeAccuracies, Report, write_report
 from vqim.registry.config import load
 from vqim.runtime.runtime import Runtime
+from vqim.tokenizer.task import TokenizerTask
 from vqim.training.experiment import Experiment
 from vqim.training.state import restore_arrays
 from vqim.training.summaries import read_metrics
@@ -98,7 +99,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
     }
     measures = _measures(summary)
     summary["bars_passed"] = {m.name: all(bar.passed(m.value) for bar in m.bars) for m in measures}
-    model = tokenizer.task.model
+    model = cast(TokenizerTask, tokenizer.task).model
     level = model.grid.levels[0]
     summary |= {
         "image_size": model.image_size, "patch_size": model.image_size // level.height, "codes": level.vocabulary,

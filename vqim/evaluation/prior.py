@@ -96,7 +96,7 @@ class SamplesEvaluator:
     ):
         check_sampling(temperature, top_k, top_p)
         self.num_columns, self.every, self.seed = num_columns, every, seed
-        self.settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self.settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         self._sampler: Sampler | None = None
 
     def __call__(self, task: PriorTask, data: Any, state: State, runtime: Any) -> dict[str, Any]:

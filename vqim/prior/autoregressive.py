@@ -113,8 +113,8 @@ class AutoregressivePrior(nn.Module):
             labels_B = torch.full_like(like_B.reshape(like_B.shape[0], -1)[:, 0], self.num_classes, dtype=torch.int64)
         labels_B = labels_B.long()
         told_B = labels_B >= 0
-        if context.key is not None and self.class_dropout_rate > 0:
-            key = context.fold("class").key
+        key = context.fold("class").key
+        if key is not None and self.class_dropout_rate > 0:
             told_B = told_B & context.kernels.keep_mask(key, self.class_dropout_rate, labels_B.shape, labels_B.device)
         rows_B = torch.where(told_B, labels_B, self.num_classes)
         return F.embedding(rows_B, self.class_table_CD)[:, None].to(context.dtype)

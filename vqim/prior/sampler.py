@@ -39,7 +39,7 @@ class Sampler:
         if batch_size % runtime.num_batch_shards:
             raise ValueError(f"batch_size must be a multiple of {runtime.num_batch_shards}, got {batch_size}")
         self.prior, self.runtime, self.batch_size, self.dtype = prior, runtime, batch_size, dtype
-        self.settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self.settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         self._program = runtime.compile(self._step)
 
     def __call__(self, params: State, labels_B: np.ndarray, seed: int) -> Tensor:

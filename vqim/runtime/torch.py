@@ -53,7 +53,7 @@ class TorchRuntime:
     process_index = 0
     process_count = 1
     num_batch_shards = 1
-    peak_flops = None
+    peak_flops: float | None = None
 
     def __init__(self, settings: TorchSettings | None = None):
         """Chooses the device.
