@@ -119,7 +119,7 @@ def test_text_has_complete_names_whatever_was_written(load_text):
     )
 
 
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(strategies.permutations(EXAMPLE.replace("testing.toy:\n  net", "testing.toy.net").replace(
     "\n  ", "\ntesting.toy.").strip().splitlines()))
 def test_text_does_not_depend_on_the_order_of_the_lines(load_text, lines):
