@@ -24,6 +24,7 @@ from vqim.evaluation.reconstruction import downscaled_copy, mean_image_psnr, psn
 from vqim.evaluation.report import Bar, Measure, ProbeAccuracies, Report, write_report
 from vqim.registry.config import load
 from vqim.runtime.runtime import Runtime
+from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.task import TokenizerTask
 from vqim.training.experiment import Experiment
 from vqim.training.state import restore_arrays
@@ -100,10 +101,10 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
     measures = _measures(summary)
     summary["bars_passed"] = {m.name: all(bar.passed(m.value) for bar in m.bars) for m in measures}
     model = cast(TokenizerTask, tokenizer.task).model
-    level = model.grid.levels[0]
+    level, quantizer = model.grid.levels[0], cast(VectorQuantizer, model.quantizer)
     summary |= {
         "image_size": model.image_size, "patch_size": model.image_size // level.height, "codes": level.vocabulary,
-        "code_dim": model.quantizer.codebook_VZ.shape[1], "l2_normalized": model.quantizer.normalize,
+        "code_dim": quantizer.codebook_VZ.shape[1], "l2_normalized": quantizer.normalize,
         "parameters": {**tokenizer.task.describe(), **prior.task.describe()},
         "steps": {stage: _last(workdir / stage)["step"] for stage in STAGES},
     }
