@@ -7,10 +7,11 @@ from torch import nn
 
 from vqim.nn.attention import Cache
 from vqim.nn.context import Context
-from vqim.nn.module import apply
+from vqim.nn.module import apply, spec
 from vqim.nn.transformer import Stack, TransformerBlock
-from vqim.runtime.torch import TorchKernels
+from vqim.runtime.torch import TorchKernels, TorchRuntime
 from vqim.state.random import fold_key
+from vqim.training.state import start
 
 WIDTH, HEADS, HIDDEN, LAYERS, TOKENS = 8, 2, 12, 3, 5
 
@@ -89,6 +90,13 @@ def test_every_layer_of_a_stack_starts_as_a_block_on_its_own():
     assert stacked.shape == (LAYERS, *single.shape) and stacked.axes == ("layers", *single.axes)
     assert stacked.init == dataclasses.replace(single.init, num_stacked=1)
     assert single.init.bound == pytest.approx((6 / (WIDTH + HIDDEN)) ** 0.5)  # the fans of one layer
+
+
+def test_a_new_stack_is_the_identity(context):
+    stack, x = make_stack(), torch.randn(2, TOKENS, WIDTH)
+    params = start(spec(stack), 0, TorchRuntime()).arrays
+    assert torch.equal(apply(stack.forward, params, x, context), x)
+    assert (params["block/attention/value/kernel_IO"] != 0).all() and (params["block/expand/kernel_IO"] != 0).all()
 
 
 def test_steps_through_a_stack_give_what_the_whole_sequence_gives(draw_params, context):

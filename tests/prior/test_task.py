@@ -36,6 +36,15 @@ def make_state(task):
     return start(task.init_spec(), 0, RUNTIME).arrays
 
 
+def make_noisy_state(task):
+    """A state in which blocks do something: they begin as the identity."""
+    state, generator = make_state(task), torch.Generator().manual_seed(0)
+    for name, array in state.items():
+        if name.startswith("params/prior/"):
+            array += 0.3 * torch.randn(array.shape, generator=generator)
+    return state
+
+
 def make_batch(batch_size=6):
     rng = np.random.default_rng(0)
     return RUNTIME.put({"images": rng.integers(0, 256, (batch_size, 8, 8, 3), np.uint8),
@@ -72,7 +81,7 @@ def test_pictures_of_tokens_are_the_tokenizers(make_task, tokenizer, draw_params
 
 def test_the_loss_is_the_priors_and_bits_are_nats_over_log_2(make_task, context):
     task, batch = make_task(), make_batch()
-    state = make_state(task)
+    state = make_noisy_state(task)
     tokens = task.tokens(state, batch, RUNTIME.kernels)
     params = {name: array.clone() for name, array in select(state, "params/prior/").items()}
     expected = apply(task.prior.loss, params, tokens, batch["labels"], context).item()
@@ -103,7 +112,7 @@ def test_no_optimizer_knows_the_tokenizer(make_task):
 
 def test_every_parameter_learns(make_task):
     task, batch = make_task(), make_batch()
-    state = make_state(task)
+    state = make_noisy_state(task)
     before = {name: array.clone() for name, array in state.items()}
     run_step(task, state, batch)
     for name in task.init_spec():
@@ -114,7 +123,7 @@ def test_every_parameter_learns(make_task):
 def test_logits_are_float32_and_without_dropout(make_task):
     tokens, labels = torch.randint(16, (2, 4, 1)), torch.tensor([0, 1])
     with_dropout, without = (
-        task.logits(make_state(task), tokens, labels, RUNTIME.kernels)
+        task.logits(make_noisy_state(task), tokens, labels, RUNTIME.kernels)
         for task in (make_task(dropout_rate=0.9, dtype="bfloat16"), make_task(dropout_rate=0.0, dtype="bfloat16")))
     assert with_dropout.dtype == torch.float32 and with_dropout.shape == (2, 4, 16)
     assert torch.equal(with_dropout, without)
@@ -124,7 +133,7 @@ def test_a_step_is_a_function_of_state_batch_step_and_seed(make_task):
     task, batch = make_task(dropout_rate=0.2), make_batch()
 
     def loss(step, seed):
-        return run_step(task, make_state(task), batch, step, seed)["loss"].item()
+        return run_step(task, make_noisy_state(task), batch, step, seed)["loss"].item()
 
     assert loss(3, 7) == loss(3, 7)
     assert len({loss(3, 7), loss(4, 7), loss(3, 8)}) == 3
@@ -132,7 +141,7 @@ def test_a_step_is_a_function_of_state_batch_step_and_seed(make_task):
 
 def test_a_value_that_is_not_finite_changes_nothing(make_task):
     task, batch = make_task(), make_batch()
-    state = make_state(task)
+    state = make_noisy_state(task)
     state["params/prior/head/bias_O"][2] = math.nan
     before = {name: array.clone() for name, array in state.items()}
     run_step(task, state, batch, 5)
@@ -145,7 +154,7 @@ def test_gradients_are_scaled_down_to_their_largest_norm(make_task):
     batch, norms = make_batch(), []
     for limit in (None, 1e-3):
         task = make_task(max_gradient_norm=limit)
-        state = make_state(task)
+        state = make_noisy_state(task)
         norms.append(run_step(task, state, batch)["gradient_norm"].item())
         first_moments = [array for name, array in state.items() if name.startswith("optimizer/prior/m/")]
         seen = math.sqrt(sum((array.double() / 0.1).square().sum() for array in first_moments))  # m = (1 - beta1) g
