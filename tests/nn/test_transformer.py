@@ -9,9 +9,9 @@ from vqim.nn.attention import Cache
 from vqim.nn.context import Context
 from vqim.nn.module import apply, spec
 from vqim.nn.transformer import Stack, TransformerBlock
-from vqim.runtime.torch import TorchKernels, TorchRuntime
+from vqim.runtime.torch import TorchKernels
+from vqim.state.init import full_index
 from vqim.state.random import fold_key
-from vqim.training.state import start
 
 WIDTH, HEADS, HIDDEN, LAYERS, TOKENS = 8, 2, 12, 3, 5
 
@@ -94,7 +94,8 @@ def test_every_layer_of_a_stack_starts_as_a_block_on_its_own():
 
 def test_a_new_stack_is_the_identity(context):
     stack, x = make_stack(), torch.randn(2, TOKENS, WIDTH)
-    params = start(spec(stack), 0, TorchRuntime()).arrays
+    params = {name: torch.from_numpy(leaf.init(name, leaf.shape, 0, full_index(leaf.shape)))
+              for name, leaf in spec(stack).items()}
     assert torch.equal(apply(stack.forward, params, x, context), x)
     assert (params["block/attention/value/kernel_IO"] != 0).all() and (params["block/expand/kernel_IO"] != 0).all()
 
