@@ -62,7 +62,10 @@ class Runtime(Protocol):
         ...
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function on device arrays, made one program. It may update arrays in place; it reads nothing back."""
+        """A function on device arrays, made one program. It may update arrays in place; it reads nothing back.
+
+        Its arguments hold the arrays in dicts, lists, tuples and dataclasses, its result in dicts, lists and tuples.
+        """
         ...
 
     def fetch(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:

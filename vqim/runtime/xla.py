@@ -2,6 +2,7 @@
 
     B batch, T queries, S keys, N heads, H head dimension
 """
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,17 @@ class XlaKernels:
             raise ValueError(f"random bits need at most 2^31 positions in all dimensions but the first, got {shape}")
         row_keys = mix_bits(mix_bits(_along(0, shape, key.device)) ^ key) if shape else key
         return mix_bits(mix_bits(position) ^ row_keys) & 0x7FFFFFFF
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """All tensors in dicts, lists, tuples and dataclasses."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if dataclasses.is_dataclass(tree):
+        tree = vars(tree)
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    return [tensor for branch in tree for tensor in _tensors(branch)] if isinstance(tree, list | tuple) else []
 
 
 def _along(axis: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -145,7 +157,7 @@ class XlaRuntime:
         for array in arrays:
             spec = tuple(BATCH_AXES if i == axis else None for i in range(array.ndim))
             torch_xla._XLAC._xla_annotate_custom_sharding(array, self.mesh.get_op_sharding(spec))
-        torch_xla.sync()
+        self._run(list(arrays))
         return list(arrays)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,7 +165,7 @@ class XlaRuntime:
 
         def run(*args: Any) -> Any:
             result = pytree.tree_map_only(Tensor, self._replicated, function(*args))
-            torch_xla.sync()
+            self._run(_tensors((args, result)))
             return result
 
         return run
@@ -212,6 +224,14 @@ class XlaRuntime:
     def _send(self, shards: list[Tensor], shape: tuple[int, ...], spec: PartitionSpec) -> Tensor:
         """A device array from what each of this process's devices holds of it."""
         return torch_xla._XLAC._global_tensor_from_cpu_shards(shards, self.mesh.get_op_sharding(spec), shape)
+
+    def _run(self, tensors: list[Tensor]) -> None:
+        """Computes pending tensors, without waiting for them.
+
+        They are named, where `torch_xla.sync` takes all that are alive: a gradient that autograd's thread has not let
+        go yet would be one more output of the program, now and then, and so another program.
+        """
+        torch_xla._XLAC._xla_sync_multi(tensors, [], wait=False, sync_xla_data=True)
 
     def _replicated(self, tensor: Tensor) -> Tensor:
         """The same values, whole on every device: fetching anything else compiles a program each time."""
