@@ -14,10 +14,11 @@ ALLOWED = {
     "vqim.runtime": {"vqim.state"},
     "vqim.training": {"vqim.state", "vqim.checkpoint", "vqim.runtime"},
     "vqim.nn": {"vqim.state"},
-    "vqim.tokenizer": {"vqim.state", "vqim.nn", "vqim.optim", "vqim.training.task", "vqim.third_party"},
-    "vqim.prior": {"vqim.state", "vqim.nn", "vqim.optim", "vqim.training.task", "vqim.tokenizer"},
-    "vqim.probe": {"vqim.state", "vqim.nn", "vqim.optim", "vqim.training.task", "vqim.tokenizer", "vqim.prior"},
-    "vqim.evaluation": {"vqim.state", "vqim.nn.context", "vqim.tokenizer", "vqim.prior"},
+    "vqim.tokenizer": {"vqim.state", "vqim.nn", "vqim.optim", "vqim.checkpoint", "vqim.third_party"},
+    "vqim.prior": {"vqim.state", "vqim.nn", "vqim.optim", "vqim.tokenizer"},
+    "vqim.probe": {"vqim.state", "vqim.nn", "vqim.optim", "vqim.tokenizer", "vqim.prior"},
+    "vqim.evaluation": {
+        "vqim.state", "vqim.nn.context", "vqim.tokenizer", "vqim.prior", "vqim.probe", "vqim.training.summaries"},
     "vqim.registry": {"vqim"},
     "launch": {"vqim"},
 }

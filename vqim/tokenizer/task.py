@@ -50,13 +50,14 @@ class TokenizerTask:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
         self.model, self.optimizer, self.learning_rate = model, optimizer, learning_rate
-        self.weights = {"logit_laplace": logit_laplace_weight, "l2": l2_weight, "perceptual": perceptual_weight}
-        for name, weight in (("quantizer", quantizer_weight), *self.weights.items()):
+        self.weights = {"quantizer": quantizer_weight, "logit_laplace": logit_laplace_weight, "l2": l2_weight,
+                        "perceptual": perceptual_weight}
+        for name, weight in self.weights.items():
             if not weight >= 0:
                 raise ValueError(f"{name}_weight must be at least 0, got {weight}")
         if max_gradient_norm is not None and not max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm must be positive or None, got {max_gradient_norm}")
-        self.quantizer_weight, self.perceptual, self.max_gradient_norm = quantizer_weight, perceptual, max_gradient_norm
+        self.perceptual, self.max_gradient_norm = perceptual, max_gradient_norm
         self.dtype = DTYPES[dtype]
         self._params = spec(model)
         self.checked = ["loss", *self._params]
@@ -76,8 +77,10 @@ class TokenizerTask:
         check_image_data(data, self.model)
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """What changes from step to step."""
-        return {"learning_rate": self.learning_rate(step)}
+        """The learning rate, and the losses' weights."""
+        weights = {f"weight/{name}": weight for name, weight in self.weights.items()
+                   if name != "perceptual" or self.perceptual}
+        return {"learning_rate": self.learning_rate(step), **weights}
 
     def train_step(
         self, state: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], kernels: Kernels,
@@ -89,7 +92,9 @@ class TokenizerTask:
         leaves = {name: array.detach().requires_grad_() for name, array in params.items()}
         quantized, reconstruction = apply(self.model.forward, leaves, images_BCHW, context)
         losses = self._losses(images_BCHW, quantized, reconstruction, select(state, "frozen/lpips/"))
-        loss = torch.stack([self._weight(name) * value for name, value in losses.items()]).sum()
+        # Terms without a weight of their own are the quantizer's.
+        loss = torch.stack([
+            scalars.get(f"weight/{name}", scalars["weight/quantizer"]) * value for name, value in losses.items()]).sum()
         grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
         keep = check_finite(state, [loss, *grads.values()], scalars["step"])
         metrics = {f"loss/{name}": value.detach() for name, value in losses.items()}
@@ -139,9 +144,6 @@ class TokenizerTask:
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(lpips, images_BCHW, reconstruction.mean_BCHW, self.dtype).mean()
         return losses
-
-    def _weight(self, name: str) -> float:
-        return self.weights.get(name, self.quantizer_weight)
 
 
 def check_image_data(data: Any, model: ImageTokenizer) -> None:

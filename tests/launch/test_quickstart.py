@@ -1,0 +1,72 @@
+"""The quickstart with few steps: every stage as the launcher runs it, and the report that a newcomer opens."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.evaluation.browser import find_browser, visit
+from vqim.evaluation.codebook import entropy_bits
+from vqim.training.summaries import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("quickstart") / "run"
+    subprocess.run(
+        [sys.executable, "-m", "launch.quickstart", f"--workdir={workdir}", "--runtime=torch",
+         "--gin_bindings=NUM_STEPS = 60", "--gin_bindings=optim.WarmupCosine.warmup_steps = 5"],
+        cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def summary(quickstart):
+    return json.loads((quickstart / "summary.json").read_text())
+
+
+def test_summary_has_every_figure_and_its_baseline(summary):
+    figures = ("psnr", "psnr_mean_image", "psnr_downscaled_4x", "codebook_usage", "prior_bits_per_token",
+               "unigram_bits_per_token", "probe_top1", "raw_pixel_probe_top1", "seconds")
+    assert all(np.isfinite(summary[name]) for name in figures)
+
+
+def test_summary_says_what_was_trained(summary):
+    assert summary["image_size"] >= 32 and summary["patch_size"] >= 4 and summary["codes"] >= 512
+    assert summary["l2_normalized"] and summary["code_dim"] < 128
+
+
+def test_baselines_are_those_of_the_pictures_themselves(summary):
+    """Computed by hand from the shipped arrays: see data.CenterCrop for the resizing."""
+    assert summary["psnr_mean_image"] == pytest.approx(11.8, abs=0.1)
+    assert summary["psnr_downscaled_4x"] == pytest.approx(18.7, abs=0.2)
+
+
+def test_summary_repeats_what_the_stages_measured(quickstart, summary):
+    last = read_metrics(quickstart / "tokenizer")[-1]
+    assert summary["psnr"] == pytest.approx(last["evaluation/psnr"], abs=1e-3)
+    last = read_metrics(quickstart / "probe")[-1]
+    assert summary["probe_top1"] == pytest.approx(last["evaluation/top1"])
+
+
+def test_the_unigram_entropy_is_at_most_that_of_even_use(summary):
+    assert 0 <= summary["unigram_bits_per_token"] <= entropy_bits(np.ones(summary["codes"], np.int64))
+
+
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium here: .ci/run installs one")
+def test_the_report_opens_in_a_browser_with_all_pictures_and_no_errors(quickstart):
+    page = visit(quickstart / "report.html", screenshot=quickstart / "report.png")
+    assert page.errors == [] and page.requests == []
+    assert len(page.images) > 16 and all(image["width"] > 0 for image in page.images)
+    for figure in ("PSNR", "Codes used", "bits per token", "top-1"):
+        assert figure in page.text
+
+
+def test_the_report_is_one_file(quickstart):
+    text = (quickstart / "report.html").read_text()
+    assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
