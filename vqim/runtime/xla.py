@@ -133,16 +133,17 @@ class XlaRuntime:
             self._barrier = HostBarrier(xr.get_master_ip(), BARRIER_PORT, self.process_index, self.process_count)
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
-        """See `Runtime.place`. The host holds the parts of this one array that its devices hold."""
+        """See `Runtime.place`. The host holds this one array while it is sent."""
         spec = self.partition.spec(name, leaf, self.mesh_shape)
-        parts: dict[str, Tensor] = {}
-        shards = []
-        for position in self._positions:
-            index = part_of(leaf.shape, spec, self.mesh_shape, position)
-            if str(index) not in parts:
-                parts[str(index)] = to_tensor(fill(index), leaf.dtype)
-            shards.append(parts[str(index)])
-        return self._send(shards, leaf.shape, spec)
+        whole = torch.empty(leaf.shape, dtype=leaf.dtype)
+        parts = [part_of(leaf.shape, spec, self.mesh_shape, position) for position in self._positions]
+        for index in {str(index): index for index in parts}.values():
+            whole[index] = to_tensor(fill(index), leaf.dtype)
+        # Sent like batches, from its parts, it would have no dtype of its own for torch_xla until it is updated, which
+        # lowers some means in another way: the first step would be another program.
+        tensor = whole.to(self.device)
+        torch_xla._XLAC._xla_mark_sharding(tensor, self.mesh.get_op_sharding(spec))
+        return tensor
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """See `Runtime.put`."""
@@ -217,9 +218,9 @@ class XlaRuntime:
         spec: PartitionSpec = (BATCH_AXES, *(None,) * (array.ndim - 1))
         # Rows of the whole batch are numbered by device: this process fills those of its own, in their order.
         rows = [part_of(shape, spec, self.mesh_shape, position)[0].start for position in self._positions]
-        size = shape[0] // self.num_batch_shards
-        parts = dict(zip(sorted(set(rows)), to_tensor(array).split(size), strict=True))
-        return self._send([parts[row] for row in rows], shape, spec)
+        parts = to_tensor(array).split(shape[0] // self.num_batch_shards)
+        own = dict(zip(sorted(set(rows)), parts, strict=True))
+        return self._send([own[row] for row in rows], shape, spec)
 
     def _send(self, shards: list[Tensor], shape: tuple[int, ...], spec: PartitionSpec) -> Tensor:
         """A device array from what each of this process's devices holds of it."""
