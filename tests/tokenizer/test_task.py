@@ -72,6 +72,14 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(make_task, batch):
     assert metrics["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_learning_rate_and_weights_enter_a_step_as_scalars(make_task):
+    task = make_task(quantizer_weight=2.0, logit_laplace_weight=0.3, l2_weight=5.0)
+    assert task.host_scalars(0) == {
+        "learning_rate": 3e-3, "weight/quantizer": 2.0, "weight/logit_laplace": 0.3, "weight/l2": 5.0}
+    with_lpips = make_task(perceptual=Perceptual(), perceptual_weight=0.7)
+    assert with_lpips.host_scalars(0)["weight/perceptual"] == 0.7
+
+
 def test_the_default_weights_are_the_papers():
     weights = TokenizerTask.__init__.__kwdefaults__
     assert (weights["quantizer_weight"], weights["logit_laplace_weight"], weights["l2_weight"]) == (1.0, 0.1, 1.0)
