@@ -31,7 +31,7 @@ def sample_logits(
     logits_BV = logits_BV / temperature
     if top_k is not None:
         logits_BV = keep_top_k(logits_BV, top_k)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:  # at 1, rounding of the sums would drop the far tail
         logits_BV = keep_top_p(logits_BV, top_p)
     # A draw of exactly 0 would be infinitely unlikely noise; 1e-20 stands in for it.
     gumbel_BV = -torch.log(-torch.log(uniform_BV.clamp_min(1e-20)))
