@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,7 +124,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
         "date": datetime.datetime.now().astimezone(),
         "measures": measures,
         "originals_BHWC": originals_BHWC, "reconstructions_BHWC": reconstructions_BHWC,
-        "picture_names": [names[label] for label in labels_N[:len(originals_BHWC)]],
+        "picture_names": _names_of(originals_BHWC, validation_NHWC, labels_N, names),
         "code_counts_K": np.bincount(stage1["codebook/histogram"].values, minlength=level.vocabulary),
         "loss_curves": {STAGES[stage]: _losses(workdir / stage) for stage in ("tokenizer", "prior", "probe")},
         "samples": dict(zip(names, samples, strict=True)),
@@ -168,6 +169,14 @@ def _pictures(experiment: Experiment, split: str) -> tuple[np.ndarray, np.ndarra
     batches = list(experiment.data.evaluation(256, split=split))
     return (np.concatenate([batch["images"][batch["valid"]] for batch in batches]),
             np.concatenate([batch["labels"][batch["valid"]] for batch in batches]))
+
+
+def _names_of(
+    images_BHWC: np.ndarray, validation_NHWC: np.ndarray, labels_N: np.ndarray, names: Sequence[str],
+) -> list[str]:
+    """The class names of pictures of the validation set."""
+    labels = {image.tobytes(): label for image, label in zip(validation_NHWC, labels_N, strict=True)}
+    return [names[labels[image.tobytes()]] for image in images_BHWC]
 
 
 def _last(workdir: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class ReconstructionEvaluator:
     Args:
       batch_size: pictures at a time, over all processes.
       every: steps between two measurements; 0 for the end alone.
-      num_images: shown, each above its reconstruction.
+      num_images: shown, each above its reconstruction; evenly spaced over the set.
     """
 
     def __init__(self, batch_size: int, every: int = 0, num_images: int = 16):
@@ -43,6 +43,7 @@ class ReconstructionEvaluator:
         averages = Averages()
         statistics = CodebookStatistics(task.model.quantizer.vocabulary)
         shown: list[np.ndarray] = []
+        num_seen, stride = 0, max(1, data.num_examples("validation") // self.num_images)
         for batch in data.evaluation(
                 self.batch_size // runtime.process_count,
                 process_index=runtime.process_index, process_count=runtime.process_count):
@@ -51,14 +52,14 @@ class ReconstructionEvaluator:
                 [results.pop("valid"), results.pop("indices"), results.pop("images"), *results.values()])
             averages.add(dict(zip(results, values, strict=True)), valid_B)
             statistics.add(indices, valid_B)
-            if len(shown) < self.num_images:
-                pairs = np.stack([batch["images"], images_BHWC], 1)
-                shown.extend(pairs[valid_B][:self.num_images - len(shown)])
+            pairs = np.stack([batch["images"], images_BHWC], 1)[batch["valid"]]
+            shown.extend(pairs[-num_seen % stride::stride])
+            num_seen += len(pairs)
         return {
             **{f"evaluation/{name}": value for name, value in averages.result().items()},
             **{f"codebook/{name}": value for name, value in statistics.result().items()},
             "codebook/histogram": Histogram(np.repeat(np.arange(len(statistics.counts_K)), statistics.counts_K)),
-            "images/originals_and_reconstructions": _rows_of_pairs(np.stack(shown)),
+            "images/originals_and_reconstructions": _rows_of_pairs(np.stack(shown[:self.num_images])),
         }
 
 
