@@ -12,15 +12,19 @@ PartitionSpec = tuple[str | tuple[str, ...] | None, ...]
 """For each dimension of an array the mesh axis, or axes, over which it is cut; None where it is whole."""
 
 
+_SLOT = re.compile(r"^optimizer/([^/]+)/[^/]+/")
+
+
 @dataclasses.dataclass(frozen=True)
 class Partition:
     """Rules from array names to mesh axes.
 
     A rule is (regular expression, {axis of the array: axis of the mesh}), such as
     ('attention/(query|key|value)/kernel', {'in': 'fsdp', 'out': 'tensor'}). The first rule whose expression is found
-    in an array's name decides; an array that no rule matches is replicated. Axes are named, not counted, so that a
-    rule for a parameter also places its moments, its int8 scales and its factored second moments, whose names end
-    like the parameter's and whose shapes lack some of its axes. 'layers' stays whole.
+    in an array's name decides; an array that no rule matches is replicated. What an optimizer keeps of a parameter,
+    `optimizer/<network>/<slot>/<path>`, goes by the parameter's name, `params/<network>/<path>`. Axes are named, not
+    counted, so that moments, int8 scales and factored second moments, whose shapes lack some of the parameter's axes,
+    lie where it lies. 'layers' stays whole.
 
     Attributes:
       rules: the table.
@@ -48,7 +52,7 @@ class Partition:
             the array.
         """
         for pattern, axes in self.rules:
-            if not re.search(pattern, name):
+            if not re.search(pattern, _SLOT.sub(r"params/\1/", name)):
                 continue
             spec = tuple(axes.get(axis) for axis in leaf.axes)
             used = [mesh_axis for mesh_axis in spec if mesh_axis]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch_xla
 import torch_xla.backends
+import torch_xla.core.xla_model as xm
 import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 from torch import Tensor
@@ -181,6 +182,7 @@ class XlaRuntime:
         if torch_xla._XLAC._get_xla_sharding_type(tensor) == xs.ShardingType.REPLICATED:
             parts = [(full_index(shape), to_numpy(tensor))] if self.process_index == 0 else []
             return Shards(shape, dtype, parts)
+        xm.wait_device_ops()  # local_shards refuses arrays that a program is about to make
         parts = []
         for shard in xs.XLAShardedTensor(tensor).local_shards:
             if shard.replica_id == 0:
