@@ -75,7 +75,7 @@ def _command(stage: str, workdir: Path) -> list[str]:
                f"--workdir={workdir / stage}", f"--runtime={flags.RUNTIME.value}"]
     source = {"prior": "tokenizer", "probe": "prior"}.get(stage)
     if source:
-        command.append(f"--gin_bindings={source.upper()}_RUN = '{workdir / source}'")
+        command.append(f'--gin_bindings={source.upper()}_RUN = "{workdir / source}"')
     return command + [f"--gin_bindings={binding}" for binding in flags.GIN_BINDINGS.value]
 
 
