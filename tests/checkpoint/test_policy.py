@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqim.checkpoint.policy import KeepBest, KeepEvery, KeepLatest, Saved, SaveEvery, kept_steps
+from vqim.checkpoint.policy import KeepBest, KeepEvery, KeepLatest, Saved, kept_steps
 
 
 def save_one_by_one(policies, saves):
@@ -51,10 +51,6 @@ def test_a_checkpoint_without_the_metric_is_never_the_best():
     assert kept_steps([KeepBest("loss", 3, "min")], saves) == {2, 4}
 
 
-def test_save_every_is_due_at_multiples_but_not_before_training():
-    assert [step for step in range(10) if SaveEvery(3).should_save(step)] == [3, 6, 9]
-
-
 policies_strategy = st.lists(st.one_of(
     st.builds(KeepLatest, st.integers(1, 5)), st.builds(KeepEvery, st.integers(1, 5)),
     st.builds(KeepBest, st.just("loss"), st.integers(1, 5), st.sampled_from(["min", "max"]))), min_size=1, max_size=3)
@@ -74,7 +70,7 @@ def test_a_step_is_kept_if_one_policy_keeps_it_or_it_is_the_newest(policies, his
     (lambda: KeepLatest(0), "num must be an integer of at least 1, got 0"),
     (lambda: KeepLatest(True), "num must be an integer of at least 1, got True"),
     (lambda: KeepEvery(-1), "steps must be an integer of at least 1, got -1"),
-    (lambda: SaveEvery(1.5), "steps must be an integer of at least 1, got 1.5"),
+    (lambda: KeepEvery(1.5), "steps must be an integer of at least 1, got 1.5"),
     (lambda: KeepBest("", 1, "min"), "metric must be the name"),
     (lambda: KeepBest("loss", 1, "best"), "mode must be 'min' or 'max', got 'best'"),
     (lambda: KeepBest("loss", math.nan, "min"), "num must be an integer of at least 1, got nan"),

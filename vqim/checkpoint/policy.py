@@ -1,4 +1,4 @@
-"""Which checkpoints to write and which to keep: small objects, combined by or."""
+"""Which checkpoints to keep: small objects, combined by or."""
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -18,20 +18,6 @@ class Keep(Protocol):
     def kept(self, history: Sequence[Saved]) -> set[int]:
         """Steps to keep, out of `history`, which is sorted by step."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class SaveEvery:
-    """Saves after every `steps` training steps."""
-
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_positive("steps", self.steps)
-
-    def should_save(self, step: int) -> bool:
-        """Whether a checkpoint is due when `step` steps are done."""
-        return step > 0 and step % self.steps == 0
 
 
 @dataclasses.dataclass(frozen=True)
