@@ -72,6 +72,9 @@ def run(main: Callable[[], None]) -> None:
             print(f"The configuration was refused.\n{error}", file=sys.stderr)
             sys.exit(2)
 
+    # absl's --help shows the flags of the main module alone: these belong to every verb.
+    for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded)
 
 

@@ -103,7 +103,7 @@ def test_every_launcher_has_a_console_script(root):
     launchers = {
         path.stem for path in (root / "launch").glob("*.py") if "\ndef run() -> None:\n" in path.read_text()
     }
-    assert scripts == {f"vqim-{name}": f"vqim._launch.{name}:run" for name in launchers}
+    assert scripts == {f"vqim-{name.replace('_', '-')}": f"vqim._launch.{name}:run" for name in launchers}
 
 
 def test_a_console_script_works_outside_of_the_checkout(environment, tmp_path):

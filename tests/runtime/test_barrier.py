@@ -50,6 +50,17 @@ def test_a_name_can_be_used_again(barriers):
     assert rounds == [5, 5, 5] and torn == []
 
 
+def test_process_0_stays_with_its_store_until_the_others_know(barriers):
+    first, *others = barriers(3)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waits = [pool.submit(barrier.wait, "end") for barrier in others]
+        time.sleep(0.2)
+        first.wait("end")
+        del first
+        for wait in waits:
+            wait.result()
+
+
 def test_who_waits_too_long_is_told_how_many_came(barriers):
     first, second, _ = barriers(3, timeout_seconds=0.3)
     with concurrent.futures.ThreadPoolExecutor() as pool:

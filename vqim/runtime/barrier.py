@@ -29,8 +29,9 @@ class HostBarrier:
           timeout_seconds: for how long a process waits for the others.
         """
         self._process_count, self._timeout_seconds = process_count, timeout_seconds
+        self._is_host = process_index == 0
         self._store = TCPStore(
-            host, port, is_master=process_index == 0, wait_for_workers=False,
+            host, port, is_master=self._is_host, wait_for_workers=False,
             timeout=datetime.timedelta(seconds=timeout_seconds))
         self.port = self._store.port
         self._visits: dict[str, int] = {}
@@ -42,8 +43,17 @@ class HostBarrier:
           TimeoutError: some did not come in time.
         """
         visit = self._visits[name] = self._visits.get(name, 0) + 1
+        self._meet(f"{name} came", visit, name)
+        # Process 0 holds the store: it may not go on, and end, while others still have to ask whether all came.
+        if self._is_host:
+            self._meet(f"{name} left", visit, name)
+        else:
+            self._store.add(f"{name} left", 1)
+
+    def _meet(self, key: str, visit: int, name: str) -> None:
+        """Counts this process under `key`, and returns when all have been counted."""
         expected = visit * self._process_count
-        arrived = self._store.add(name, 1)
+        arrived = self._store.add(key, 1)
         end = time.monotonic() + self._timeout_seconds
         while arrived < expected:
             if time.monotonic() > end:
@@ -51,4 +61,4 @@ class HostBarrier:
                     f"barrier {name!r}: {arrived - expected + self._process_count} of {self._process_count} processes "
                     f"came within {self._timeout_seconds:g} s; look at the logs of the others")
             time.sleep(_POLL_SECONDS)
-            arrived = self._store.add(name, 0)
+            arrived = self._store.add(key, 0)
