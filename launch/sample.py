@@ -60,7 +60,8 @@ def main() -> None:
     for first in range(0, len(labels_B), BATCH_SIZE.value):
         part_B = labels_B[first:first + BATCH_SIZE.value]
         padded_B = np.pad(part_B, (0, BATCH_SIZE.value - len(part_B)), constant_values=-1)
-        tokens_BNK = sampler(select(arrays, "params/prior/"), padded_B, SEED.value + first)
+        seed = int(np.random.SeedSequence([SEED.value, first]).generate_state(1)[0]) >> 1
+        tokens_BNK = sampler(select(arrays, "params/prior/"), padded_B, seed)
         images = decode_tokens(task, arrays, runtime, tokens_BNK)[:len(part_B)]
         for number, (image, label) in enumerate(zip(images, part_B, strict=True), start=first):
             word = names[label].replace(" ", "_").replace("/", "_") if label >= 0 else "any"
