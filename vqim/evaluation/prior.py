@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vqim.evaluation.codebook import count_codes, entropy_bits
-from vqim.evaluation.reconstruction import Averages
+from vqim.evaluation.reconstruction import Averages, to_bytes
 from vqim.prior.sampler import Sampler
 from vqim.prior.sampling import check_sampling
 from vqim.prior.task import PriorTask
@@ -115,8 +115,3 @@ def decode_tokens(task: PriorTask, state: State, runtime: Any, tokens_BNK: Tenso
     """Pictures of tokens, uint8 [B, H, W, C] on the host."""
     program = runtime.compile(lambda arrays, tokens: to_bytes(task.images(arrays, tokens, runtime.kernels)))
     return runtime.fetch([program(state, tokens_BNK)])[0]
-
-
-def to_bytes(images_BCHW: Tensor) -> Tensor:
-    """Float images in [0, 1] to uint8 [B, H, W, C]."""
-    return rearrange((images_BCHW * 255).round().to(torch.uint8), "b c h w -> b h w c")

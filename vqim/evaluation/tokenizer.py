@@ -10,10 +10,11 @@ from einops import rearrange
 from torch import Tensor
 
 from vqim.evaluation.codebook import CodebookStatistics
-from vqim.evaluation.reconstruction import Averages, l1, l2, psnr, ssim
+from vqim.evaluation.reconstruction import Averages, l1, l2, psnr, ssim, to_bytes
 from vqim.nn.context import Kernels
 from vqim.state.leaf import State
 from vqim.tokenizer.losses import logit_laplace
+from vqim.tokenizer.model import images_to_float
 from vqim.tokenizer.task import TokenizerTask
 from vqim.training.summaries import Histogram
 
@@ -67,8 +68,8 @@ def _measure(task: TokenizerTask, state: State, batch: dict[str, Tensor], kernel
     """Values of each image, [B], the reconstructions in 8 bits, the codes."""
     with torch.no_grad():
         images_BCHW, quantized, reconstruction = task.reconstruct(state, batch, kernels)
-        bytes_BCHW = (reconstruction.mean_BCHW.clamp(0, 1) * 255).round().to(torch.uint8)
-        rounded_BCHW = bytes_BCHW.float() / 255
+        bytes_BHWC = to_bytes(reconstruction.mean_BCHW.clamp(0, 1))
+        rounded_BCHW = images_to_float(bytes_BHWC)
         values = {
             "psnr": psnr(images_BCHW, rounded_BCHW), "ssim": ssim(images_BCHW, rounded_BCHW),
             "l1": l1(images_BCHW, rounded_BCHW), "l2": l2(images_BCHW, rounded_BCHW)}
@@ -79,7 +80,7 @@ def _measure(task: TokenizerTask, state: State, batch: dict[str, Tensor], kernel
         if lpips is not None:
             values["lpips"] = lpips
         return {**values, "valid": batch["valid"], "indices": quantized.indices_BhwK,
-                "images": rearrange(bytes_BCHW, "b c h w -> b h w c")}
+                "images": bytes_BHWC}
 
 
 def _rows_of_pairs(pairs: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqim.nn.context import Context, Kernels
 from vqim.nn.module import apply, spec
-from vqim.optim.gradients import clip_by_global_norm, global_norm
+from vqim.optim.network import gradients, trainable, update_network
 from vqim.optim.optimizer import Optimizer
 from vqim.optim.schedules import Schedule
 from vqim.prior.autoregressive import AutoregressivePrior
@@ -89,19 +89,13 @@ class PriorTask:
         """One update of `state` in place; see `vqim.training.task.Task`."""
         tokens_BNK = self.tokens(state, batch, kernels)
         context = Context(kernels, self.dtype, step_key(scalars["seed"], scalars["step"], "prior"))
-        params = select(state, "params/prior/")
-        leaves = {name: array.detach().requires_grad_() for name, array in params.items()}
+        leaves = trainable(state, "prior")
         loss = apply(self.prior.loss, leaves, tokens_BNK, batch["labels"], context)
-        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        grads = gradients(loss, leaves)
         keep = check_finite(state, [loss, *grads.values()], scalars["step"])
         metrics = {"loss": loss.detach(), "loss/bits_per_token": loss.detach() / NATS_PER_BIT}
-        if self.max_gradient_norm is None:
-            metrics["gradient_norm"] = global_norm(grads.values())
-        else:
-            grads, metrics["gradient_norm"] = clip_by_global_norm(grads, self.max_gradient_norm)
-        return metrics | self.optimizer.update(
-            params, grads, select(state, "optimizer/prior/"),
-            learning_rate=scalars["learning_rate"], step=scalars["step"], keep=keep)
+        return metrics | update_network(
+            state, "prior", grads, self.optimizer, scalars, keep, self.max_gradient_norm)
 
     def tokens(self, state: State, batch: dict[str, Tensor], kernels: Kernels) -> Tensor:
         """The batch's tokens [B, N, K]."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqim.nn.context import Context, Kernels
-from vqim.optim.gradients import global_norm
+from vqim.optim.network import gradients, trainable, update_network
 from vqim.optim.optimizer import Optimizer
 from vqim.optim.schedules import Schedule
 from vqim.probe.features import Features
@@ -77,12 +77,11 @@ class ProbeTask:
         """One update of `state` in place; see `vqim.training.task.Task`."""
         features_LBD = self.features(select(state, "frozen/features/"), batch, Context(kernels))
         mean_LD, variance_LD = features_LBD.mean(1), features_LBD.var(1, correction=0)
-        params = select(state, "params/probe/")
-        leaves = {name: array.detach().requires_grad_() for name, array in params.items()}
+        leaves = trainable(state, "probe")
         losses_L = F.cross_entropy(
             _logits(leaves, features_LBD, mean_LD, variance_LD).permute(1, 2, 0),
             batch["labels"].long()[:, None].expand(-1, len(features_LBD)), reduction="none").mean(0)
-        grads = dict(zip(leaves, torch.autograd.grad(losses_L.sum(), list(leaves.values())), strict=True))
+        grads = gradients(losses_L.sum(), leaves)
         loss = losses_L.detach().mean()
         keep = check_finite(state, [loss, *grads.values()], scalars["step"])
         # The first batch's statistics stand for all before it.
@@ -90,10 +89,7 @@ class ProbeTask:
         for name, new in (("mean_LD", mean_LD), ("variance_LD", variance_LD)):
             running = state[f"statistics/probe/{name}"]
             running.copy_(torch.where(keep, running + weight * (new - running), running))
-        metrics = self.optimizer.update(
-            params, grads, select(state, "optimizer/probe/"),
-            learning_rate=scalars["learning_rate"], step=scalars["step"], keep=keep)
-        return {"loss": loss, "gradient_norm": global_norm(grads.values()), **metrics}
+        return {"loss": loss, **update_network(state, "probe", grads, self.optimizer, scalars, keep)}
 
     def logits(self, state: State, batch: dict[str, Tensor], kernels: Kernels) -> Tensor:
         """Class logits of every layer's head in evaluation mode, float32 [L, B, C]."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqim.nn.context import Context, Kernels
 from vqim.nn.module import apply, spec
-from vqim.optim.gradients import clip_by_global_norm, global_norm
+from vqim.optim.network import gradients, trainable, update_network
 from vqim.optim.optimizer import Optimizer
 from vqim.optim.schedules import Schedule
 from vqim.state.health import check_finite, health_spec
@@ -88,23 +88,17 @@ class TokenizerTask:
         """One update of `state` in place; see `vqim.training.task.Task`."""
         context = Context(kernels, self.dtype, step_key(scalars["seed"], scalars["step"], "tokenizer"))
         images_BCHW = images_to_float(batch["images"])
-        params = select(state, "params/tokenizer/")
-        leaves = {name: array.detach().requires_grad_() for name, array in params.items()}
+        leaves = trainable(state, "tokenizer")
         quantized, reconstruction = apply(self.model.forward, leaves, images_BCHW, context)
         losses = self._losses(images_BCHW, quantized, reconstruction, select(state, "frozen/lpips/"))
         # Terms without a weight of their own are the quantizer's.
         loss = torch.stack([
             scalars.get(f"weight/{name}", scalars["weight/quantizer"]) * value for name, value in losses.items()]).sum()
-        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        grads = gradients(loss, leaves)
         keep = check_finite(state, [loss, *grads.values()], scalars["step"])
         metrics = {f"loss/{name}": value.detach() for name, value in losses.items()}
-        if self.max_gradient_norm is None:
-            metrics["gradient_norm"] = global_norm(grads.values())
-        else:
-            grads, metrics["gradient_norm"] = clip_by_global_norm(grads, self.max_gradient_norm)
-        metrics |= self.optimizer.update(
-            params, grads, select(state, "optimizer/tokenizer/"),
-            learning_rate=scalars["learning_rate"], step=scalars["step"], keep=keep)
+        metrics |= update_network(
+            state, "tokenizer", grads, self.optimizer, scalars, keep, self.max_gradient_norm)
         usage = torch.zeros(self.model.quantizer.vocabulary, device=loss.device)
         usage = usage.index_fill(0, quantized.indices_BhwK.flatten(), 1.0)
         return {"loss": loss.detach(), **metrics, "codebook/batch_usage": usage.mean()}
