@@ -1,0 +1,140 @@
+"""Convolutions, group normalisation, and the blocks that convolutional tokenizers are made of.
+
+The blocks are those of VQGAN (Esser et al., 2021, Table 7), which MoVQ and SeQ-GAN build on.
+
+    B batch, C channels, H height, W width; O I of a kernel: output and input channels
+"""
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from vqim.nn.attention import SelfAttention
+from vqim.nn.context import Context
+from vqim.nn.layers import check_positive, check_rate, dropout
+from vqim.nn.module import parameter
+from vqim.state.init import Constant, Init, Uniform
+
+
+class Conv2d(nn.Module):
+    """A convolution with bias, in the context's dtype.
+
+    Args:
+      num_inputs, num_outputs: channels.
+      kernel_size: height and width of the kernel.
+      stride: of both directions.
+      padding: zeros (left, right, top, bottom) of the image; by default kernel_size // 2 on every side, which keeps
+        the size of the image where the kernel's is odd and the stride is 1.
+      init: of the kernel, with a bias of zeros. By default both are drawn from U(-b, b), b = 1 / sqrt(num_inputs *
+        kernel_size^2): what PyTorch's convolutions start from (kaiming_uniform_ with a = sqrt(5)), and so all of the
+        published CNN tokenizers.
+    """
+
+    def __init__(
+        self, num_inputs: int, num_outputs: int, kernel_size: int, stride: int = 1,
+        padding: tuple[int, int, int, int] | None = None, init: Init | None = None,
+    ):
+        super().__init__()
+        check_positive(num_inputs=num_inputs, num_outputs=num_outputs, kernel_size=kernel_size, stride=stride)
+        self.stride = stride
+        self.padding = (kernel_size // 2,) * 4 if padding is None else padding
+        default = Uniform((num_inputs * kernel_size**2) ** -0.5)
+        self.kernel_OIHW = parameter(
+            (num_outputs, num_inputs, kernel_size, kernel_size), init or default, "out", "in", "kh", "kw")
+        self.bias_O = parameter((num_outputs,), default if init is None else Constant(0.0), "features")
+
+    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+        """[B, num_inputs, H, W] to [B, num_outputs, (H + padding - kernel_size) // stride + 1, ... W]."""
+        dtype = context.dtype
+        left, right, top, bottom = self.padding
+        x_BCHW = x_BCHW.to(dtype)
+        if (left, top) != (right, bottom):
+            x_BCHW, left, top = F.pad(x_BCHW, self.padding), 0, 0
+        return F.conv2d(x_BCHW, self.kernel_OIHW.to(dtype), self.bias_O.to(dtype), self.stride, (top, left))
+
+
+class GroupNorm(nn.Module):
+    """Normalises groups of channels over the image (Wu and He, 2018), in float32; returns the context's dtype."""
+
+    def __init__(self, num_features: int, num_groups: int = 32, eps: float = 1e-6):
+        super().__init__()
+        check_positive(num_features=num_features, num_groups=num_groups)
+        if num_features % num_groups:
+            raise ValueError(f"the number of channels must be a multiple of {num_groups}, the groups of each "
+                             f"normalisation; got {num_features}")
+        self.num_groups, self.eps = num_groups, eps
+        self.gain_C = parameter((num_features,), Constant(1.0), "features")
+        self.bias_C = parameter((num_features,), Constant(0.0), "features")
+
+    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+        """[B, C, H, W] to the same."""
+        return F.group_norm(x_BCHW.float(), self.num_groups, self.gain_C, self.bias_C, self.eps).to(context.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(swish(norm(conv(swish(norm(x)))))); a 1x1 convolution on the shortcut where the channels change.
+
+    Dropout acts before the second convolution.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, dropout_rate: float = 0.0):
+        super().__init__()
+        check_rate("dropout_rate", dropout_rate)
+        self.dropout_rate = dropout_rate
+        self.norm_1 = GroupNorm(num_inputs)
+        self.conv_1 = Conv2d(num_inputs, num_outputs, kernel_size=3)
+        self.norm_2 = GroupNorm(num_outputs)
+        self.conv_2 = Conv2d(num_outputs, num_outputs, kernel_size=3)
+        self.shortcut = None if num_inputs == num_outputs else Conv2d(num_inputs, num_outputs, kernel_size=1)
+
+    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+        """[B, num_inputs, H, W] to [B, num_outputs, H, W]."""
+        hidden_BCHW = self.conv_1(F.silu(self.norm_1(x_BCHW, context)), context)
+        hidden_BCHW = F.silu(self.norm_2(hidden_BCHW, context))
+        hidden_BCHW = dropout(hidden_BCHW, self.dropout_rate, context, "residual block")
+        if self.shortcut is not None:
+            x_BCHW = self.shortcut(x_BCHW, context)
+        return x_BCHW + self.conv_2(hidden_BCHW, context)
+
+
+class AttentionBlock(nn.Module):
+    """x + attention(norm(x)), one head over all positions of the image."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.norm = GroupNorm(num_features)
+        self.attention = SelfAttention(num_features, 1, causal=False)
+
+    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+        """[B, C, H, W] to the same."""
+        positions_BTC = rearrange(self.norm(x_BCHW, context), "b c h w -> b (h w) c")
+        attended_BTC = self.attention(positions_BTC, context)
+        return x_BCHW + rearrange(attended_BTC, "b (h w) c -> b c h w", h=x_BCHW.shape[2])
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2 that looks one pixel over the right and lower edge: half the height and width."""
+
+    def __init__(self, num_inputs: int, num_outputs: int):
+        super().__init__()
+        self.conv = Conv2d(num_inputs, num_outputs, kernel_size=3, stride=2, padding=(0, 1, 0, 1))
+
+    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+        """[B, num_inputs, H, W] to [B, num_outputs, H / 2, W / 2]."""
+        return self.conv(x_BCHW, context)
+
+
+class Upsample(nn.Module):
+    """Every pixel four times, then a 3x3 convolution: twice the height and width."""
+
+    def __init__(self, num_inputs: int, num_outputs: int):
+        super().__init__()
+        self.conv = Conv2d(num_inputs, num_outputs, kernel_size=3)
+
+    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+        """[B, num_inputs, H, W] to [B, num_outputs, 2 H, 2 W]."""
+        return self.conv(repeat_pixels(x_BCHW), context)
+
+
+def repeat_pixels(x_BCHW: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling by two; F.interpolate's gradient would leave an XLA device for the CPU."""
+    return repeat(x_BCHW, "b c h w -> b c (h p) (w q)", p=2, q=2)
