@@ -1,6 +1,6 @@
 """Finite scalar quantisation (Mentzer et al., 2023): each of a few dimensions is rounded to one of a few levels.
 
-    B batch, h w latent size, D latent width, Z dimensions that are rounded, K = 1 codes a position
+    B batch, h w latent size, D latent width, Z dimensions that are rounded
 """
 import math
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqim.nn.context import Context
 from vqim.nn.layers import Dense
+from vqim.tokenizer.grid import Level
 from vqim.tokenizer.model import Quantized
 
 
@@ -21,15 +22,16 @@ class FiniteScalarQuantizer(nn.Module):
       levels: how many each dimension has; odd, so that zero is one of them.
     """
 
-    num_channels = 1
-
     def __init__(self, width: int, levels: tuple[int, ...]):
         super().__init__()
         if min(levels) < 3 or any(level % 2 == 0 for level in levels):
             raise ValueError(f"levels must be odd numbers of at least 3, got {levels}")
         self.width_in = self.width_out = width
-        self.levels, self.vocabulary = levels, math.prod(levels)
+        self.sizes = levels
         self.project_in, self.project_out = Dense(width, len(levels)), Dense(len(levels), width)
+
+    def levels(self, height: int, width: int) -> tuple[Level, ...]:
+        return (Level(height, width, channels=1, vocabulary=math.prod(self.sizes)),)
 
     def forward(self, latents_BhwD: Tensor, context: Context) -> Quantized:
         half_Z, places_Z = self._grid(latents_BhwD.device)
@@ -37,17 +39,18 @@ class FiniteScalarQuantizer(nn.Module):
         rounded_BhwZ = bounded_BhwZ.round()
         indices_Bhw = ((rounded_BhwZ + half_Z).long() * places_Z).sum(-1)
         straight_through = bounded_BhwZ + (rounded_BhwZ - bounded_BhwZ).detach()
-        return Quantized(self.project_out(straight_through / half_Z, context), indices_Bhw[..., None], losses={})
+        return Quantized(self.project_out(straight_through / half_Z, context), (indices_Bhw[..., None],), losses={})
 
-    def lookup(self, indices_BhwK: Tensor, context: Context) -> Tensor:
-        half_Z, places_Z = self._grid(indices_BhwK.device)
-        digits_BhwZ = indices_BhwK // places_Z % (2 * half_Z + 1)
+    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Tensor:
+        indices_Bhw1, = indices
+        half_Z, places_Z = self._grid(indices_Bhw1.device)
+        digits_BhwZ = indices_Bhw1 // places_Z % (2 * half_Z + 1)
         return self.project_out((digits_BhwZ - half_Z) / half_Z, context)
 
     def _grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The largest digit, counted from zero in the middle, and what a digit counts in a code: int64 [Z] each."""
-        places = [math.prod(self.levels[:place]) for place in range(len(self.levels))]
-        return torch.tensor(self.levels, device=device) // 2, torch.tensor(places, device=device)
+        places = [math.prod(self.sizes[:place]) for place in range(len(self.sizes))]
+        return torch.tensor(self.sizes, device=device) // 2, torch.tensor(places, device=device)
 
 
 gin.register(FiniteScalarQuantizer, module="plugin")

@@ -55,8 +55,8 @@ def test_its_codes_are_the_grids_points_and_lookup_gives_what_forward_gave(quant
     latents_BhwD = 3 * torch.randn(2, 40, 40, 6, generator=torch.Generator().manual_seed(0))
     context = Context(TorchKernels())
     quantized = apply(quantizer.forward, params, latents_BhwD, context)
-    assert sorted(set(quantized.indices_BhwK.flatten().tolist())) == list(range(15))
-    found = apply(quantizer.lookup, params, quantized.indices_BhwK, context)
+    assert sorted(set(quantized.indices[0].flatten().tolist())) == list(range(15))
+    found = apply(quantizer.lookup, params, quantized.indices, context)
     torch.testing.assert_close(found, quantized.latents_BhwD)
 
 

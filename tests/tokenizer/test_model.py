@@ -19,7 +19,7 @@ def test_the_grid_is_what_the_parts_make(make_tokenizer):
 def test_tokens_are_the_codes_in_raster_order(make_tokenizer, draw_params, context):
     tokenizer, images = make_tokenizer(), torch.rand(3, 3, 16, 16)
     params = draw_params(tokenizer)
-    indices = apply(tokenizer.encode, params, images, context).indices_BhwK
+    indices = apply(tokenizer.encode, params, images, context).indices[0]
     tokens = apply(tokenizer.tokens, params, images, context)
     assert tokens.shape == (3, 16, 1) and indices.unique().numel() > 4
     for row, column in np.ndindex(4, 4):

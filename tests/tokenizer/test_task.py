@@ -99,7 +99,7 @@ def test_terms_are_means_over_the_pictures_values(make_task, batch):
     y = 0.8 * x + 0.1
     nll = np.log(2 * np.exp(log_scale) * y * (1 - y)) + abs(np.log(y / (1 - y)) - location) / np.exp(log_scale)
     assert metrics["loss/logit_laplace"].item() == pytest.approx(nll.mean(), rel=1e-5)
-    num_used = len(quantized.indices_BhwK.unique())
+    num_used = len(quantized.indices[0].unique())
     assert metrics["codebook/batch_usage"].item() == pytest.approx(num_used / 32)
 
 

@@ -62,8 +62,9 @@ def test_nearest_on_the_sphere_is_largest_cosine(draw_params, context):
     z = latents @ params["project_in/kernel_IO"] + params["project_in/bias_O"]
     cosine = torch.cosine_similarity(z[..., None, :], params["codebook_VZ"], dim=-1)
     quantized = apply(quantizer.forward, params, latents, context)
-    assert quantized.indices_BhwK.shape == (2, 3, 4, 1)
-    assert torch.equal(quantized.indices_BhwK[..., 0], cosine.argmax(-1))
+    indices, = quantized.indices
+    assert indices.shape == (2, 3, 4, 1)
+    assert torch.equal(indices[..., 0], cosine.argmax(-1))
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -72,8 +73,8 @@ def test_indices_latents_and_losses_are_equation_1s(draw_params, context, normal
     params, latents = draw_params(quantizer), torch.randn(2, 3, 4, 6)
     quantized = apply(quantizer.forward, params, latents, context)
     indices, _, z, e = reference(params, latents, normalize)
-    np.testing.assert_array_equal(quantized.indices_BhwK[..., 0], indices)
-    assert quantized.indices_BhwK.dtype == torch.int64
+    np.testing.assert_array_equal(quantized.indices[0][..., 0], indices)
+    assert quantized.indices[0].dtype == torch.int64
     squared = ((z - e) ** 2).sum(-1).mean()
     assert quantized.losses["codebook"].item() == pytest.approx(squared, rel=1e-4)
     assert quantized.losses["commitment"].item() == pytest.approx(BETA * squared, rel=1e-4)
@@ -87,7 +88,7 @@ def test_lookup_gives_the_vectors_that_quantising_gave(draw_params, context, nor
     quantizer = make_quantizer(normalize)
     params = draw_params(quantizer)
     quantized = apply(quantizer.forward, params, torch.randn(2, 3, 4, 6), context)
-    found = apply(quantizer.lookup, params, quantized.indices_BhwK, context)
+    found = apply(quantizer.lookup, params, quantized.indices, context)
     torch.testing.assert_close(found, quantized.latents_BhwD, rtol=1e-5, atol=1e-6)
 
 
@@ -171,7 +172,7 @@ def test_the_lookup_is_float32_in_a_bfloat16_model(draw_params, normalize):
     quantized = apply(quantizer.forward, params, latents, Context(TorchKernels(), torch.bfloat16))
     z = unit(latents.double().numpy())
     nearest = (z @ params["codebook_VZ"].double().numpy().T).argmax(-1)
-    np.testing.assert_array_equal(quantized.indices_BhwK[..., 0], nearest)
+    np.testing.assert_array_equal(quantized.indices[0][..., 0], nearest)
     assert quantized.latents_BhwD.dtype == torch.bfloat16
     assert quantized.losses["codebook"].dtype == torch.float32
 

@@ -20,7 +20,9 @@ from vqim.state.leaf import State, select
 
 
 class LikelihoodEvaluator:
-    """Bits per token on a validation set, the entropy of the tokens' unigram distribution, and the teacher-forced view.
+    """Bits per token on a validation set, the entropy of tokens' unigram distributions, and the teacher-forced view.
+
+    Each level of tokens has a unigram distribution of its own; the entropy is the mean over positions.
 
     The view decodes, position by position, the code that the prior holds likeliest given the true codes before it
     (SeQ-GAN section 3.1): what the prior has understood of a picture, beside the picture itself.
@@ -41,21 +43,24 @@ class LikelihoodEvaluator:
             return _measure(task, arrays, batch, runtime.kernels)
 
         self._program = self._program or runtime.compile(measure)
-        averages, counts = Averages(), np.zeros(task.prior.vocabulary, np.int64)
+        averages, grid = Averages(), task.tokenizer.grid
+        counts = [np.zeros(level.vocabulary, np.int64) for level in grid.levels]
         view: dict[str, Any] = {}
         for batch in data.evaluation(
                 self.batch_size // runtime.process_count,
                 process_index=runtime.process_index, process_count=runtime.process_count):
             results = self._program(state, runtime.put(batch))
-            valid_B, tokens, bits, accuracy = runtime.fetch(
+            valid_B, tokens_BNK, bits, accuracy = runtime.fetch(
                 [results[name] for name in ("valid", "tokens", "bits_per_token", "token_accuracy")])
             averages.add({"bits_per_token": bits, "token_accuracy": accuracy}, valid_B)
-            counts += count_codes(tokens[valid_B], len(counts))
+            for of_level, indices in zip(counts, grid.split(tokens_BNK[valid_B]), strict=True):
+                of_level += count_codes(indices, len(of_level))
             if not view and self.num_images:
                 true_BHWC, expected_BHWC = runtime.fetch([results["true"], results["expected"]])
                 count = min(self.num_images, len(true_BHWC))
                 view["images/true_and_teacher_forced"] = np.concatenate([true_BHWC[:count], expected_BHWC[:count]])
-        unigram = entropy_bits(counts)
+        unigram = sum(level.num_positions * entropy_bits(of_level)
+                      for level, of_level in zip(grid.levels, counts, strict=True)) / grid.num_positions
         means = averages.result()
         return {
             **{f"evaluation/{name}": value for name, value in means.items()},
@@ -72,7 +77,7 @@ def _measure(task: PriorTask, state: State, batch: dict[str, Tensor], kernels: A
         tokens_BN, expected_BN = tokens_BNK[..., 0], logits_BNV.argmax(-1)
         nats_BN = F.cross_entropy(rearrange(logits_BNV, "b n v -> b v n"), tokens_BN, reduction="none")
         return {
-            "valid": batch["valid"], "tokens": tokens_BN,
+            "valid": batch["valid"], "tokens": tokens_BNK,
             "bits_per_token": nats_BN.mean(1) / math.log(2),
             "token_accuracy": (tokens_BN == expected_BN).float().mean(1),
             "true": to_bytes(task.images(state, tokens_BNK, kernels)),

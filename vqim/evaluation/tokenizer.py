@@ -1,6 +1,6 @@
 """Measures an image tokenizer on a validation set: reconstructions and use of the codebook.
 
-    B batch, C image channels, H W image size
+    B batch, C image channels, H W image size, N positions of all levels of tokens, K codes a position
 """
 from typing import Any
 
@@ -13,6 +13,7 @@ from vqim.evaluation.codebook import CodebookStatistics
 from vqim.evaluation.reconstruction import Averages, l1, l2, psnr, ssim, to_bytes
 from vqim.nn.context import Kernels
 from vqim.state.leaf import State
+from vqim.tokenizer.grid import join
 from vqim.tokenizer.losses import logit_laplace
 from vqim.tokenizer.model import images_to_float
 from vqim.tokenizer.task import TokenizerTask
@@ -24,6 +25,10 @@ class ReconstructionEvaluator:
 
     The model runs in float32 and in evaluation mode; reconstructions are rounded to 8 bits, as a picture file is,
     before they are compared. LPIPS is measured where the task trains with it.
+
+    The use of codes is measured for each level of tokens: as `codebook/usage` and so on where there is one, as
+    `codebook/level_0/usage` and so on where there are several. Of these, `usage_per_batch` is ViT-VQGAN's "Codebook
+    Usage" (Table 4).
 
     Args:
       batch_size: pictures at a time, over all processes.
@@ -41,25 +46,30 @@ class ReconstructionEvaluator:
             return _measure(task, arrays, batch, runtime.kernels)
 
         self._program = self._program or runtime.compile(measure)
-        averages = Averages()
-        statistics = CodebookStatistics(task.model.quantizer.vocabulary)
+        averages, grid = Averages(), task.model.grid
+        statistics = [CodebookStatistics(level.vocabulary) for level in grid.levels]
         shown: list[np.ndarray] = []
         num_seen, stride = 0, max(1, data.num_examples("validation") // self.num_images)
         for batch in data.evaluation(
                 self.batch_size // runtime.process_count,
                 process_index=runtime.process_index, process_count=runtime.process_count):
             results = self._program(state, runtime.put(batch))
-            valid_B, indices, images_BHWC, *values = runtime.fetch(
-                [results.pop("valid"), results.pop("indices"), results.pop("images"), *results.values()])
+            valid_B, tokens_BNK, images_BHWC, *values = runtime.fetch(
+                [results.pop("valid"), results.pop("tokens"), results.pop("images"), *results.values()])
             averages.add(dict(zip(results, values, strict=True)), valid_B)
-            statistics.add(indices, valid_B)
+            for of_level, indices in zip(statistics, grid.split(tokens_BNK), strict=True):
+                of_level.add(indices, valid_B)
             pairs = np.stack([batch["images"], images_BHWC], 1)[batch["valid"]]
             shown.extend(pairs[-num_seen % stride::stride])
             num_seen += len(pairs)
+        use: dict[str, Any] = {}
+        for name, of_level in zip(grid.codebook_names, statistics, strict=True):
+            use |= {f"{name}/{measure}": value for measure, value in of_level.result().items()}
+            counts_K = of_level.counts_K
+            use[f"{name}/histogram"] = Histogram(np.repeat(np.arange(len(counts_K)), counts_K))
         return {
             **{f"evaluation/{name}": value for name, value in averages.result().items()},
-            **{f"codebook/{name}": value for name, value in statistics.result().items()},
-            "codebook/histogram": Histogram(np.repeat(np.arange(len(statistics.counts_K)), statistics.counts_K)),
+            **use,
             "images/originals_and_reconstructions": _rows_of_pairs(np.stack(shown[:self.num_images])),
         }
 
@@ -79,8 +89,7 @@ def _measure(task: TokenizerTask, state: State, batch: dict[str, Tensor], kernel
         lpips = task.lpips(state, images_BCHW, rounded_BCHW)
         if lpips is not None:
             values["lpips"] = lpips
-        return {**values, "valid": batch["valid"], "indices": quantized.indices_BhwK,
-                "images": bytes_BHWC}
+        return {**values, "valid": batch["valid"], "tokens": join(quantized.indices), "images": bytes_BHWC}
 
 
 def _rows_of_pairs(pairs: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ runtime supplies it.
     B batch, T queries, S keys, N heads, H head dimension, L layers
 """
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,14 +47,37 @@ class Context:
       kernels: the runtime's operations.
       dtype: of matrix products and activations; softmax, norms and losses are float32 whatever it is.
       key: int32 scalar from which all randomness of the pass is derived; None in evaluation, where nothing is random.
+      scalars: numbers that change from step to step, such as a temperature: float32 scalars by `part/name`.
     """
 
     kernels: Kernels
     dtype: torch.dtype = torch.float32
     key: Tensor | None = None
+    scalars: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def fold(self, purpose: str | Tensor) -> "Context":
-        """The same context with a key for one purpose (a word, or a layer's number as an int32 tensor)."""
-        if self.key is None:
-            return self
-        return dataclasses.replace(self, key=fold_key(self.key, purpose))
+        """The same context for one purpose: a part's name, a word, or a layer's number as an int32 tensor.
+
+        It has a key of its own, and of the scalars those that are called `purpose/...`, by the rest of their names.
+        """
+        key = None if self.key is None else fold_key(self.key, purpose)
+        scalars = self.scalars
+        if isinstance(purpose, str):
+            part = f"{purpose}/"
+            scalars = {name.removeprefix(part): value for name, value in scalars.items() if name.startswith(part)}
+        return dataclasses.replace(self, key=key, scalars=scalars)
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A part of a network with numbers that change from step to step; its context has them as `scalars`."""
+
+    def host_scalars(self, step: int) -> dict[str, float]:
+        """The numbers of one step, by name."""
+        ...
+
+
+def scheduled_scalars(step: int, **parts: Any) -> dict[str, float]:
+    """The numbers of those parts that have any, named as `Context.fold(part)` looks for them."""
+    return {f"{part}/{name}": value for part, component in parts.items() if isinstance(component, Scheduled)
+            for name, value in component.host_scalars(step).items()}

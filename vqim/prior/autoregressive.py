@@ -1,7 +1,10 @@
 """VIM: a decoder-only transformer over raster tokens. ViT-VQGAN section 4, Table 2.
 
-    B batch, N tokens of an image, K = 1 codes a position, D width, V vocabulary, L layers
+    B batch, N tokens of an image, n tokens of one level, K = 1 codes a position, D width, L layers
+    V largest vocabulary of a level, T all levels' vocabularies together
 """
+import itertools
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -24,6 +27,10 @@ class AutoregressivePrior(nn.Module):
     The input is a class token and all image tokens but the last; each token carries a learned 2D position. Without
     classes, or for an image whose class is not told, the class token is the same for all.
 
+    Several levels of tokens follow one another, each with positions of its own. Their vocabularies have no code in
+    common: each level has its rows of the token table and its columns of the head. Where vocabularies differ in size,
+    the logits of codes that a level does not have are -inf.
+
     Args:
       grid: of the tokenizer whose tokens are modelled.
       num_classes: of the labels; 0 models images without them.
@@ -38,29 +45,37 @@ class AutoregressivePrior(nn.Module):
         dropout_rate: float = 0.1, class_dropout_rate: float = 0.0,
     ):
         super().__init__()
-        level = grid.single_level(type(self).__name__)
-        if level.channels != 1:
-            raise ValueError(f"AutoregressivePrior models one code a position, this tokenizer gives {level.channels}")
+        if grid.num_channels != 1:
+            raise ValueError(
+                f"AutoregressivePrior models one code a position, this tokenizer gives {grid.num_channels}")
         if num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, got {num_classes}")
         check_positive(width=width, num_layers=num_layers, num_heads=num_heads, hidden=hidden)
         check_rate("class_dropout_rate", class_dropout_rate)
         self.grid, self.num_classes, self.class_dropout_rate = grid, num_classes, class_dropout_rate
-        self.num_tokens, self.vocabulary = grid.num_positions, level.vocabulary
+        sizes = [level.vocabulary for level in grid.levels]
+        self.num_tokens, self.vocabulary = grid.num_positions, max(sizes)
+        # Where levels begin, and the last one ends: positions in the sequence, rows of the table.
+        self._starts = list(itertools.accumulate((level.num_positions for level in grid.levels), initial=0))
+        self._rows = list(itertools.accumulate(sizes, initial=0))
         self.num_layers, self.num_heads, self.width = num_layers, num_heads, width
         self.class_table_CD = parameter((num_classes + 1, width), _INIT, "vocabulary", "features")
-        self.token_table_VD = parameter((level.vocabulary, width), _INIT, "vocabulary", "features")
-        self.positions_hwD = parameter((level.height, level.width, width), _INIT, "height", "width", "features")
+        self.token_table_VD = parameter((sum(sizes), width), _INIT, "vocabulary", "features")
+        self._position_names = ["positions_hwD", *(f"positions_{i}_hwD" for i in range(1, len(sizes)))]
+        for name, level in zip(self._position_names, grid.levels, strict=True):
+            setattr(self, name, parameter((level.height, level.width, width), _INIT, "height", "width", "features"))
         block = TransformerBlock(width, num_heads, hidden, causal=True, dropout_rate=dropout_rate, init=_INIT)
         self.blocks = Stack(block, num_layers)
         self.norm = LayerNorm(width)
-        self.head = Dense(width, level.vocabulary, _INIT)
+        self.head = Dense(width, sum(sizes), _INIT)
 
     def forward(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """Logits [B, N, V] of each token given those before it, in the context's dtype; labels -1 are not told."""
         x_BND = torch.cat([self._embed_class(tokens_BNK, labels_B, context),
                            self._embed_tokens(tokens_BNK, context)[:, :-1]], 1)
-        return self.head(self.norm(self.blocks(x_BND, context), context), context)
+        x_BND = self.norm(self.blocks(x_BND, context), context)
+        return torch.cat([self._logits(x_BND[:, start:end], level, context)
+                          for level, (start, end) in enumerate(itertools.pairwise(self._starts))], 1)
 
     def loss(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """Mean of -log P over tokens, in nats."""
@@ -96,16 +111,40 @@ class AutoregressivePrior(nn.Module):
           Float32 logits [B, V], and the new entries of the cache, [L, B, N, 1, H] each.
         """
         class_B1D = self._embed_class(previous_B, labels_B, context)
-        flat_ND = rearrange(self.positions_hwD, "h w d -> (h w) d")
-        position_D = F.embedding((position - 1).clamp_min(0), flat_ND)
-        token_B1D = (F.embedding(previous_B, self.token_table_VD) + position_D)[:, None].to(context.dtype)
-        x_B1D = torch.where(position == 0, class_B1D, token_B1D)
+        before = (position - 1).clamp_min(0)
+        position_D = F.embedding(before, self._positions())
+        token_BD = F.embedding(previous_B + self._first_row(before), self.token_table_VD)
+        x_B1D = torch.where(position == 0, class_B1D, (token_BD + position_D)[:, None].to(context.dtype))
         x_B1D, new = self.blocks.step(x_B1D, cache, position, context)
-        return self.head(self.norm(x_B1D, context), context)[:, 0].float(), new
+        x_B1D = self.norm(x_B1D, context)
+        logits_B1V = self._logits(x_B1D, 0, context)
+        for level, start in enumerate(self._starts[1:-1], 1):
+            logits_B1V = torch.where(position >= start, self._logits(x_B1D, level, context), logits_B1V)
+        return logits_B1V[:, 0].float(), new
+
+    def _logits(self, x_BnD: Tensor, level: int, context: Context) -> Tensor:
+        """Logits [B, n, V] of one level's codes; -inf for codes that it does not have."""
+        columns = slice(self._rows[level], self._rows[level + 1])
+        kernel_DV, bias_V = (array[..., columns].to(context.dtype) for array in (self.head.kernel_IO, self.head.bias_O))
+        logits_BnV = F.linear(x_BnD, kernel_DV.mT, bias_V)
+        missing = self.vocabulary - logits_BnV.shape[-1]
+        return F.pad(logits_BnV, (0, missing), value=-torch.inf) if missing else logits_BnV
+
+    def _positions(self) -> Tensor:
+        """What is learnt of every position, [N, D]."""
+        return torch.cat([rearrange(getattr(self, name), "h w d -> (h w) d") for name in self._position_names])
+
+    def _first_row(self, positions: Tensor) -> Tensor:
+        """The row of the token table at which the vocabulary of positions' level begins, int64 of any shape."""
+        rows = torch.zeros_like(positions, dtype=torch.int64)
+        for start, row in zip(self._starts[1:-1], self._rows[1:-1], strict=True):
+            rows = torch.where(positions >= start, row, rows)
+        return rows
 
     def _embed_tokens(self, tokens_BNK: Tensor, context: Context) -> Tensor:
-        tokens_BND = F.embedding(tokens_BNK[..., 0].long(), self.token_table_VD)
-        return (tokens_BND + rearrange(self.positions_hwD, "h w d -> (h w) d")).to(context.dtype)
+        positions_N = torch.arange(self.num_tokens, device=tokens_BNK.device)
+        tokens_BND = F.embedding(tokens_BNK[..., 0].long() + self._first_row(positions_N), self.token_table_VD)
+        return (tokens_BND + self._positions()).to(context.dtype)
 
     def _embed_class(self, like_B: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """[B, 1, D]."""

@@ -1,5 +1,17 @@
-"""What a tokenizer promises about its tokens, and all that a prior knows of it."""
+"""What a tokenizer promises about its tokens, and all that a prior knows of it.
+
+    B batch, h w size of a level, K codes a position, N positions of all levels
+"""
 import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,24 +23,57 @@ class Level:
     channels: int
     vocabulary: int
 
+    @property
+    def num_positions(self) -> int:
+        """How long its part of a sequence is."""
+        return self.height * self.width
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenGrid:
-    """The tokens of one image; a sequence reads the levels in order, each in raster order."""
+    """The tokens of one image; a sequence reads the levels in order, each in raster order.
+
+    Codes count from zero in each level. All levels have the same number of channels.
+    """
 
     levels: tuple[Level, ...]
+
+    def __post_init__(self) -> None:
+        channels = [level.channels for level in self.levels]
+        if len(set(channels)) != 1:
+            raise ValueError(f"levels must be at least one, all with the same number of channels, got {channels}")
 
     @property
     def num_positions(self) -> int:
         """Length N of the sequence [B, N, K]."""
-        return sum(level.height * level.width for level in self.levels)
+        return sum(level.num_positions for level in self.levels)
 
-    def single_level(self, reader: str) -> Level:
-        """The only level; ValueError, naming who asked, where there are several."""
-        if len(self.levels) != 1:
-            raise ValueError(f"{reader} reads one level of tokens, this tokenizer gives {len(self.levels)}")
-        return self.levels[0]
+    @property
+    def num_channels(self) -> int:
+        """K, codes a position."""
+        return self.levels[0].channels
+
+    @property
+    def codebook_names(self) -> tuple[str, ...]:
+        """Under which summaries show the use of each level's codes: `codebook`, or `codebook/level_0` and so on."""
+        if len(self.levels) == 1:
+            return ("codebook",)
+        return tuple(f"codebook/level_{i}" for i in range(len(self.levels)))
+
+    def split(self, tokens_BNK: Array) -> tuple[Array, ...]:
+        """Sequences to each level's codes [B, h, w, K]."""
+        indices, start = [], 0
+        for level in self.levels:
+            part = tokens_BNK[:, start:start + level.num_positions]
+            indices.append(rearrange(part, "b (h w) k -> b h w k", h=level.height, w=level.width))
+            start += level.num_positions
+        return tuple(indices)
 
     def as_lists(self) -> list[list[int]]:
         """[[height, width, channels, vocabulary], ...], for metadata."""
         return [list(dataclasses.astuple(level)) for level in self.levels]
+
+
+def join(indices: Sequence[Tensor]) -> Tensor:
+    """Each level's codes [B, h, w, K] to sequences [B, N, K]: the inverse of `TokenGrid.split`."""
+    return torch.cat([rearrange(part, "b h w k -> b (h w) k") for part in indices], 1)

@@ -1,6 +1,7 @@
 """An image tokenizer: an encoder, a quantizer and a decoder, and nothing else.
 
-    B batch, C image channels, H W image size, h w latent size, D latent width, K codes a position, N = h * w
+    B batch, C image channels, H W image size, h w latent size, D latent width, K codes a position,
+    N positions of all levels
 """
 import dataclasses
 from typing import Protocol
@@ -8,8 +9,8 @@ from typing import Protocol
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
-from vqim.tokenizer.grid import Level, TokenGrid
+from vqim.nn.context import Context, scheduled_scalars
+from vqim.tokenizer.grid import Level, TokenGrid, join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +19,12 @@ class Quantized:
 
     Attributes:
       latents_BhwD: the codes' vectors, as wide as the decoder wants them; gradients pass straight through.
-      indices_BhwK: int64 codes.
+      indices: int64 codes [B, h, w, K] of each level.
       losses: terms of the training loss by name, each already weighted as its equation says.
     """
 
     latents_BhwD: Tensor
-    indices_BhwK: Tensor
+    indices: tuple[Tensor, ...]
     losses: dict[str, Tensor]
 
 
@@ -54,17 +55,22 @@ class Encoder(Protocol):
 
 
 class Quantizer(Protocol):
-    """Latents [B, h, w, width_in] to codes and their vectors [B, h, w, width_out]."""
+    """Latents [B, h, w, width_in] to codes and their vectors [B, h, w, width_out].
+
+    One with numbers that change from step to step is `vqim.nn.context.Scheduled` too.
+    """
 
     width_in: int
     width_out: int
-    num_channels: int
-    vocabulary: int
+
+    def levels(self, height: int, width: int) -> tuple[Level, ...]:
+        """What its codes are for latents of this size; ValueError where the size does not fit."""
+        ...
 
     def __call__(self, latents_BhwD: Tensor, context: Context) -> Quantized: ...
 
-    def lookup(self, indices_BhwK: Tensor, context: Context) -> Tensor:
-        """The vectors of given codes, as `Quantized.latents_BhwD` has them."""
+    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Tensor:
+        """The vectors of given codes [B, h, w, K] of each level, as `Quantized.latents_BhwD` has them."""
         ...
 
 
@@ -92,15 +98,18 @@ class ImageTokenizer(nn.Module):
         if decoder.width != quantizer.width_out:
             raise ValueError(
                 f"quantizer.width_out must be the decoder's width {decoder.width}, got {quantizer.width_out}")
-        encoder.latent_size(image_size)
+        quantizer.levels(*encoder.latent_size(image_size))
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         self.image_size = image_size
 
     @property
     def grid(self) -> TokenGrid:
         """The tokens of one image."""
-        height, width = self.encoder.latent_size(self.image_size)
-        return TokenGrid((Level(height, width, self.quantizer.num_channels, self.quantizer.vocabulary),))
+        return TokenGrid(self.quantizer.levels(*self.encoder.latent_size(self.image_size)))
+
+    def host_scalars(self, step: int) -> dict[str, float]:
+        """Numbers of the network that change from step to step, for `Context.scalars`."""
+        return scheduled_scalars(step, quantizer=self.quantizer)
 
     def encode(self, images_BCHW: Tensor, context: Context) -> Quantized:
         """Images, float in [0, 1], to codes."""
@@ -117,14 +126,13 @@ class ImageTokenizer(nn.Module):
         return quantized, self.decode(quantized.latents_BhwD, context)
 
     def tokens(self, images_BCHW: Tensor, context: Context) -> Tensor:
-        """Images to int64 token sequences [B, N, K] in raster order."""
-        return rearrange(self.encode(images_BCHW, context).indices_BhwK, "b h w k -> b (h w) k")
+        """Images to int64 token sequences [B, N, K]: level by level, each in raster order."""
+        return join(self.encode(images_BCHW, context).indices)
 
     def images(self, tokens_BNK: Tensor, context: Context) -> Tensor:
         """Token sequences to images [B, C, H, W], float32, clamped to [0, 1]."""
-        height, _ = self.encoder.latent_size(self.image_size)
-        indices = rearrange(tokens_BNK, "b (h w) k -> b h w k", h=height)
-        return self.decode(self.quantizer.lookup(indices, context), context).mean_BCHW.clamp(0.0, 1.0)
+        latents_BhwD = self.quantizer.lookup(self.grid.split(tokens_BNK), context.fold("quantizer"))
+        return self.decode(latents_BhwD, context).mean_BCHW.clamp(0.0, 1.0)
 
 
 def images_to_float(images_BHWC: Tensor) -> Tensor:

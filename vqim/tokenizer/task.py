@@ -15,6 +15,7 @@ from vqim.optim.schedules import Schedule
 from vqim.state.health import check_finite, health_spec
 from vqim.state.leaf import Spec, State, prefixed, select
 from vqim.state.random import step_key
+from vqim.tokenizer.grid import TokenGrid
 from vqim.tokenizer.losses import logit_laplace
 from vqim.tokenizer.model import ImageTokenizer, Quantized, Reconstruction, images_to_float
 from vqim.tokenizer.perceptual import Perceptual
@@ -77,16 +78,16 @@ class TokenizerTask:
         check_image_data(data, self.model)
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """The learning rate, and the losses' weights."""
+        """The learning rate, the losses' weights, and numbers of the model that change."""
         weights = {f"weight/{name}": weight for name, weight in self.weights.items()
                    if name != "perceptual" or self.perceptual}
-        return {"learning_rate": self.learning_rate(step), **weights}
+        return {"learning_rate": self.learning_rate(step), **weights, **self.model.host_scalars(step)}
 
     def train_step(
         self, state: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], kernels: Kernels,
     ) -> dict[str, Tensor]:
         """One update of `state` in place; see `vqim.training.task.Task`."""
-        context = Context(kernels, self.dtype, step_key(scalars["seed"], scalars["step"], "tokenizer"))
+        context = Context(kernels, self.dtype, step_key(scalars["seed"], scalars["step"], "tokenizer"), scalars)
         images_BCHW = images_to_float(batch["images"])
         leaves = trainable(state, "tokenizer")
         quantized, reconstruction = apply(self.model.forward, leaves, images_BCHW, context)
@@ -99,9 +100,8 @@ class TokenizerTask:
         metrics = {f"loss/{name}": value.detach() for name, value in losses.items()}
         metrics |= update_network(
             state, "tokenizer", grads, self.optimizer, scalars, keep, self.max_gradient_norm)
-        usage = torch.zeros(self.model.quantizer.vocabulary, device=loss.device)
-        usage = usage.index_fill(0, quantized.indices_BhwK.flatten(), 1.0)
-        return {"loss": loss.detach(), **metrics, "codebook/batch_usage": usage.mean()}
+        usage = {name: used.mean() for name, used in _usage(quantized, self.model.grid).items()}
+        return {"loss": loss.detach(), **metrics, **usage}
 
     def reconstruct(
         self, state: State, batch: dict[str, Tensor], kernels: Kernels,
@@ -138,6 +138,15 @@ class TokenizerTask:
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(lpips, images_BCHW, reconstruction.mean_BCHW, self.dtype).mean()
         return losses
+
+
+def _usage(quantized: Quantized, grid: TokenGrid) -> dict[str, Tensor]:
+    """By each level's metric's name, float32 1.0 for each code of its vocabulary that occurs, 0.0 for the others."""
+    usage = {}
+    for name, level, indices in zip(grid.codebook_names, grid.levels, quantized.indices, strict=True):
+        unused = torch.zeros(level.vocabulary, device=indices.device)
+        usage[f"{name}/batch_usage"] = unused.index_fill(0, indices.flatten(), 1.0)
+    return usage
 
 
 def check_image_data(data: Any, model: ImageTokenizer) -> None:

@@ -10,6 +10,7 @@ from vqim.nn.context import Context
 from vqim.nn.layers import Dense, check_positive
 from vqim.nn.module import parameter
 from vqim.state.init import Normal
+from vqim.tokenizer.grid import Level
 from vqim.tokenizer.model import Quantized
 
 
@@ -17,37 +18,46 @@ class VectorQuantizer(nn.Module):
     """The nearest code of one codebook at each position, looked up in a space of few dimensions.
 
     Latents are projected to `code_dim` for the lookup, and the code found is projected to the decoder's width: what
-    the paper calls factorised codes. With `normalize`, latents and codes are put on the unit sphere first, so that
-    the nearest code is the one of largest cosine similarity.
+    the paper calls factorised codes. Unfactorised, codes are as wide as latents, which are looked up as they are. With
+    `normalize`, latents and codes are put on the unit sphere first, so that the nearest code is the one of largest
+    cosine similarity.
 
     Args:
       width_in: of the encoder's latents.
       width_out: of the decoder's inputs.
       vocabulary: number of codes, 8192 in the paper.
-      code_dim: dimensions of the lookup space, 32 in the paper's default.
+      code_dim: dimensions of the lookup space, 32 in the paper's default, 4 to 256 in Table 4; None for codes that are
+        not factorised, where width_in and width_out must be equal.
       normalize: whether to l2-normalise latents and codes.
       commitment_weight: beta of equation (1).
     """
 
-    num_channels = 1
-
     def __init__(
-        self, width_in: int, width_out: int, vocabulary: int, code_dim: int,
+        self, width_in: int, width_out: int, vocabulary: int, code_dim: int | None,
         normalize: bool = True, commitment_weight: float = 0.25,
     ):
         super().__init__()
-        check_positive(width_in=width_in, width_out=width_out, vocabulary=vocabulary, code_dim=code_dim)
+        check_positive(width_in=width_in, width_out=width_out, vocabulary=vocabulary,
+                       code_dim=width_in if code_dim is None else code_dim)
+        if code_dim is None and width_in != width_out:
+            raise ValueError(f"width_in and width_out must be equal without code_dim, got {width_in} and {width_out}; "
+                             "give a code_dim to project between them")
         if commitment_weight < 0:
             raise ValueError(f"commitment_weight must be at least 0, got {commitment_weight}")
         self.width_in, self.width_out, self.vocabulary = width_in, width_out, vocabulary
         self.normalize, self.commitment_weight = normalize, commitment_weight
-        self.project_in = Dense(width_in, code_dim)
-        self.codebook_VZ = parameter((vocabulary, code_dim), Normal(1.0), "vocabulary", "features")
-        self.project_out = Dense(code_dim, width_out)
+        self.project_in = None if code_dim is None else Dense(width_in, code_dim)
+        self.codebook_VZ = parameter((vocabulary, code_dim or width_in), Normal(1.0), "vocabulary", "features")
+        self.project_out = None if code_dim is None else Dense(code_dim, width_out)
+
+    def levels(self, height: int, width: int) -> tuple[Level, ...]:
+        """One, with a code at each latent."""
+        return (Level(height, width, 1, self.vocabulary),)
 
     def forward(self, latents_BhwD: Tensor, context: Context) -> Quantized:
         """Latents [B, h, w, width_in] to their nearest codes; the lookup is float32 whatever the context's dtype."""
-        z_BhwZ = self._place(self.project_in(latents_BhwD, context).float())
+        projected = latents_BhwD if self.project_in is None else self.project_in(latents_BhwD, context)
+        z_BhwZ = self._place(projected.float())
         codes_VZ = self._place(self.codebook_VZ)
         indices_Bhw = nearest_code(z_BhwZ.detach(), codes_VZ.detach())
         found_BhwZ = F.embedding(indices_Bhw, codes_VZ)
@@ -55,16 +65,20 @@ class VectorQuantizer(nn.Module):
         commitment_loss = (z_BhwZ - found_BhwZ.detach()).square().sum(-1).mean()
         straight_through = z_BhwZ + (found_BhwZ - z_BhwZ).detach()
         return Quantized(
-            latents_BhwD=self.project_out(straight_through, context),
-            indices_BhwK=indices_Bhw[..., None],
+            latents_BhwD=self._widen(straight_through, context),
+            indices=(indices_Bhw[..., None],),
             losses={"codebook": codebook_loss, "commitment": self.commitment_weight * commitment_loss})
 
-    def lookup(self, indices_BhwK: Tensor, context: Context) -> Tensor:
-        """Codes [B, h, w, 1] to vectors [B, h, w, width_out]."""
-        return self.project_out(F.embedding(indices_BhwK[..., 0], self._place(self.codebook_VZ)), context)
+    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Tensor:
+        """Codes [B, h, w, 1] of the level to vectors [B, h, w, width_out]."""
+        return self._widen(F.embedding(indices[0][..., 0], self._place(self.codebook_VZ)), context)
 
     def _place(self, vectors_Z: Tensor) -> Tensor:
         return l2_normalize(vectors_Z) if self.normalize else vectors_Z
+
+    def _widen(self, found_BhwZ: Tensor, context: Context) -> Tensor:
+        """Codes' vectors as the decoder wants them."""
+        return found_BhwZ.to(context.dtype) if self.project_out is None else self.project_out(found_BhwZ, context)
 
 
 def l2_normalize(x_Z: Tensor) -> Tensor:
