@@ -1,6 +1,7 @@
 """What the launch verbs share: the runtime that a flag asks for, and a run directory that belongs to one experiment."""
 import glob
 import os
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -91,14 +92,18 @@ def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
                  for name, array in next(loader).items()}
     finally:
         loader.close()
-    flops = step_flops(experiment.task, spec, batch)
+    programs = Counter(map(experiment.task.program, range(experiment.num_steps)))
+    flops = {program: step_flops(experiment.task, spec, batch, program) for program in programs}
+    mean_flops = sum(flops[program] * count for program, count in programs.items()) / experiment.num_steps
     saved_bytes = sum(leaf.num_bytes for leaf in spec.values() if leaf.saved)
     lines = [f"{part}: {count:,} parameters" for part, count in experiment.task.describe().items()]
     lines += [
         f"state: {len(spec)} arrays, {sum(leaf.num_bytes for leaf in spec.values()) / 2**20:,.1f} MiB; "
         f"{saved_bytes / 2**20:,.1f} MiB in a checkpoint",
         f"batch: {', '.join(f'{name} {tensor.dtype} {list(tensor.shape)}' for name, tensor in batch.items())}",
-        f"step: {flops:.4g} floating-point operations in matrix products and convolutions",
+        f"step: {mean_flops:.4g} floating-point operations in matrix products and convolutions",
+        *(f"program {program}: {count:,} of {experiment.num_steps:,} steps, {flops[program]:.4g} operations each"
+          for program, count in programs.items() if len(programs) > 1),
         "runtime: " + ", ".join(f"{name} {value}" for name, value in runtime.describe().items()),
     ]
     return "\n".join(lines)

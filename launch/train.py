@@ -28,7 +28,7 @@ def main() -> None:
     experiment = config.call("train")
     config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
     try:
-        check_batch_size(experiment.batch_size, runtime)
+        check_batch_size(experiment.batch_size, runtime, experiment.task.num_micro_batches)
     except ValueError as error:
         raise ConfigError(f"train.{error}") from error
     operative = config.operative()

@@ -23,9 +23,9 @@ from vqim.tokenizer.task import TokenizerTask
 BAD_STEP = {bad_step}
 
 class Task(TokenizerTask):
-    def train_step(self, state, batch, scalars, kernels):
+    def train_step(self, state, batch, scalars, *where):
         images = torch.where(scalars["step"] == BAD_STEP, torch.nan, batch["images"].float())
-        return super().train_step(state, {{**batch, "images": images}}, scalars, kernels)
+        return super().train_step(state, {{**batch, "images": images}}, scalars, *where)
 
 class Schedule(Constant):
     def __call__(self, step):

@@ -21,6 +21,7 @@ class Sum:
     """Adds up what the data say; the loss is what was added."""
 
     checked = ["loss"]
+    num_micro_batches = 1
 
     def init_spec(self):
         return {"params/sum": Leaf((), Constant(0.0)), **health_spec(self.checked)}
@@ -31,7 +32,10 @@ class Sum:
     def host_scalars(self, step):
         return {"learning_rate": 1.0}
 
-    def train_step(self, state, batch, scalars, kernels):
+    def program(self, step):
+        return "train"
+
+    def train_step(self, state, batch, scalars, kernels, program):
         loss = batch["values"].sum()
         keep = check_finite(state, [loss], scalars["step"])
         state["params/sum"].add_(torch.where(keep, loss, 0.0))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vqim.nn.context import Context, Kernels
+from vqim.nn.layers import check_positive
 from vqim.nn.module import apply, spec
-from vqim.optim.network import gradients, trainable, update_network
+from vqim.optim.network import accumulate, gradients, trainable, update_network
 from vqim.optim.optimizer import Optimizer
 from vqim.optim.schedules import Schedule
 from vqim.prior.autoregressive import AutoregressivePrior
@@ -41,15 +42,18 @@ class PriorTask:
       learning_rate: its schedule.
       num_classes: of the data; 0 trains without classes.
       max_gradient_norm: gradients are scaled down to this global norm; None leaves them, as the paper does.
+      num_micro_batches: each step cuts its batch into so many parts, one after another, to need less memory.
       dtype: of computation, 'float32' (the paper) or 'bfloat16'; parameters are float32 either way.
     """
 
     def __init__(
         self, tokenizer: Pretrained, prior: PriorFactory, optimizer: Optimizer, learning_rate: Schedule,
-        num_classes: int, *, max_gradient_norm: float | None = None, dtype: str = "float32",
+        num_classes: int, *, max_gradient_norm: float | None = None, num_micro_batches: int = 1,
+        dtype: str = "float32",
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
+        check_positive(num_micro_batches=num_micro_batches)
         if max_gradient_norm is not None and not max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm must be positive or None, got {max_gradient_norm}")
         if not isinstance(tokenizer.model, ImageTokenizer):
@@ -57,7 +61,8 @@ class PriorTask:
         self.pretrained, self.tokenizer = tokenizer, tokenizer.model
         self.prior = prior(grid=self.tokenizer.grid, num_classes=num_classes)
         self.optimizer, self.learning_rate, self.num_classes = optimizer, learning_rate, num_classes
-        self.max_gradient_norm, self.dtype = max_gradient_norm, DTYPES[dtype]
+        self.max_gradient_norm, self.num_micro_batches = max_gradient_norm, num_micro_batches
+        self.dtype = DTYPES[dtype]
         self._params = spec(self.prior)
         self.checked = ["loss", *self._params]
 
@@ -83,17 +88,28 @@ class PriorTask:
         """What changes from step to step."""
         return {"learning_rate": self.learning_rate(step)}
 
+    def program(self, step: int) -> str:
+        """One for all steps."""
+        return "train"
+
     def train_step(
         self, state: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], kernels: Kernels,
+        program: str = "train",
     ) -> dict[str, Tensor]:
         """One update of `state` in place; see `vqim.training.task.Task`."""
-        tokens_BNK = self.tokens(state, batch, kernels)
-        context = Context(kernels, self.dtype, step_key(scalars["seed"], scalars["step"], "prior"))
         leaves = trainable(state, "prior")
-        loss = apply(self.prior.loss, leaves, tokens_BNK, batch["labels"], context)
-        grads = gradients(loss, leaves)
+
+        def differentiate(part: dict[str, Tensor], key: Tensor) -> dict[str, Any]:
+            tokens_BNK = self.tokens(state, part, kernels)
+            context = Context(kernels, self.dtype, key)
+            loss = apply(self.prior.loss, leaves, tokens_BNK, part["labels"], context)
+            return {"loss": loss.detach(), "grads": gradients(loss, leaves)}
+
+        key = step_key(scalars["seed"], scalars["step"], "prior")
+        computed = accumulate(differentiate, batch, key, self.num_micro_batches)
+        loss, grads = computed["loss"], computed["grads"]
         keep = check_finite(state, [loss, *grads.values()], scalars["step"])
-        metrics = {"loss": loss.detach(), "loss/bits_per_token": loss.detach() / NATS_PER_BIT}
+        metrics = {"loss": loss, "loss/bits_per_token": loss / NATS_PER_BIT}
         return metrics | update_network(
             state, "prior", grads, self.optimizer, scalars, keep, self.max_gradient_norm)
 

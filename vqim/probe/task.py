@@ -36,6 +36,8 @@ class ProbeTask:
       learning_rate: its schedule.
     """
 
+    num_micro_batches = 1
+
     def __init__(self, features: Features, num_classes: int, optimizer: Optimizer, learning_rate: Schedule):
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
@@ -71,8 +73,13 @@ class ProbeTask:
         """What changes from step to step."""
         return {"learning_rate": self.learning_rate(step)}
 
+    def program(self, step: int) -> str:
+        """One for all steps."""
+        return "train"
+
     def train_step(
         self, state: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], kernels: Kernels,
+        program: str = "train",
     ) -> dict[str, Tensor]:
         """One update of `state` in place; see `vqim.training.task.Task`."""
         features_LBD = self.features(select(state, "frozen/features/"), batch, Context(kernels))

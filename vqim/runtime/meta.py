@@ -17,7 +17,7 @@ class MetaKernels(TorchKernels):
         return torch.empty(shape, device="meta")
 
 
-def step_flops(task: Any, spec: Spec, batch: dict[str, Tensor]) -> int:
+def step_flops(task: Any, spec: Spec, batch: dict[str, Tensor], program: str = "train") -> int:
     """Floating-point operations of the matrix products and convolutions of one training step, all devices together.
 
     A multiplication and an addition count as two.
@@ -26,6 +26,7 @@ def step_flops(task: Any, spec: Spec, batch: dict[str, Tensor]) -> int:
       task: its `train_step` is run on the meta device.
       spec: of its state.
       batch: arrays of a whole batch; only their shapes and dtypes matter.
+      program: which of the task's programs makes the step.
 
     Raises:
       what the task raises for arrays of these shapes.
@@ -35,5 +36,5 @@ def step_flops(task: Any, spec: Spec, batch: dict[str, Tensor]) -> int:
     scalars = {name: torch.empty((), device="meta") for name in task.host_scalars(0)}
     scalars |= {name: torch.empty((), dtype=torch.int32, device="meta") for name in ("step", "seed")}
     with FlopCounterMode(display=False) as counter:
-        task.train_step(state, arrays, scalars, MetaKernels())
+        task.train_step(state, arrays, scalars, MetaKernels(), program)
     return counter.get_total_flops()

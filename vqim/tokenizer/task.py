@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from vqim.nn.context import Context, Kernels
+from vqim.nn.layers import check_positive
 from vqim.nn.module import apply, spec
-from vqim.optim.network import gradients, trainable, update_network
+from vqim.optim.network import accumulate, gradients, trainable, update_network
 from vqim.optim.optimizer import Optimizer
 from vqim.optim.schedules import Schedule
 from vqim.state.health import check_finite, health_spec
 from vqim.state.leaf import Spec, State, prefixed, select
 from vqim.state.random import step_key
-from vqim.tokenizer.grid import TokenGrid
 from vqim.tokenizer.losses import logit_laplace
-from vqim.tokenizer.model import ImageTokenizer, Quantized, Reconstruction, images_to_float
+from vqim.tokenizer.model import ImageTokenizer, Quantized, Quantizer, Reconstruction, images_to_float
 from vqim.tokenizer.perceptual import Perceptual
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,6 +39,7 @@ class TokenizerTask:
       perceptual: LPIPS, or None to train without (what section 5.3 does for the linear probe).
       perceptual_weight: 0.1 in the paper.
       max_gradient_norm: gradients are scaled down to this global norm; None leaves them, as the paper does.
+      num_micro_batches: each step cuts its batch into so many parts, one after another, to need less memory.
       dtype: of computation, 'float32' (the paper) or 'bfloat16'; parameters are float32 either way.
     """
 
@@ -46,7 +47,7 @@ class TokenizerTask:
         self, model: ImageTokenizer, optimizer: Optimizer, learning_rate: Schedule, *,
         quantizer_weight: float = 1.0, logit_laplace_weight: float = 0.1, l2_weight: float = 1.0,
         perceptual: Perceptual | None = None, perceptual_weight: float = 0.1,
-        max_gradient_norm: float | None = None, dtype: str = "float32",
+        max_gradient_norm: float | None = None, num_micro_batches: int = 1, dtype: str = "float32",
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
@@ -56,10 +57,11 @@ class TokenizerTask:
         for name, weight in self.weights.items():
             if not weight >= 0:
                 raise ValueError(f"{name}_weight must be at least 0, got {weight}")
+        check_positive(num_micro_batches=num_micro_batches)
         if max_gradient_norm is not None and not max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm must be positive or None, got {max_gradient_norm}")
         self.perceptual, self.max_gradient_norm = perceptual, max_gradient_norm
-        self.dtype = DTYPES[dtype]
+        self.num_micro_batches, self.dtype = num_micro_batches, DTYPES[dtype]
         self._params = spec(model)
         self.checked = ["loss", *self._params]
 
@@ -78,30 +80,32 @@ class TokenizerTask:
         check_image_data(data, self.model)
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """The learning rate, the losses' weights, and numbers of the model that change."""
+        """The learning rate, and the losses' weights."""
         weights = {f"weight/{name}": weight for name, weight in self.weights.items()
                    if name != "perceptual" or self.perceptual}
-        return {"learning_rate": self.learning_rate(step), **weights, **self.model.host_scalars(step)}
+        return {"learning_rate": self.learning_rate(step), **weights}
+
+    def program(self, step: int) -> str:
+        """One for all steps."""
+        return "train"
 
     def train_step(
         self, state: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], kernels: Kernels,
+        program: str = "train",
     ) -> dict[str, Tensor]:
         """One update of `state` in place; see `vqim.training.task.Task`."""
-        context = Context(kernels, self.dtype, step_key(scalars["seed"], scalars["step"], "tokenizer"), scalars)
-        images_BCHW = images_to_float(batch["images"])
         leaves = trainable(state, "tokenizer")
-        quantized, reconstruction = apply(self.model.forward, leaves, images_BCHW, context)
-        losses = self._losses(images_BCHW, quantized, reconstruction, select(state, "frozen/lpips/"))
-        # Terms without a weight of their own are the quantizer's.
-        loss = torch.stack([
-            scalars.get(f"weight/{name}", scalars["weight/quantizer"]) * value for name, value in losses.items()]).sum()
-        grads = gradients(loss, leaves)
-        keep = check_finite(state, [loss, *grads.values()], scalars["step"])
-        metrics = {f"loss/{name}": value.detach() for name, value in losses.items()}
+
+        def differentiate(part: dict[str, Tensor], key: Tensor) -> dict[str, Any]:
+            return self._differentiate(state, leaves, part, scalars, Context(kernels, self.dtype, key))
+
+        key = step_key(scalars["seed"], scalars["step"], "tokenizer")
+        computed = accumulate(differentiate, batch, key, self.num_micro_batches)
+        metrics, grads = computed["metrics"], computed["grads"]
+        keep = check_finite(state, [metrics["loss"], *grads.values()], scalars["step"])
         metrics |= update_network(
             state, "tokenizer", grads, self.optimizer, scalars, keep, self.max_gradient_norm)
-        usage = {name: used.mean() for name, used in _usage(quantized, self.model.grid).items()}
-        return {"loss": loss.detach(), **metrics, **usage}
+        return metrics | {name: (used > 0).float().mean() for name, used in computed["usage"].items()}
 
     def reconstruct(
         self, state: State, batch: dict[str, Tensor], kernels: Kernels,
@@ -126,6 +130,19 @@ class TokenizerTask:
             parts[part] = parts.get(part, 0) + leaf.size
         return parts
 
+    def _differentiate(
+        self, state: State, leaves: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], context: Context,
+    ) -> dict[str, Any]:
+        """Metrics, gradients and the use of codes in one micro-batch."""
+        images_BCHW = images_to_float(batch["images"])
+        quantized, reconstruction = apply(self.model.forward, leaves, images_BCHW, context)
+        losses = self._losses(images_BCHW, quantized, reconstruction, select(state, "frozen/lpips/"))
+        # Terms without a weight of their own are the quantizer's.
+        loss = torch.stack([
+            scalars.get(f"weight/{name}", scalars["weight/quantizer"]) * value for name, value in losses.items()]).sum()
+        metrics = {"loss": loss.detach(), **{f"loss/{name}": value.detach() for name, value in losses.items()}}
+        return {"metrics": metrics, "grads": gradients(loss, leaves), "usage": _usage(quantized, self.model.quantizer)}
+
     def _losses(
         self, images_BCHW: Tensor, quantized: Quantized, reconstruction: Reconstruction, lpips: State,
     ) -> dict[str, Tensor]:
@@ -140,13 +157,10 @@ class TokenizerTask:
         return losses
 
 
-def _usage(quantized: Quantized, grid: TokenGrid) -> dict[str, Tensor]:
-    """By each level's metric's name, float32 1.0 for each code of its vocabulary that occurs, 0.0 for the others."""
-    usage = {}
-    for name, level, indices in zip(grid.codebook_names, grid.levels, quantized.indices, strict=True):
-        unused = torch.zeros(level.vocabulary, device=indices.device)
-        usage[f"{name}/batch_usage"] = unused.index_fill(0, indices.flatten(), 1.0)
-    return usage
+def _usage(quantized: Quantized, quantizer: Quantizer) -> dict[str, Tensor]:
+    """By the metric's name, float32 1.0 for each code of the vocabulary that occurs, 0.0 for the others."""
+    unused = torch.zeros(quantizer.vocabulary, device=quantized.indices_BhwK.device)
+    return {"codebook/batch_usage": unused.index_fill(0, quantized.indices_BhwK.flatten(), 1.0)}
 
 
 def check_image_data(data: Any, model: ImageTokenizer) -> None:

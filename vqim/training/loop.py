@@ -4,9 +4,9 @@ import functools
 import math
 import os
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from absl import logging
 from torch import Tensor
@@ -55,7 +55,7 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
       ValueError: the checkpoint is of another model, or the batch does not fit the devices.
     """
     task, num_steps, batch_size = experiment.task, experiment.num_steps, experiment.batch_size
-    check_batch_size(batch_size, runtime)
+    check_batch_size(batch_size, runtime, task.num_micro_batches)
     spec = task.init_spec()
     loader = experiment.data.training(
         batch_size // runtime.process_count, experiment.seed,
@@ -90,7 +90,7 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
                 if state.step % experiment.log_every == 0 or is_last:
                     metrics = run.read_metrics()
                     summaries.write(state.step, {
-                        **metrics, **task.host_scalars(state.step - 1), **progress.measure(state.step, run.flops),
+                        **task.host_scalars(state.step - 1), **metrics, **progress.measure(state.step, run.step_flops),
                         "data/num_skipped": loader.num_skipped})
                     logging.info("%s", progress.line(metrics))
                 with progress.pause():
@@ -111,11 +111,13 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
     return Finished(state, interrupted)
 
 
-def check_batch_size(batch_size: int, runtime: Any) -> None:
-    """Raises ValueError unless a batch can be shared among the devices and processes."""
-    if batch_size % runtime.num_batch_shards or batch_size % runtime.process_count:
+def check_batch_size(batch_size: int, runtime: Any, num_micro_batches: int) -> None:
+    """Raises ValueError unless a batch can be shared among the devices and processes, and each share be cut."""
+    multiple = runtime.num_batch_shards * num_micro_batches
+    if batch_size % multiple or batch_size % runtime.process_count:
+        parts = f" times {num_micro_batches} micro-batches" if num_micro_batches > 1 else ""
         raise ValueError(
-            f"batch_size must be a multiple of {runtime.num_batch_shards}, the devices that share a batch, and of "
+            f"batch_size must be a multiple of {multiple}, the devices that share a batch{parts}, and of "
             f"{runtime.process_count} processes; got {batch_size}")
 
 
@@ -129,14 +131,16 @@ class _Run:
         self._task, self._data, self._spec = experiment.task, experiment.data, spec
         self._state, self._runtime = state, runtime
         self._manager, self._loader, self._config = manager, loader, config
-        self._program = Program(self._task, runtime)
-        self._window: list[Tensor] = []
+        self._programs = Programs(self._task, runtime)
+        self._window: list[tuple[str, Tensor]] = []
         self._means: dict[str, float] = {}
         # What evaluators found at this very step: `KeepBest` shall not take it for a later one's.
         self._measured: dict[str, float] = {}
         # Where the data was before each step that has not been found healthy yet.
         self._positions: dict[int, dict[str, Any]] = {}
-        self.flops = 0
+        self._flops: dict[str, int] = {}
+        # Operations of a step: the mean over those of the last reading.
+        self.step_flops = 0.0
 
     def step(self) -> None:
         """One update."""
@@ -144,15 +148,18 @@ class _Run:
         self._check_scalars()
         self._positions[self._state.step] = self._loader.position()
         batch = self._runtime.put(next(self._loader))
-        self.flops = self.flops or step_flops(self._task, self._spec, batch)
-        self._window.append(self._program(self._state, batch))
+        program = self._task.program(self._state.step)
+        if program not in self._flops:
+            self._flops[program] = step_flops(self._task, self._spec, batch, program)
+        self._window.append((program, self._programs(program, self._state, batch)))
         self._state.step += 1
 
     def read_metrics(self) -> dict[str, float]:
         """Means over the steps since the last reading; NonFiniteError if one of them was bad."""
         self._check_health()
         if self._window:
-            self._means = self._program.means(self._window)
+            self._means = self._programs.means(self._window)
+            self.step_flops = sum(self._flops[program] for program, _ in self._window) / len(self._window)
             self._window.clear()
         return self._means
 
@@ -208,26 +215,34 @@ class _Run:
             "max_gradient_norm may help")
 
 
-class Program:
-    """A task's step as one program: metrics come back as one vector, so that reading them is one transfer."""
+class Programs:
+    """A task's steps as programs, one a name; metrics come back as one vector, so that reading them is one transfer."""
 
     def __init__(self, task: Task, runtime: Any):
         self._task, self._runtime = task, runtime
-        self._names: list[str] = []
-        self._run = runtime.compile(self._step)
+        self._compiled: dict[str, Callable[..., Tensor]] = {}
+        self._names: dict[str, list[str]] = {}
 
-    def __call__(self, state: TrainState, batch: dict[str, Tensor]) -> Tensor:
+    def __call__(self, program: str, state: TrainState, batch: dict[str, Tensor]) -> Tensor:
         """Makes one update of the state's arrays; returns the metrics, on the device."""
+        if program not in self._compiled:
+            self._compiled[program] = self._runtime.compile(functools.partial(self._step, program))
         scalars = self._runtime.scalars(
             {**self._task.host_scalars(state.step), "step": state.step, "seed": state.seed})
-        return self._run(state.arrays, batch, scalars)
+        return self._compiled[program](state.arrays, batch, scalars)
 
-    def means(self, window: list[Tensor]) -> dict[str, float]:
-        """The mean of each metric over several steps."""
-        rows = np.stack(self._runtime.fetch(window)).astype(np.float64)
-        return dict(zip(self._names, rows.mean(0).tolist(), strict=True))
+    def means(self, window: list[tuple[str, Tensor]]) -> dict[str, float]:
+        """The mean of each metric over those of several steps whose programs have it."""
+        values: dict[str, list[float]] = {}
+        rows = self._runtime.fetch([metrics for _, metrics in window])
+        for (program, _), row in zip(window, rows, strict=True):
+            for name, value in zip(self._names[program], row.tolist(), strict=True):
+                values.setdefault(name, []).append(value)
+        return {name: sum(of_steps) / len(of_steps) for name, of_steps in values.items()}
 
-    def _step(self, arrays: State, batch: dict[str, Tensor], scalars: dict[str, Tensor]) -> Tensor:
-        metrics = self._task.train_step(arrays, batch, scalars, self._runtime.kernels)
-        self._names = list(metrics)
+    def _step(
+        self, program: str, arrays: State, batch: dict[str, Tensor], scalars: dict[str, Tensor],
+    ) -> Tensor:
+        metrics = self._task.train_step(arrays, batch, scalars, self._runtime.kernels, program)
+        self._names[program] = list(metrics)
         return torch.stack([value.float().reshape(()) for value in metrics.values()])

@@ -26,7 +26,7 @@ class Progress:
         yield
         self._time += time.perf_counter() - begin
 
-    def measure(self, step: int, step_flops: int) -> dict[str, float]:
+    def measure(self, step: int, step_flops: float) -> dict[str, float]:
         """Speeds since the last reading, by the names of the summaries; see `runtime.meta.step_flops`."""
         now = time.perf_counter()
         self._step_seconds = (now - self._time) / max(step - self._step, 1)

@@ -11,9 +11,11 @@ class Task(Protocol):
 
     Attributes:
       checked: the tensors whose health each step checks, in the order of the flags (`vqim.state.health`).
+      num_micro_batches: into so many parts a step cuts its batch.
     """
 
     checked: list[str]
+    num_micro_batches: int
 
     def init_spec(self) -> Spec:
         """Describes all arrays of the state, the flags of `vqim.state.health.health_spec(checked)` among them."""
@@ -27,8 +29,16 @@ class Task(Protocol):
         """Numbers that the step needs and that change from step to step: learning rates."""
         ...
 
+    def program(self, step: int) -> str:
+        """The name of the program that makes update number `step`: 'train' in a task that has one for all steps.
+
+        Steps that compute different things, such as a regulariser now and then, are different programs. Each is
+        compiled once.
+        """
+        ...
+
     def train_step(
-        self, state: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], kernels: Any,
+        self, state: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], kernels: Any, program: str = "train",
     ) -> dict[str, Tensor]:
         """Makes one update, in place, of arrays of `state` and of nothing else.
 
@@ -37,9 +47,11 @@ class Task(Protocol):
           batch: device arrays of one batch.
           scalars: `host_scalars`, and 'step' (from 0) and 'seed' as int32, as scalar tensors.
           kernels: the runtime's `vqim.nn.context.Kernels`.
+          program: which one, by its name.
 
         Returns:
-          Scalar tensors by the names under which summaries show them; 'loss' is one of them.
+          Scalar tensors by the names under which summaries show them; 'loss' is one of them. Programs may differ in
+          the names.
         """
         ...
 
