@@ -97,7 +97,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(norm(x)), one head over all positions of the image."""
+    """x + attention(norm(x)), one head over all positions of the image; the identity before training."""
 
     def __init__(self, num_features: int):
         super().__init__()
