@@ -16,8 +16,9 @@ from vqim.optim.schedules import Schedule
 from vqim.state.health import check_finite, health_spec
 from vqim.state.leaf import Spec, State, prefixed, select
 from vqim.state.random import step_key
+from vqim.tokenizer.grid import TokenGrid
 from vqim.tokenizer.losses import logit_laplace
-from vqim.tokenizer.model import ImageTokenizer, Quantized, Quantizer, Reconstruction, images_to_float
+from vqim.tokenizer.model import ImageTokenizer, Quantized, Reconstruction, images_to_float
 from vqim.tokenizer.perceptual import Perceptual
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -80,10 +81,10 @@ class TokenizerTask:
         check_image_data(data, self.model)
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """The learning rate, and the losses' weights."""
+        """The learning rate, the losses' weights, and numbers of the model that change."""
         weights = {f"weight/{name}": weight for name, weight in self.weights.items()
                    if name != "perceptual" or self.perceptual}
-        return {"learning_rate": self.learning_rate(step), **weights}
+        return {"learning_rate": self.learning_rate(step), **weights, **self.model.host_scalars(step)}
 
     def program(self, step: int) -> str:
         """One for all steps."""
@@ -97,7 +98,7 @@ class TokenizerTask:
         leaves = trainable(state, "tokenizer")
 
         def differentiate(part: dict[str, Tensor], key: Tensor) -> dict[str, Any]:
-            return self._differentiate(state, leaves, part, scalars, Context(kernels, self.dtype, key))
+            return self._differentiate(state, leaves, part, scalars, Context(kernels, self.dtype, key, scalars))
 
         key = step_key(scalars["seed"], scalars["step"], "tokenizer")
         computed = accumulate(differentiate, batch, key, self.num_micro_batches)
@@ -141,7 +142,7 @@ class TokenizerTask:
         loss = torch.stack([
             scalars.get(f"weight/{name}", scalars["weight/quantizer"]) * value for name, value in losses.items()]).sum()
         metrics = {"loss": loss.detach(), **{f"loss/{name}": value.detach() for name, value in losses.items()}}
-        return {"metrics": metrics, "grads": gradients(loss, leaves), "usage": _usage(quantized, self.model.quantizer)}
+        return {"metrics": metrics, "grads": gradients(loss, leaves), "usage": _usage(quantized, self.model.grid)}
 
     def _losses(
         self, images_BCHW: Tensor, quantized: Quantized, reconstruction: Reconstruction, lpips: State,
@@ -157,10 +158,13 @@ class TokenizerTask:
         return losses
 
 
-def _usage(quantized: Quantized, quantizer: Quantizer) -> dict[str, Tensor]:
-    """By the metric's name, float32 1.0 for each code of the vocabulary that occurs, 0.0 for the others."""
-    unused = torch.zeros(quantizer.vocabulary, device=quantized.indices_BhwK.device)
-    return {"codebook/batch_usage": unused.index_fill(0, quantized.indices_BhwK.flatten(), 1.0)}
+def _usage(quantized: Quantized, grid: TokenGrid) -> dict[str, Tensor]:
+    """By each level's metric's name, float32 1.0 for each code of its vocabulary that occurs, 0.0 for the others."""
+    usage = {}
+    for name, level, indices in zip(grid.codebook_names, grid.levels, quantized.indices, strict=True):
+        unused = torch.zeros(level.vocabulary, device=indices.device)
+        usage[f"{name}/batch_usage"] = unused.index_fill(0, indices.flatten(), 1.0)
+    return usage
 
 
 def check_image_data(data: Any, model: ImageTokenizer) -> None:
