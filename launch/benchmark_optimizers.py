@@ -115,7 +115,6 @@ def main(argv: list[str]) -> None:
     }
     if _RUNTIME.value == "torch":
         steps["torch.optim.AdamW fused"] = torch_step(spec, runtime, fused=True)
-        steps["Adafactor int8 compiled"] = our_step(Adafactor(compiled=True), spec, runtime)
     times = milliseconds(steps, runtime, _ROUNDS.value)
     size = sum(leaf.size for leaf in spec.values())
     print(f"{runtime.describe()}\n{size / 1e6:.1f}M parameters, median of {_ROUNDS.value} steps")

@@ -3,26 +3,23 @@
 The algorithm is Shazeer and Stern's (2018) in the form that authors of the paper published in praxis
 (`ShardedAdafactor`), with the row mean taken as T5X does. docs/optimizers.md has the formulas and the choices.
 """
-from collections.abc import Callable, Mapping, Sequence
-from typing import ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from vqim.optim import adafactor_cpu
 from vqim.optim.adamw import one_minus_power
 from vqim.optim.arguments import require, require_step_count
 from vqim.optim.gradients import combine_norms
 from vqim.optim.groups import Group, Treatment, assign
-from vqim.optim.int8 import dequantise, expand, rounding_noise, scale_of, to_levels
+from vqim.optim.int8 import dequantise, expand, quantise, rounding_noise
 from vqim.optim.layout import Layout, lay_out
 from vqim.optim.optimizer import check_names
 from vqim.state.leaf import Leaf, Spec, State
 from vqim.state.random import step_key
 
 FIRST_MOMENTS = ("int8", "bfloat16", "float32", "none")
-P = ParamSpec("P")
-R = TypeVar("R")
-Factors = dict[str, tuple[Tensor, ...]]  # what to multiply a gradient by: of rows and of columns, or of elements
 _EPS = 1e-30  # added to squared gradients, so that a zero gradient gives a zero update
 _SMALLEST_PARAMETER_SCALE = 1e-3
 
@@ -43,6 +40,8 @@ class Adafactor:
     where b = beta2 (1 - beta2^(t-1)) / (1 - beta2^t) for the decay 'adam' and 1 - t^-decay_power for 'power'.
 
     Slots of a parameter: `m_int8` and `m_scale`, or `m`; `v_row` and `v_col`, or `v`.
+
+    On a CPU, matrices are updated by the kernel of `adafactor_cpu` where it can be built.
     """
 
     def __init__(
@@ -60,7 +59,6 @@ class Adafactor:
         groups: Sequence[Group] = (Group(),),
         min_factored_size: int = 128,
         factor_rules: Mapping[str, tuple[str, ...]] | None = None,
-        compiled: bool = False,
     ) -> None:
         """Checks and keeps the settings.
 
@@ -78,8 +76,6 @@ class Adafactor:
           groups: which parameters deviate, by name; they cover every parameter exactly once.
           min_factored_size: the second moment is factored where the second largest dimension is at least this long.
           factor_rules: exceptions by name: a regular expression gives the two axes to factor over, or () for none.
-          compiled: whether to run the update through torch.compile; for the torch runtime, where eager arithmetic
-            passes over memory once an operation.
         """
         require(0 <= beta1 < 1, "beta1", "in [0, 1)", beta1)
         require(first_moment in FIRST_MOMENTS, "first_moment", f"one of {FIRST_MOMENTS}", first_moment)
@@ -101,23 +97,16 @@ class Adafactor:
         self.factor_rules = dict(factor_rules or {})
         self._treatments: dict[str, Treatment] = {}
         self._layouts: dict[str, Layout] = {}
-        # Four passes over memory. Compiled apart, each reads the gradient and the int8 values afresh rather than an
-        # array of a parameter's size that another pass would have to write.
-        self._run_second_moments = self._second_moments
-        self._run_step_sizes, self._run_ranges, self._run_apply = self._step_sizes, self._ranges, self._apply
-        if compiled:
-            self._run_second_moments, self._run_step_sizes = _compile(self._second_moments), _compile(self._step_sizes)
-            self._run_ranges, self._run_apply = _compile(self._ranges), _compile(self._apply)
+        self._slots: dict[str, list[str]] = {}
 
     def init_spec(self, params: Spec) -> Spec:
         """The slots of each parameter; see `Optimizer.init_spec`."""
         self._treatments = assign(params, self.groups, self.weight_decay)
         self._layouts = lay_out(params, self.min_factored_size, self.factor_rules)
-        return {
-            f"{slot}/{name}": leaf
-            for name, layout in self._layouts.items()
-            for slot, leaf in (self._first_moment_slots(layout) | _second_moment_slots(layout)).items()
-        }
+        slots = {name: self._first_moment_slots(layout) | _second_moment_slots(layout)
+                 for name, layout in self._layouts.items()}
+        self._slots = {name: list(leaves) for name, leaves in slots.items()}
+        return {f"{slot}/{name}": leaf for name, leaves in slots.items() for slot, leaf in leaves.items()}
 
     def update(
         self, params: State, grads: State, slots: State, *, learning_rate: Tensor, step: Tensor, keep: Tensor,
@@ -135,11 +124,62 @@ class Adafactor:
         if self.rounding == "stochastic":
             seed = torch.full_like(step, self.rounding_seed)
             keys = {name: step_key(seed, step, name) for name in self._layouts}
-        factors = self._run_second_moments(grads, slots, new_weight, keep)
-        sizes = self._run_step_sizes(params, grads, factors, rates)
-        scales, norm = self._run_ranges(params, grads, slots, factors, sizes, rates)
-        self._run_apply(params, grads, slots, factors, sizes, rates, scales, keys, keep)
-        return {"update_norm": torch.where(keep, norm, 0.0)}
+        norms = []
+        for name in self._layouts:
+            arrays = params[name], grads[name], {slot: slots[f"{slot}/{name}"] for slot in self._slots[name]}
+            if self._kernel_serves(name, params[name], grads[name]):
+                norms.append(self._kernel_step(name, *arrays, rates[name], new_weight, keep))
+            else:
+                norms.append(self._step(name, *arrays, rates[name], new_weight, keep, keys.get(name)))
+        return {"update_norm": torch.where(keep, combine_norms(norms), 0.0)}
+
+    def _step(
+        self, name: str, w: Tensor, g: Tensor, slots: State, rate: Tensor, new_weight: Tensor, keep: Tensor,
+        key: Tensor | None,
+    ) -> Tensor:
+        """Updates one parameter `w` and its slots; returns the l2 norm of what was subtracted."""
+        layout, weight_decay = self._layouts[name], self._treatments[name].weight_decay
+        g = g.to(torch.float32)
+        u = _divide_by_second_moment(g, layout, slots, new_weight, keep)
+        size = rate
+        if self.scale_by_parameter:
+            size = size * _rms(w, layout.inner).clamp(min=_SMALLEST_PARAMETER_SCALE)
+        if self.clip_threshold is not None:
+            size = size / (_rms(u, layout.inner) / self.clip_threshold).clamp(min=1.0)
+        m = u * ((1 - self.beta1) * size)
+        if "m_int8" in slots:
+            m = m + dequantise(slots["m_int8"], self.beta1 * slots["m_scale"], layout.shared)
+            noise = None if key is None else rounding_noise(key, m.shape)
+            levels, scale = quantise(m, layout.shared, noise)
+            _write(slots["m_int8"], levels, keep)
+            _write(slots["m_scale"], scale, keep)
+        elif "m" in slots:
+            m = m + slots["m"].to(torch.float32) * self.beta1
+            _write(slots["m"], m, keep)
+        decrease = m + w * (rate * weight_decay) if weight_decay else m
+        w.sub_(torch.where(keep, decrease, 0.0))  # subtracting +0.0 keeps every bit, also that of -0.0
+        return torch.linalg.vector_norm(decrease)
+
+    def _kernel_serves(self, name: str, w: Tensor, g: Tensor) -> bool:
+        """Whether the C kernel does what `_step` would: a matrix on a CPU, each int8 scale of a row or of a column."""
+        layout = self._layouts[name]
+        return (layout.factored is not None and len(layout.inner) == 2 and len(layout.shared) == 1
+                and self.rounding == "nearest" and self.first_moment != "bfloat16"
+                and adafactor_cpu.serves(w, g) and adafactor_cpu.is_available())
+
+    def _kernel_step(
+        self, name: str, w: Tensor, g: Tensor, slots: State, rate: Tensor, new_weight: Tensor, keep: Tensor,
+    ) -> Tensor:
+        """`_step` by the C kernel. All scalars are on the host here, so that looking at them waits for nothing."""
+        if not keep:
+            return torch.zeros(())
+        layout = self._layouts[name]
+        moment = {slot: array for slot, array in slots.items() if slot.startswith("m")}
+        return adafactor_cpu.step(
+            w, g, moment, slots["v_row"], slots["v_col"], scale_per_row=layout.shared == layout.inner[-1:],
+            scale_by_parameter=self.scale_by_parameter, beta1=self.beta1, new_weight=float(new_weight),
+            learning_rate=float(rate), weight_decay=self._treatments[name].weight_decay,
+            clip_threshold=self.clip_threshold)
 
     def _first_moment_slots(self, layout: Layout) -> dict[str, Leaf]:
         if self.first_moment == "none":
@@ -147,91 +187,6 @@ class Adafactor:
         if self.first_moment == "int8" and layout.shared:
             return {"m_int8": layout.slot(dtype=torch.int8), "m_scale": layout.slot(without=layout.shared)}
         return {"m": layout.slot(dtype=torch.bfloat16 if self.first_moment == "bfloat16" else torch.float32)}
-
-    def _second_moments(self, grads: State, slots: State, new_weight: Tensor, keep: Tensor) -> Factors:
-        """Updates the second moments; returns what to multiply each gradient by."""
-        factors: Factors = {}
-        for name, layout in self._layouts.items():
-            g = grads[name].to(torch.float32)
-            squared = (g * g).add_(_EPS)
-            if layout.factored is None:
-                v = torch.lerp(slots[f"v/{name}"], squared, new_weight)
-                factors[name] = (v.rsqrt(),)
-                _write(slots[f"v/{name}"], v, keep)
-                continue
-            row, column = layout.factored
-            v_row = torch.lerp(slots[f"v_row/{name}"], squared.mean(column), new_weight)
-            v_col = torch.lerp(slots[f"v_col/{name}"], squared.mean(row), new_weight)
-            # `row` comes before `column`, so it has the same number in v_row
-            row_factor = (v_row / v_row.mean(row, keepdim=True)).rsqrt()
-            factors[name] = (expand(row_factor, [column]), expand(v_col.rsqrt(), [row]))
-            _write(slots[f"v_row/{name}"], v_row, keep)
-            _write(slots[f"v_col/{name}"], v_col, keep)
-        return factors
-
-    def _step_sizes(self, params: State, grads: State, factors: Factors, rates: State) -> State:
-        """The learning rate of each parameter (of each layer) after parameter scaling and update clipping."""
-        sizes = {}
-        for name, layout in self._layouts.items():
-            size = rates[name]
-            if self.scale_by_parameter:
-                size = size * _rms(params[name], layout.inner).clamp(min=_SMALLEST_PARAMETER_SCALE)
-            if self.clip_threshold is not None:
-                rms = _rms(_product(grads[name], factors[name]), layout.inner)
-                size = size / (rms / self.clip_threshold).clamp(min=1.0)
-            sizes[name] = size
-        return sizes
-
-    def _ranges(
-        self, params: State, grads: State, slots: State, factors: Factors, sizes: State, rates: State,
-    ) -> tuple[State, Tensor]:
-        """The scale of each quantised first moment, and the l2 norm of the whole update."""
-        scales, norms = {}, []
-        for name, layout in self._layouts.items():
-            m = self._moment(name, grads, slots, factors, sizes)
-            if f"m_int8/{name}" in slots:
-                scales[name] = scale_of(m, layout.shared)
-            parts = torch.linalg.vector_norm(self._decrease(name, m, params, rates), dim=layout.shared or None)
-            norms.append(torch.linalg.vector_norm(parts))
-        return scales, combine_norms(norms)
-
-    def _apply(
-        self, params: State, grads: State, slots: State, factors: Factors, sizes: State, rates: State,
-        scales: State, keys: State, keep: Tensor,
-    ) -> None:
-        """Updates the parameters and first moments."""
-        for name, layout in self._layouts.items():
-            m = self._moment(name, grads, slots, factors, sizes)
-            decrease = self._decrease(name, m, params, rates)
-            if name in scales:
-                noise = rounding_noise(keys[name], m.shape) if keys else None
-                _write(slots[f"m_int8/{name}"], to_levels(m, scales[name], layout.shared, noise), keep)
-                _write(slots[f"m_scale/{name}"], scales[name], keep)
-            elif f"m/{name}" in slots:
-                _write(slots[f"m/{name}"], m, keep)
-            params[name].sub_(torch.where(keep, decrease, 0.0))  # subtracting +0.0 keeps every bit, also that of -0.0
-
-    def _moment(self, name: str, grads: State, slots: State, factors: Factors, sizes: State) -> Tensor:
-        """The new first moment, in units of the parameter."""
-        first, *others = factors[name]
-        m = _product(grads[name], (first * ((1 - self.beta1) * sizes[name]), *others))
-        if f"m_int8/{name}" in slots:
-            shared = self._layouts[name].shared
-            return m.add_(dequantise(slots[f"m_int8/{name}"], self.beta1 * slots[f"m_scale/{name}"], shared))
-        if f"m/{name}" in slots:
-            return m.add_(slots[f"m/{name}"].to(torch.float32), alpha=self.beta1)
-        return m
-
-    def _decrease(self, name: str, m: Tensor, params: State, rates: State) -> Tensor:
-        decay = self._treatments[name].weight_decay
-        return m + params[name] * (rates[name] * decay) if decay else m
-
-
-def _compile(function: Callable[P, R]) -> Callable[P, R]:
-    """Compiles for fixed shapes, computing a cheap value again in each loop that needs it rather than storing it."""
-    compiled: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True, options={
-        "realize_reads_threshold": 100, "realize_acc_reads_threshold": 100, "realize_opcount_threshold": 1000})
-    return compiled
 
 
 def _second_moment_slots(layout: Layout) -> dict[str, Leaf]:
@@ -241,18 +196,26 @@ def _second_moment_slots(layout: Layout) -> dict[str, Leaf]:
     return {"v_row": layout.slot(without=[column]), "v_col": layout.slot(without=[row])}
 
 
-def _product(g: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-    """The gradient times its factors, a new array."""
-    first, *others = factors
-    product = g.to(torch.float32) * first
-    for factor in others:
-        product.mul_(factor)
-    return product
+def _divide_by_second_moment(g: Tensor, layout: Layout, slots: State, new_weight: Tensor, keep: Tensor) -> Tensor:
+    """Updates the second moment of a float32 gradient; returns the gradient divided by its square root."""
+    squared = g * g + _EPS
+    if layout.factored is None:
+        v = torch.lerp(slots["v"], squared, new_weight)
+        _write(slots["v"], v, keep)
+        return g * v.rsqrt()
+    row, column = layout.factored
+    v_row = torch.lerp(slots["v_row"], squared.mean(column), new_weight)
+    v_col = torch.lerp(slots["v_col"], squared.mean(row), new_weight)
+    _write(slots["v_row"], v_row, keep)
+    _write(slots["v_col"], v_col, keep)
+    # `row` comes before `column`, so it has the same number in v_row
+    row_factor = (v_row / v_row.mean(row, keepdim=True)).rsqrt()
+    return g * expand(row_factor, [column]) * expand(v_col.rsqrt(), [row])
 
 
 def _write(old: Tensor, new: Tensor, keep: Tensor) -> None:
-    """Replaces `old` where `keep`; chosen in float32, which holds every int8 and bfloat16 exactly."""
-    old.copy_(torch.where(keep, new, old.to(torch.float32)))
+    """Replaces `old` where `keep`."""
+    old.copy_(torch.where(keep, new.to(old.dtype), old))
 
 
 def _rms(x: Tensor, dims: Sequence[int]) -> Tensor:

@@ -26,21 +26,11 @@ def quantise(x: Tensor, dims: Sequence[int], noise: Tensor | None = None) -> tup
       int8 values of the shape of `x`, and float32 scales of its shape without `dims`. Where the largest magnitude
       is below 127 times the smallest normal float32, both are zero.
     """
-    scale = scale_of(x, dims)
-    return to_levels(x, scale, dims, noise).to(torch.int8), scale
-
-
-def scale_of(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """The scales that `quantise` uses for `x`: the largest magnitude along `dims`, which go, divided by 127."""
     scale = x.abs().amax(tuple(dims)) * (1 / LARGEST)
-    return torch.where(scale >= _TINY, scale, 0.0)  # a subnormal scale may be flushed to zero
-
-
-def to_levels(x: Tensor, scale: Tensor, dims: Sequence[int], noise: Tensor | None = None) -> Tensor:
-    """The values of `quantise`, still as float32: what compilers for CPUs select and store fast."""
+    scale = torch.where(scale >= _TINY, scale, 0.0)  # a subnormal scale may be flushed to zero
     levels = x * expand(torch.where(scale > 0, 1 / scale, 0.0), dims)
-    levels = levels.round_() if noise is None else levels.add_(noise).floor_()
-    return levels.clamp_(-LARGEST, LARGEST)
+    levels = levels.round() if noise is None else (levels + noise).floor()
+    return levels.clamp(-LARGEST, LARGEST).to(torch.int8), scale
 
 
 def dequantise(q: Tensor, scale: Tensor, dims: Sequence[int]) -> Tensor:
