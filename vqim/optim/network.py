@@ -19,9 +19,13 @@ def trainable(state: State, network: str) -> State:
 
 
 def gradients(loss: Tensor, leaves: State, *, retain_graph: bool = False) -> State:
-    """The gradient of a scalar loss for each leaf; the graph is gone then, unless another loss needs it."""
+    """The gradient of a scalar loss for each leaf; the graph is gone then, unless another loss needs it.
+
+    They lie in memory in the order of their dimensions. Those of convolutions come otherwise, and kernels that go
+    through memory (`torch._fused_adamw_`) would add them to the wrong elements.
+    """
     grads = torch.autograd.grad(loss, list(leaves.values()), retain_graph=retain_graph)
-    return dict(zip(leaves, grads, strict=True))
+    return {name: grad.contiguous() for name, grad in zip(leaves, grads, strict=True)}
 
 
 def accumulate(

@@ -16,6 +16,7 @@ from vqim.optim.schedules import Schedule
 from vqim.state.health import check_finite, health_spec
 from vqim.state.leaf import Spec, State, prefixed, select
 from vqim.state.random import step_key
+from vqim.tokenizer.adversary import TRAIN, TRAIN_BEFORE_ADVERSARY, Adversary
 from vqim.tokenizer.grid import TokenGrid
 from vqim.tokenizer.losses import logit_laplace
 from vqim.tokenizer.model import ImageTokenizer, Quantized, Reconstruction, images_to_float
@@ -25,10 +26,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TokenizerTask:
-    """L = L_VQ + w_lap L_logit-laplace + w_2 L_2 + w_perc L_perceptual, ViT-VQGAN section 3.3.
+    """L = L_VQ + w_adv L_adv + w_perc L_perceptual + w_lap L_logit-laplace + w_2 L_2, ViT-VQGAN section 3.3.
 
-    The adversarial term belongs to a second network with an optimizer of its own; it takes its place beside
-    `_losses`, and its update beside `params/tokenizer`'s.
+    With an adversary, both networks are updated in the same step, from the same forward pass; a value that is not
+    finite in either stops both. There are three programs then: the usual step, one with R1, one before the adversarial
+    start.
 
     Args:
       model: the tokenizer.
@@ -39,8 +41,10 @@ class TokenizerTask:
       l2_weight: 1.0 in the paper.
       perceptual: LPIPS, or None to train without (what section 5.3 does for the linear probe).
       perceptual_weight: 0.1 in the paper.
+      adversary: the discriminator and its training, with the weight of the adversarial term; None trains without.
       max_gradient_norm: gradients are scaled down to this global norm; None leaves them, as the paper does.
-      num_micro_batches: each step cuts its batch into so many parts, one after another, to need less memory.
+      num_micro_batches: each step cuts its batch into so many parts, one after another, to need less memory. What a
+        discriminator takes from several pictures, and the adaptive weight, are of each part then.
       dtype: of computation, 'float32' (the paper) or 'bfloat16'; parameters are float32 either way.
     """
 
@@ -48,6 +52,7 @@ class TokenizerTask:
         self, model: ImageTokenizer, optimizer: Optimizer, learning_rate: Schedule, *,
         quantizer_weight: float = 1.0, logit_laplace_weight: float = 0.1, l2_weight: float = 1.0,
         perceptual: Perceptual | None = None, perceptual_weight: float = 0.1,
+        adversary: Adversary | None = None,
         max_gradient_norm: float | None = None, num_micro_batches: int = 1, dtype: str = "float32",
     ):
         if dtype not in DTYPES:
@@ -65,14 +70,19 @@ class TokenizerTask:
         self.num_micro_batches, self.dtype = num_micro_batches, DTYPES[dtype]
         self._params = spec(model)
         self.checked = ["loss", *self._params]
+        self.adversary = adversary
+        if adversary is not None:
+            adversary.check_model(model)
+            self.checked += adversary.checked
 
     def init_spec(self) -> Spec:
-        """`params/tokenizer`, `optimizer/tokenizer`, `frozen/lpips` and the health flags."""
+        """`params/tokenizer`, `optimizer/tokenizer`, `frozen/lpips`, the adversary's and the health flags."""
         frozen = self.perceptual.init_spec() if self.perceptual else {}
         return {
             **prefixed("params/tokenizer/", self._params),
             **prefixed("optimizer/tokenizer/", self.optimizer.init_spec(self._params)),
             **prefixed("frozen/lpips/", frozen),
+            **(self.adversary.init_spec() if self.adversary else {}),
             **health_spec(self.checked),
         }
 
@@ -81,31 +91,41 @@ class TokenizerTask:
         check_image_data(data, self.model)
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """The learning rate, the losses' weights, and numbers of the model that change."""
+        """Learning rates, the losses' weights, and numbers of the model that change."""
         weights = {f"weight/{name}": weight for name, weight in self.weights.items()
                    if name != "perceptual" or self.perceptual}
-        return {"learning_rate": self.learning_rate(step), **weights, **self.model.host_scalars(step)}
+        return {"learning_rate": self.learning_rate(step), **weights, **self.model.host_scalars(step),
+                **(self.adversary.host_scalars(step) if self.adversary else {})}
 
     def program(self, step: int) -> str:
-        """One for all steps."""
-        return "train"
+        """One for all steps without an adversary; see `Adversary.program`."""
+        return self.adversary.program(step) if self.adversary else TRAIN
 
     def train_step(
         self, state: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], kernels: Kernels,
-        program: str = "train",
+        program: str = TRAIN,
     ) -> dict[str, Tensor]:
         """One update of `state` in place; see `vqim.training.task.Task`."""
-        leaves = trainable(state, "tokenizer")
+        adversary = self.adversary if program != TRAIN_BEFORE_ADVERSARY else None
+        params = trainable(state, "tokenizer")
 
         def differentiate(part: dict[str, Tensor], key: Tensor) -> dict[str, Any]:
-            return self._differentiate(state, leaves, part, scalars, Context(kernels, self.dtype, key, scalars))
+            return self._differentiate(
+                state, params, part, scalars, Context(kernels, self.dtype, key, scalars), adversary, program)
 
         key = step_key(scalars["seed"], scalars["step"], "tokenizer")
         computed = accumulate(differentiate, batch, key, self.num_micro_batches)
-        metrics, grads = computed["metrics"], computed["grads"]
-        keep = check_finite(state, [metrics["loss"], *grads.values()], scalars["step"])
+        grads, metrics = computed["grads"], computed["metrics"]
+        checked = [metrics["loss"], *grads.values()]
+        if adversary:
+            checked += [computed["discriminator_loss"], *computed["discriminator_grads"].values()]
+        # What a program does not compute is not bad.
+        checked += [torch.zeros_like(metrics["loss"])] * (len(self.checked) - len(checked))
+        keep = check_finite(state, checked, scalars["step"])
         metrics |= update_network(
             state, "tokenizer", grads, self.optimizer, scalars, keep, self.max_gradient_norm)
+        if adversary:
+            metrics |= adversary.update(state, computed["discriminator_grads"], metrics, scalars, keep)
         return metrics | {name: (used > 0).float().mean() for name, used in computed["usage"].items()}
 
     def reconstruct(
@@ -124,32 +144,43 @@ class TokenizerTask:
         return self.perceptual(select(state, "frozen/lpips/"), a_BCHW, b_BCHW, torch.float32)
 
     def describe(self) -> dict[str, int]:
-        """Numbers of parameters: encoder, quantizer, decoder."""
+        """Numbers of parameters: encoder, quantizer, decoder, discriminator."""
         parts: dict[str, int] = {}
         for name, leaf in self._params.items():
             part = f"tokenizer/{name.split('/')[0]}"
             parts[part] = parts.get(part, 0) + leaf.size
-        return parts
+        return parts | (self.adversary.describe() if self.adversary else {})
 
     def _differentiate(
-        self, state: State, leaves: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], context: Context,
+        self, state: State, params: State, batch: dict[str, Tensor], scalars: dict[str, Tensor], context: Context,
+        adversary: Adversary | None, program: str,
     ) -> dict[str, Any]:
-        """Metrics, gradients and the use of codes in one micro-batch."""
+        """Metrics, both networks' gradients and the use of codes in one micro-batch."""
         images_BCHW = images_to_float(batch["images"])
-        quantized, reconstruction = apply(self.model.forward, leaves, images_BCHW, context)
-        losses = self._losses(images_BCHW, quantized, reconstruction, select(state, "frozen/lpips/"))
-        # Terms without a weight of their own are the quantizer's.
-        loss = torch.stack([
-            scalars.get(f"weight/{name}", scalars["weight/quantizer"]) * value for name, value in losses.items()]).sum()
-        metrics = {"loss": loss.detach(), **{f"loss/{name}": value.detach() for name, value in losses.items()}}
-        return {"metrics": metrics, "grads": gradients(loss, leaves), "usage": _usage(quantized, self.model.grid)}
+        quantized, reconstruction = apply(self.model.forward, params, images_BCHW, context)
+        losses = self._reconstruction_losses(images_BCHW, reconstruction, select(state, "frozen/lpips/"))
+        reconstruction_loss = torch.stack([scalars[f"weight/{name}"] * value for name, value in losses.items()]).sum()
+        terms = [reconstruction_loss, *(scalars["weight/quantizer"] * value for value in quantized.losses.values())]
+        losses |= quantized.losses
+        metrics: dict[str, Tensor] = {}
+        computed: dict[str, Any] = {"usage": _usage(quantized, self.model.grid)}
+        if adversary:
+            contest = adversary.judge(state, images_BCHW, reconstruction.mean_BCHW, scalars, context, program)
+            weight = adversary.generator_weight(contest, reconstruction_loss, params, scalars)
+            losses["adversarial"] = contest.generator_loss
+            terms.append(weight * contest.generator_loss)
+            metrics = {"weight/adversarial": weight, **contest.metrics}
+            computed["discriminator_loss"] = contest.discriminator_loss.detach()
+            computed["discriminator_grads"] = contest.gradients()
+        loss = torch.stack(terms).sum()
+        shown = {f"loss/{name}": value.detach() for name, value in losses.items()}
+        return computed | {"metrics": {"loss": loss.detach(), **shown, **metrics}, "grads": gradients(loss, params)}
 
-    def _losses(
-        self, images_BCHW: Tensor, quantized: Quantized, reconstruction: Reconstruction, lpips: State,
+    def _reconstruction_losses(
+        self, images_BCHW: Tensor, reconstruction: Reconstruction, lpips: State,
     ) -> dict[str, Tensor]:
-        """Every term by name, before its weight."""
-        losses = dict(quantized.losses)
-        losses["l2"] = (images_BCHW - reconstruction.mean_BCHW).square().mean()
+        """What compares a reconstruction with its picture, by name, before its weight."""
+        losses = {"l2": (images_BCHW - reconstruction.mean_BCHW).square().mean()}
         if reconstruction.location_BCHW is not None and reconstruction.log_scale_BCHW is not None:
             losses["logit_laplace"] = logit_laplace(
                 images_BCHW, reconstruction.location_BCHW, reconstruction.log_scale_BCHW).mean()
