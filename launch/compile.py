@@ -1,0 +1,187 @@
+"""Compiles what a gin file would run on a Cloud TPU slice that is not here: does it fit, and how fast would it be.
+
+    python -m launch.compile --gin_file=gin/exp/foo.gin --topology=v4:4x4x8
+    python -m launch.compile ... --step=sample --top=10 --dump_hlo=/tmp/hlo
+
+The programs are those of launch.train (or evaluate, or sample), by the real TPU compiler; arrays have shapes and no
+values, and pictures are not read. Speeds are estimates: vqim/runtime/estimate.py says how they are made. Exit code 1
+means that it does not fit.
+"""
+import collections
+import dataclasses
+import functools
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from absl import flags as absl_flags
+from absl import logging
+
+from vqim.data.source import Example
+from vqim.registry.config import Config, ConfigError
+from vqim.registry.config_text import Reference, expand
+from vqim.runtime import tpu_compiler
+
+from . import compile_report, flags
+
+TOPOLOGY = absl_flags.DEFINE_string(
+    "topology", None, "Chips and their shape, such as v4:4x4x8, v5e:4x4, v5p:2x2x1 or v6e:8x8.", required=True)
+STEP = absl_flags.DEFINE_enum(
+    "step", "train", ["train", "evaluate", "sample"],
+    "What is compiled: the training step, the evaluators of the configuration, or a step of launch.sample.")
+JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object to standard output instead of text.")
+DUMP_HLO = absl_flags.DEFINE_string("dump_hlo", None, "Folder for each program as traced and as compiled.")
+TOP = absl_flags.DEFINE_integer("top", 0, "How many of the most expensive operations to list.", lower_bound=0)
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 64, "Pictures at a time, with --step=sample.", lower_bound=1)
+
+
+def main() -> None:
+    """Traces, compiles and reports."""
+    try:
+        tpu_compiler.parse_topology(TOPOLOGY.value)
+        tpu_compiler.check_installed()
+    except (ValueError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+    environment = tpu_compiler.environment(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)  # before torch_xla and jax read it; this process is for nothing else
+    from vqim.runtime.topology import TopologyRuntime
+
+    from . import session  # noqa: F401  gin knows the components from here on
+    config = flags.load_config()
+    try:
+        target = tpu_compiler.describe_slice(TOPOLOGY.value)
+        runtime = TopologyRuntime(config.call("runtime.Xla"), target)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    experiment = make_experiment(config)
+    config.refuse_unused(except_for=(*session.RUNTIME_BINDINGS, r"data\.", r"vqim\.train\.data$", r"vqim\.sample\."))
+    begin = time.perf_counter()
+    trace = {"train": trace_training, "evaluate": trace_evaluators, "sample": trace_sampling}[STEP.value]
+    try:
+        programs = trace(experiment, runtime)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    report = compile_report.Report(
+        target=target, runtime=runtime.describe(), step=STEP.value, parameters=experiment.task.describe(),
+        batch_size=experiment.batch_size if STEP.value == "train" else None,
+        trace_seconds=time.perf_counter() - begin)
+    for program in programs:
+        logging.info("Compiling %s for %s", program.name, TOPOLOGY.value)
+        report.add(program, runtime, DUMP_HLO.value)
+    print(json.dumps(report.as_json(), indent=2) if JSON.value else report.as_text(TOP.value))
+    if not report.fits:
+        sys.exit(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoPictures:
+    """A source of `data.Images` that stands in for one whose files need not be here: one white picture.
+
+    Attributes:
+      split: is not looked at.
+      size: of the picture.
+      num_classes: as many as the configuration says that there are.
+    """
+
+    split: str
+    size: int
+    num_classes: int
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Numbers."""
+        return tuple(map(str, range(self.num_classes)))
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(np.full((self.size, self.size, 3), 255, np.uint8), 0, "no picture")
+
+
+def make_experiment(config: Config) -> Any:
+    """The experiment of launch.train; of `data.Images` everything but the pictures."""
+    data = config.bindings.get("vqim.train.data")
+    reference = data.value if data else None
+    if not (isinstance(reference, Reference) and reference.selector.endswith("Images")):
+        return config.call("train")
+    macros = {name: binding.value for name, binding in config.bindings.items()}
+    values = {name: expand(binding.value, macros) for name, binding in config.bindings.items()}
+    sizes = [value for name, value in values.items() if name.endswith("Images.image_size")]
+    classes = [value for name, value in values.items() if name.endswith(".num_classes")]
+    source = functools.partial(NoPictures, size=sizes[-1] if sizes else 1, num_classes=max(classes, default=0))
+    root = f"{reference.scope}/data.Images" if reference.scope else "data.Images"
+    return config.call("train", data=config.call(root, source=source))
+
+
+def trace_training(experiment: Any, runtime: Any) -> list[compile_report.Program]:
+    """Every program of the run, with the number of its steps."""
+    from vqim.runtime.meta import step_flops
+    from vqim.training.loop import Programs, check_batch_size
+    from vqim.training.state import start
+    task = experiment.task
+    check_batch_size(experiment.batch_size, runtime, task.num_micro_batches)
+    spec, programs = task.init_spec(), Programs(task, runtime)
+    loader = experiment.data.training(1, experiment.seed)
+    try:
+        one = next(loader)
+    finally:
+        loader.close()
+    size = experiment.batch_size // runtime.process_count
+    host_batch = {name: np.broadcast_to(array, (size, *array.shape[1:])) for name, array in one.items()}
+    found = []
+    names = list(map(task.program, range(experiment.num_steps)))
+    for name, count in collections.Counter(names).items():
+        state = start(spec, experiment.seed, runtime)
+        state.step = names.index(name)
+        batch = runtime.put(host_batch)
+        programs(name, state, batch)
+        flops = step_flops(task, spec, batch, name)
+        found.append(compile_report.Program(name, runtime.traced[-1], count, flops))
+    return found
+
+
+def trace_evaluators(experiment: Any, runtime: Any) -> list[compile_report.Program]:
+    """What each evaluator runs before it first reads a result."""
+    from vqim.runtime.topology import NothingComputedError
+    from vqim.training.state import start
+    if not experiment.evaluators:
+        raise ConfigError("--step=evaluate needs train.evaluators, the configuration has none")
+    for evaluator in experiment.evaluators:
+        state = start(experiment.task.init_spec(), experiment.seed, runtime)
+        try:
+            evaluator(experiment.task, experiment.data, state.arrays, runtime)
+        except NothingComputedError:
+            continue
+    return [compile_report.Program(traced.name, traced) for traced in runtime.traced]
+
+
+def trace_sampling(experiment: Any, runtime: Any) -> list[compile_report.Program]:
+    """What launch.sample runs for a batch: the step that draws one position, and what makes pictures of tokens."""
+    from vqim.evaluation.rejection import CandidateSampler
+    from vqim.prior.task import PriorTask
+    from vqim.runtime.topology import NothingComputedError
+    from vqim.training.state import start
+    task = experiment.task
+    if not isinstance(task, PriorTask):
+        raise ConfigError(f"--step=sample needs a prior, the configuration trains a {type(task).__name__}")
+    state = start(task.init_spec(), experiment.seed, runtime)
+    sampler = CandidateSampler(task, runtime, BATCH_SIZE.value)
+    try:
+        list(sampler(state.arrays, np.zeros(BATCH_SIZE.value, np.int32), 0))
+    except NothingComputedError:
+        pass
+    return [compile_report.Program(traced.name, traced) for traced in runtime.traced]
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

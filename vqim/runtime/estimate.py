@@ -1,0 +1,203 @@
+"""How long a compiled program would take on its chips: the compiler's cycles, and models for what it gives none of.
+
+Everything here is an estimate.
+"""
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from vqim.runtime.chips import Chip
+from vqim.runtime.hlo import COLLECTIVES, Collective, Instruction, Module
+
+KERNEL_EFFICIENCY = 0.5
+"""Share of peak that a Pallas kernel's matrix products are taken to reach. Our assumption: heads are 64 wide, half of
+what the matrix units of v4, v5e and v5p are."""
+
+HOP_SECONDS = 1e-6
+"""From one chip to the next, by "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus)."""
+
+_IN_BACKGROUND = ("copy-start", "copy-done", "slice-start", "slice-done", "async-start", "async-done", "async-update")
+_FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "partition-id", "while", "call",
+         "conditional", "opt-barrier", *_IN_BACKGROUND)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one instruction comes to in a step, on one device.
+
+    Attributes:
+      seconds, count: in all, over so many runs.
+      source: 'compiler', or the model that stands in for it: 'kernel', 'bytes'.
+      flops, num_bytes: matrix products and convolutions; traffic with HBM.
+      instruction: the instruction.
+    """
+
+    seconds: float
+    count: int
+    source: str
+    flops: float
+    num_bytes: float
+    instruction: Instruction
+
+    def bound(self, chip: Chip) -> str:
+        """What the time would at least be spent on: 'products', 'memory', or 'other' where neither takes half of it."""
+        products, memory = self.flops / chip.peak_flops, self.num_bytes / chip.hbm_bytes_per_second
+        if max(products, memory) < self.seconds / 2:
+            return "other"
+        return "products" if products >= memory else "memory"
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """All collectives of one kind in a step.
+
+    Attributes:
+      kind: of `hlo.COLLECTIVES`.
+      count: how many run.
+      num_bytes: of the arrays of one device that they reduce, gather or move: the larger side.
+      seconds: by the link model.
+      exposed_seconds: of these, what no other work is scheduled beside.
+    """
+
+    kind: str
+    count: int
+    num_bytes: float
+    seconds: float
+    exposed_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A step on one device.
+
+    Attributes:
+      work: all that takes time, most expensive first.
+      exchanges: by kind.
+      flops: of matrix products and convolutions that are executed, what is rematerialised included.
+    """
+
+    work: list[Work]
+    exchanges: list[Exchange]
+    flops: float
+
+    def seconds_by(self, source: str) -> float:
+        """Of the work whose time has this source."""
+        return sum(work.seconds for work in self.work if work.source == source)
+
+    @property
+    def step_seconds(self) -> float:
+        """Work, one after the other, and collectives that nothing hides."""
+        return sum(work.seconds for work in self.work) + sum(one.exposed_seconds for one in self.exchanges)
+
+
+def estimate(module: Module, chip: Chip, shape: Sequence[int], coordinates: np.ndarray) -> Estimate:
+    """Adds up a program.
+
+    Args:
+      module: the program.
+      chip: on which it runs.
+      shape: of the slice.
+      coordinates: of its devices, [num_devices, 3].
+    """
+    work, flops = [], 0.0
+    for computation, instruction, count in module.executed():
+        own_flops = module.flops(computation, instruction)
+        flops += own_flops * count
+        if instruction.opcode in _FREE or instruction.opcode.startswith(COLLECTIVES):
+            continue
+        num_bytes = module.hbm_bytes(computation, instruction)
+        if instruction.cycles is not None:
+            seconds, source = instruction.cycles / chip.hertz, "compiler"
+        elif 'custom_call_target="tpu_custom_call"' in instruction.attributes:
+            here = module.computations[computation]
+            own_flops = attention_flops(instruction, [here[name] for name in instruction.operands])
+            flops += own_flops * count
+            seconds = max(own_flops / (chip.peak_flops * KERNEL_EFFICIENCY), num_bytes / chip.hbm_bytes_per_second)
+            source = "kernel"
+        else:
+            seconds, source = num_bytes / chip.hbm_bytes_per_second, "bytes"
+        work.append(Work(seconds * count, count, source, own_flops * count, num_bytes * count, instruction))
+    work.sort(key=lambda one: -one.seconds)
+    return Estimate(work, _exchanges(module.collectives(), chip, shape, coordinates), flops)
+
+
+def attention_flops(kernel: Instruction, operands: Sequence[Instruction]) -> float:
+    """Of a flash attention kernel, told by its arrays [batch, heads, length, head width].
+
+    Forward it multiplies twice (scores and values); backward three times for the queries' gradient (scores, their
+    gradient, queries) and four times for those of keys and values. As if nothing were masked.
+    """
+    arrays = [operand.results[0].shape for operand in operands if operand.results]
+    heads = [shape for shape in arrays if len(shape) == 4]
+    if len(heads) < 3:
+        return 0.0
+    batch, num_heads, length, width = heads[0]
+    results = [array for array in kernel.results if array.shape in (heads[0], heads[1])]
+    given = sum(shape == heads[0] for shape in heads[3:])
+    products = 2 if not given else 4 if len(results) > 1 else 3
+    return 2.0 * products * batch * num_heads * length * heads[1][2] * width
+
+
+def collective_seconds(
+    collective: Collective, chip: Chip, shape: Sequence[int], coordinates: np.ndarray,
+) -> float:
+    """The time of one collective by the link model.
+
+    Each dimension of the slice along which a group of devices extends gives each of them one link, or two where it is a
+    ring (the group spans a whole dimension whose size is a multiple of `Chip.torus_size`), and the best algorithm keeps
+    all of them busy in one direction: 2 (n - 1) / n of the array passes through each device of n in an all-reduce, half
+    of that in a reduce-scatter or an all-gather. In an all-to-all (n - 1) / n does, times the mean number of hops; a
+    collective-permute sends all of it over one link, times the largest number of hops. Every hop on the way to the
+    farthest device costs HOP_SECONDS.
+    """
+    group = collective.groups[0]
+    if collective.kind == "collective-permute":
+        hops = max(_hops(coordinates[pair[0]], coordinates[pair[1]], chip, shape) for pair in collective.groups)
+        return hops * (collective.operand_bytes / chip.link_bytes_per_second + HOP_SECONDS)
+    if len(group) < 2:
+        return 0.0
+    places = coordinates[group]
+    links = 0
+    for dim, size in enumerate(shape):
+        extent = len(np.unique(places[:, dim]))
+        if extent > 1:
+            links += 2 if extent == size and _is_ring(size, chip) else 1
+    largest = max(collective.operand_bytes, collective.result_bytes)
+    hops_away = [_hops(places[0], place, chip, shape) for place in places]
+    factor = {"all-reduce": 2.0, "all-to-all": max(1.0, float(np.mean(hops_away)))}.get(collective.kind, 1.0)
+    passed = factor * (len(group) - 1) / len(group) * largest
+    return passed / (links * chip.link_bytes_per_second) + HOP_SECONDS * max(hops_away)
+
+
+def _is_ring(size: int, chip: Chip) -> bool:
+    return size % chip.torus_size == 0
+
+
+def _hops(a: np.ndarray, b: np.ndarray, chip: Chip, shape: Sequence[int]) -> int:
+    """Links between two chips."""
+    total = 0
+    for size, distance in zip(shape, np.abs(a - b).tolist(), strict=False):
+        total += min(distance, size - distance) if _is_ring(size, chip) else distance
+    return int(total)
+
+
+def _exchanges(
+    collectives: Sequence[Collective], chip: Chip, shape: Sequence[int], coordinates: np.ndarray,
+) -> list[Exchange]:
+    totals: dict[str, Exchange] = {}
+    for one in collectives:
+        seconds = collective_seconds(one, chip, shape, coordinates)
+        exposed = max(0.0, seconds - one.hidden_cycles / chip.hertz)
+        so_far = totals.get(one.kind, Exchange(one.kind, 0, 0.0, 0.0, 0.0))
+        num_bytes = max(one.operand_bytes, one.result_bytes)
+        totals[one.kind] = Exchange(
+            one.kind, so_far.count + one.count, so_far.num_bytes + num_bytes * one.count,
+            so_far.seconds + seconds * one.count, so_far.exposed_seconds + exposed * one.count)
+    return sorted(totals.values(), key=lambda exchange: -exchange.seconds)
+
+
+def peak_share(flops: float, seconds: float, chip: Chip, num_chips: int) -> float:
+    """The share of the chips' peak that so many operations in this time are."""
+    return flops / seconds / (chip.peak_flops * num_chips) if math.isfinite(seconds) and seconds else 0.0

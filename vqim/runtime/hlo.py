@@ -1,0 +1,329 @@
+"""Optimised, scheduled HLO of one device as text: what runs how often, with which FLOPs, bytes and cycles."""
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+NO_CYCLES = 2**63 - 1
+"""What the compiler writes where it has no estimate."""
+
+_SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "bf16": 2,
+          "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*)$")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array of one device.
+
+    Attributes:
+      dtype: as HLO writes it.
+      shape: its dimensions.
+      layout: as HLO writes it; 'S(1)' in it means a memory on the chip that is not HBM.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str = ""
+
+    @property
+    def num_bytes(self) -> float:
+        """Without padding."""
+        return math.prod(self.shape) * _SIZES.get(self.dtype, 0)
+
+    @property
+    def in_hbm(self) -> bool:
+        """Whether it lies in HBM."""
+        return "S(" not in self.layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+      name: in its computation.
+      opcode: 'fusion', 'all-reduce' ...
+      results: one array, or those of a tuple.
+      operands: names.
+      attributes: all after the operands, as text.
+      is_root: whether it is its computation's result.
+    """
+
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+
+    @property
+    def cycles(self) -> int | None:
+        """The compiler's estimate; None without one."""
+        match = _CYCLES.search(self.attributes)
+        cycles = int(match[1]) if match else NO_CYCLES
+        return None if cycles == NO_CYCLES else cycles
+
+    @property
+    def operation(self) -> str:
+        """Modules and operation that it comes from; torch_xla's numbers are left out."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return re.sub(r"\.\d+(?=/|$)", "", match[1]) if match else ""
+
+    @property
+    def source(self) -> str:
+        """File and line of the Python call that made it."""
+        match = re.search(r'source_file="([^"]*)" source_line=(\d+)', self.attributes)
+        return f"{match[1]}:{match[2]}" if match else ""
+
+    def called(self, *words: str) -> list[str]:
+        """Computations that it names as, say, 'calls' or 'body'."""
+        return [name for word in words for name in re.findall(rf"\b{word}=%?([\w.-]+)", self.attributes)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """An exchange among devices.
+
+    Attributes:
+      kind: one of COLLECTIVES.
+      count: how often it runs.
+      operand_bytes, result_bytes: of one device, each time.
+      groups: devices that exchange with each other, [num_groups, group_size]; for a collective-permute pairs of source
+        and target.
+      hidden_cycles: of other work that the schedule has between its start and its end, each time.
+      operation: see `Instruction.operation`.
+    """
+
+    kind: str
+    count: int
+    operand_bytes: float
+    result_bytes: float
+    groups: np.ndarray
+    hidden_cycles: float
+    operation: str
+
+
+class Module:
+    """A program.
+
+    Attributes:
+      computations: instructions by computation, in the order of the schedule.
+      entry: the name of the one that runs.
+      header: the line before all of them.
+    """
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry, self.header = "", text.split("\n", 1)[0]
+        current: dict[str, Instruction] = {}
+        for line in text.splitlines()[1:]:
+            if head := _HEAD.match(line):
+                current = self.computations.setdefault(head[2], {})
+                self.entry = head[2] if head[1] else self.entry
+            elif match := _INSTRUCTION.match(line):
+                current[match[2]] = _instruction(match[2], match[3], bool(match[1]))
+
+    def aliases(self) -> dict[int, int]:
+        """From arguments to the results that take their memory."""
+        found = re.findall(r"\{(\d*)\}: \((\d+), \{\}", self.header)
+        return {int(argument): int(result or 0) for result, argument in found}
+
+    def executed(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[str, Instruction, int]]:
+        """Every instruction that runs, its computation, and how often; what a fusion is made of is part of it."""
+        name = computation or self.entry
+        for instruction in self.computations[name].values():
+            yield name, instruction, times
+            for inner, runs in self._inner(instruction):
+                yield from self.executed(inner, times * runs)
+
+    def _inner(self, instruction: Instruction) -> list[tuple[str, int]]:
+        """Computations that an instruction runs, and how often; of a conditional all that it may run."""
+        if instruction.opcode == "while":
+            return [(name, self.trip_count(instruction)) for name in instruction.called("body", "condition")]
+        if instruction.opcode not in ("call", "async-start", "conditional"):
+            return []
+        branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+        names = re.findall(r"[\w.-]+", branches[1]) if branches else []
+        return [(name, 1) for name in names + instruction.called(
+            "to_apply", "calls", "true_computation", "false_computation")]
+
+    def trip_count(self, loop: Instruction) -> int:
+        """How often the body of a loop runs.
+
+        Raises:
+          ValueError: the program does not say.
+        """
+        if known := _TRIPS.search(loop.attributes):
+            return int(known[1])
+        (condition,) = loop.called("condition")
+        instructions = self.computations[condition]
+        limits = [int(match[1]) for instruction in instructions.values() if instruction.opcode == "constant"
+                  and (match := re.match(r"\((\d+)\)", instruction.attributes))]
+        if len(limits) != 1:
+            raise ValueError(f"the loop {loop.name} does not say how often it runs")
+        return limits[0]
+
+    def flops(self, computation: str, instruction: Instruction) -> float:
+        """Multiplications and additions of matrix products and convolutions in an instruction, fusions included."""
+        if instruction.opcode == "fusion":
+            return self._fusion_flops(instruction.called("calls")[0])
+        if instruction.opcode not in ("convolution", "dot"):
+            return 0.0
+        here = self.computations[computation]
+        left, right = (here[name].results[0] for name in instruction.operands[:2])
+        result = instruction.results[0]
+        if instruction.opcode == "dot":
+            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+            dims = [int(dim) for dim in contracted[1].split(",") if dim] if contracted else []
+            return 2.0 * math.prod(result.shape) * math.prod(left.shape[dim] for dim in dims)
+        return _convolution_flops(left.shape, right.shape, result.shape, instruction.attributes)
+
+    @functools.cache  # noqa: B019  a module lives as long as its report
+    def _fusion_flops(self, computation: str) -> float:
+        return sum(self.flops(computation, inner) for inner in self.computations[computation].values())
+
+    def hbm_bytes(self, computation: str, instruction: Instruction) -> float:
+        """What an instruction reads from and writes to HBM. Of what is only sliced, the slices count."""
+        here = self.computations[computation]
+        operands = [here[name] for name in instruction.operands if name in here]
+        inner = self.computations[instruction.called("calls")[0]] if instruction.opcode == "fusion" else {}
+        parameters = {int(re.match(r"\((\d+)\)", one.attributes)[1]): name  # type: ignore[index]
+                      for name, one in inner.items() if one.opcode == "parameter"}
+        total = 0.0
+        for number, operand in enumerate(operands):
+            size = sum(array.num_bytes for array in operand.results if array.in_hbm)
+            users = [one for one in inner.values() if parameters.get(number) in one.operands]
+            first = {one.opcode for one in users if one.operands[0] == parameters.get(number)}
+            if size and first == {"dynamic-slice"}:
+                size = sum(one.results[0].num_bytes for one in users)
+            elif size and first == {"dynamic-update-slice"}:
+                size = 0.0
+            total += size
+        updates = [one for one in inner.values() if one.opcode == "dynamic-update-slice"]
+        whole = {one.results[0].shape: inner[one.operands[1]].results[0].num_bytes for one in updates}
+        return total + sum(whole.get(array.shape, array.num_bytes) for array in instruction.results if array.in_hbm)
+
+    def collectives(self) -> list[Collective]:
+        """All collectives that run."""
+        found = []
+        for computation, instruction, times in self.executed():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            here = self.computations[computation]
+            operand_bytes = sum(array.num_bytes for name in instruction.operands for array in here[name].results)
+            result_bytes = sum(array.num_bytes for array in instruction.results)
+            hidden = 0.0
+            if instruction.opcode != kind:
+                # A start's result has its operands too, and a permute's two flags.
+                (done,) = (one for one in here.values() if instruction.name in one.operands)
+                result_bytes = sum(array.num_bytes for array in done.results)
+                hidden = self._cycles_between(here, instruction, done)
+            elif wrapper := self._async_start(computation):
+                outer, start = wrapper
+                (done,) = (one for one in outer.values()
+                           if start.name in one.operands and one.opcode == "async-done")
+                hidden = self._cycles_between(outer, start, done)
+            found.append(Collective(kind, times, operand_bytes, result_bytes, device_groups(instruction.attributes),
+                                    hidden, instruction.operation))
+        return found
+
+    def _async_start(self, computation: str) -> tuple[dict[str, Instruction], Instruction] | None:
+        """What runs a computation in the background, and where."""
+        for here in self.computations.values():
+            for instruction in here.values():
+                if instruction.opcode == "async-start" and computation in instruction.called("calls"):
+                    return here, instruction
+        return None
+
+    def _cycles_between(self, here: dict[str, Instruction], start: Instruction, done: Instruction) -> float:
+        order = list(here)
+        between = [here[name] for name in order[order.index(start.name) + 1:order.index(done.name)]]
+        inner = [(one, runs) for instruction in between for name, runs in self._inner(instruction)
+                 for _, one, runs in self.executed(name, runs)]
+        return float(sum((one.cycles or 0) * runs for one, runs in [*((one, 1) for one in between), *inner]))
+
+
+def device_groups(attributes: str) -> np.ndarray:
+    """The devices that take part in a collective together, [num_groups, group_size]."""
+    if pairs := re.search(r"source_target_pairs=\{([\d,{}]*)\}", attributes):
+        return np.array([list(map(int, pair.split(","))) for pair in re.findall(r"[\d,]*\d", pairs[1])
+                         if "," in pair]).reshape(-1, 2)
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        shape, sizes = (tuple(map(int, text.split(","))) for text in (iota[1], iota[2]))
+        devices = np.arange(math.prod(sizes)).reshape(sizes)
+        return (devices.transpose(tuple(map(int, iota[3].split(",")))) if iota[3] else devices).reshape(shape)
+    listed = re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", attributes)
+    if listed is None:
+        raise ValueError(f"expected replica_groups or source_target_pairs, got {attributes[:200]}")
+    return np.array([list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed[1])])
+
+
+def _instruction(name: str, text: str, is_root: bool) -> Instruction:
+    """From what stands behind '='."""
+    shape, rest = _balanced(text) if text.startswith("(") else text.split(" ", 1)
+    opcode, rest = rest.strip().split("(", 1)
+    inside, attributes = _balanced("(" + rest)
+    if opcode in ("constant", "parameter"):
+        attributes, inside = inside + attributes, ""
+    # Operands are written as names, with their types before them in some versions.
+    operands = tuple(re.findall(r"%([\w.-]+)", inside))
+    results = tuple(Array(dtype, tuple(int(size) for size in sizes.split(",") if size), layout)
+                    for dtype, sizes, layout in _ARRAY.findall(shape))
+    return Instruction(name, opcode, results, operands, attributes, is_root)
+
+
+def _balanced(text: str) -> tuple[str, str]:
+    """A text that begins with a parenthesis, cut behind the one that closes it."""
+    depth = 0
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return text[:match.end()], text[match.end():]
+    raise ValueError(f"expected as many ) as (, got {text[:200]}")
+
+
+def _convolution_flops(
+    left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...], attributes: str,
+) -> float:
+    """Of products with elements that are there, not with padding or the holes of a dilation.
+
+    The TPU compiler writes batched matrix products as convolutions with such holes.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+    if labels is None:
+        raise ValueError(f"expected dim_labels, got {attributes[:200]}")
+    inputs, kernels, outputs = labels.groups()
+    window = re.search(r"window=\{([^}]*)\}", attributes)
+    options = dict(part.split("=") for part in window[1].split()) if window else {}
+    spatial = sorted(label for label in outputs if label.isdigit())
+
+    def option(name: str, dim: int, default: str) -> str:
+        return options[name].split("x")[dim] if name in options else default
+
+    pairs = 1.0
+    for dim, label in enumerate(spatial):
+        low, high = map(int, option("pad", dim, "0_0").split("_"))
+        pairs *= _window_pairs(
+            left[inputs.index(label)], right[kernels.index(label)], result[outputs.index(label)], low,
+            int(option("stride", dim, "1")), int(option("lhs_dilate", dim, "1")), int(option("rhs_dilate", dim, "1")))
+    groups = re.search(r"batch_group_count=(\d+)", attributes)
+    batch = result[outputs.index("b")] if groups is None else left[inputs.index("b")] / int(groups[1])
+    return 2.0 * pairs * batch * result[outputs.index("f")] * right[kernels.index("i")]
+
+
+@functools.cache
+def _window_pairs(size: int, kernel: int, outputs: int, low: int, stride: int, dilate: int, spread: int) -> int:
+    """Pairs of an output and a kernel position, along one dimension, that meet an element of the input."""
+    places = np.arange(outputs)[:, None] * stride + np.arange(kernel) * spread - low
+    return int(((places >= 0) & (places < (size - 1) * dilate + 1) & (places % dilate == 0)).sum())

@@ -1,0 +1,256 @@
+"""The XLA runtime for chips that are not here: arrays without data, programs that are written down instead of run."""
+import contextlib
+import dataclasses
+import importlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+import torch_xla
+import torch_xla.core.xla_builder as xb
+import torch_xla.runtime as xr
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from vqim.runtime.hosts import Hosts, OneHost
+from vqim.runtime.partition import PartitionSpec
+from vqim.runtime.runtime import Fill, Shards, scalar, to_tensor
+from vqim.runtime.settings import XlaSettings
+from vqim.runtime.tpu_compiler import Compiled, Slice, compile_program, sharding_text
+from vqim.runtime.xla import Devices, XlaRuntime, batch_spec
+from vqim.state.leaf import Leaf
+
+PATCHED = {"torch_xla": "2.9.0", "jax": "0.7.1"}
+"""Whose insides `lowering_for_tpu` changes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placeholder:
+    """An array of a program, without its data.
+
+    Attributes:
+      name: 'params/...' and so on of the state, 'batch/...', 'scalars/...', 'result', 'made on the device'.
+      spec: how it is cut.
+    """
+
+    name: str
+    spec: PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A program as torch_xla would hand it to the compiler.
+
+    Attributes:
+      name: of the function that was traced.
+      stablehlo: a portable artifact.
+      arguments: in order; None is a constant that was made on the host.
+      results: in order.
+      aliases: from arguments to the results that take their memory.
+    """
+
+    name: str
+    stablehlo: bytes
+    arguments: list[Placeholder | None]
+    results: list[Placeholder]
+    aliases: dict[int, int]
+
+    def compile(self, target: Slice, mesh_shape: Mapping[str, int]) -> Compiled:
+        """See `compile_program`."""
+        shardings = [sharding_text(argument.spec if argument else (), mesh_shape) for argument in self.arguments]
+        result_shardings = [sharding_text(result.spec, mesh_shape) for result in self.results]
+        return compile_program(self.stablehlo, target, shardings, result_shardings, self.aliases)
+
+
+class NothingComputedError(RuntimeError):
+    """A value was asked for where programs are only written down."""
+
+
+class TopologyRuntime(XlaRuntime):
+    """The chips of a slice as `XlaRuntime` takes them; `traced` has every program that would have run, once.
+
+    What a process of the first host does is done. Arrays are placeholders of torch_xla: they have a shape, cost no
+    memory, and may be updated in place.
+    """
+
+    def __init__(self, settings: XlaSettings, target: Slice):
+        """Takes a slice; see `XlaRuntime`."""
+        if xr.global_runtime_device_count() != 2:
+            raise RuntimeError("tracing for a topology needs the environment of vqim.runtime.tpu_compiler")
+        super().__init__(settings, Devices(target.chip, target.hosts))
+        self.target = target
+        self.traced: list[Traced] = []
+        self._tracing = ""
+        self._placeholders: dict[int, Placeholder] = {}
+        self._numbers = WeakTensorKeyDictionary()
+
+    def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
+        """See `Runtime.place`; `fill` is not called."""
+        return self._new(Placeholder(name, self.partition.spec(name, leaf, self.mesh_shape)), leaf.shape, leaf.dtype)
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """See `Runtime.put`; the values do not matter."""
+        return {name: self._new(Placeholder(f"batch/{name}", batch_spec(array.ndim)), self._whole_shape(name, array),
+                                to_tensor(array[:0]).dtype)
+                for name, array in batch.items()}
+
+    def scalars(self, values: Mapping[str, int | float]) -> dict[str, Tensor]:
+        """See `Runtime.scalars`; the values do not matter."""
+        return {name: self._new(Placeholder(f"scalars/{name}", ()), (), scalar(value).dtype)
+                for name, value in values.items()}
+
+    def cut(self, arrays: Sequence[Tensor], axis: int) -> list[Tensor]:
+        """See `Runtime.cut`."""
+        return [self._new(Placeholder("made on the device", batch_spec(array.ndim, axis)), array.shape, array.dtype)
+                for array in arrays]
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that is written down at its first call; later calls have the first one's results."""
+        trace, results = super().compile(function), []
+        name = getattr(getattr(function, "func", function), "__qualname__", "")
+
+        def run(*args: Any) -> Any:
+            if not results:
+                self._tracing = name
+                with lowering_for_tpu(), named_modules():
+                    results.append(trace(*args))
+            return results[0]
+
+        return run
+
+    def fetch(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """There is nothing to fetch."""
+        raise NothingComputedError("programs for a topology are written down, not run")
+
+    def shards(self, tensor: Tensor) -> Shards:
+        """There is nothing to write."""
+        raise NothingComputedError("programs for a topology are written down, not run")
+
+    def describe(self) -> dict[str, Any]:
+        """See `Runtime.describe`."""
+        return {**super().describe(), "device": self.target.name}
+
+    def _meet(self) -> Hosts:
+        """The other hosts are not there."""
+        return OneHost()
+
+    def _run(self, tensors: list[Tensor]) -> None:
+        """Writes down the program that computes those of the tensors that are pending, which are its results.
+
+        They become placeholders, so that the next program starts from arrays, as it would on the chips.
+        """
+        pending = list({id(tensor): tensor for tensor in tensors
+                        if not torch_xla._XLAC._is_placecholder(tensor)}.values())
+        numbers, _ = torch_xla._XLAC._get_tensors_xla_device_data_node(pending)
+        results, aliases = [], {}
+        for position, tensor in enumerate(pending):
+            number = self._numbers.get(tensor)
+            results.append(Placeholder("result", (None,) * tensor.ndim) if number is None
+                           else self._placeholders[number])
+            if number in numbers:
+                aliases[numbers.index(number)] = position
+        stablehlo = torch_xla._XLAC._get_stablehlo(pending, str(self.device), [], True)
+        arguments = [self._placeholders.get(number) for number in numbers]
+        self.traced.append(Traced(self._tracing, stablehlo, arguments, results, aliases))
+        for tensor, placeholder in zip(pending, results, strict=True):
+            new = xb.create_placeholder_tensor(tensor.shape, tensor.dtype)
+            torch_xla._XLAC._replace_xla_tensor(tensor, new)
+            self._remember(tensor, placeholder)
+
+    def _new(self, placeholder: Placeholder, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        tensor = xb.create_placeholder_tensor(tuple(shape), dtype)
+        self._remember(tensor, placeholder)
+        return tensor
+
+    def _remember(self, tensor: Tensor, placeholder: Placeholder) -> None:
+        """Under torch_xla's number of the data, which its programs name their arguments by."""
+        (number,), _ = torch_xla._XLAC._get_tensors_xla_device_data_node([tensor])
+        self._placeholders[number] = placeholder
+        self._numbers[tensor] = number
+
+
+@contextlib.contextmanager
+def lowering_for_tpu() -> Iterator[None]:
+    """Makes torch_xla write Pallas kernels for TPU, whatever jax finds here.
+
+    `torch_xla.experimental.custom_kernel.trace_pallas` calls `jax.jit(kernel).lower(...)`, which lowers for the
+    platform that jax finds, the CPU here, and Pallas refuses. While this lasts, what `jax.jit` makes is lowered for
+    TPU.
+    """
+    for package, number in PATCHED.items():
+        if version(package) != number:
+            raise RuntimeError(f"tracing for a topology changes {package} {number}; {version(package)} is here")
+    import jax
+    # custom_kernel imports it in the middle of a trace, where it would be half imported: its own import is a cycle.
+    importlib.import_module("jax.experimental.pallas.ops.tpu.flash_attention")
+    jit = jax.jit
+
+    class Jitted:
+        def __init__(self, *args: Any, **kwargs: Any):
+            self._jitted = jit(*args, **kwargs)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self._jitted(*args, **kwargs)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._jitted, name)
+
+        def lower(self, *args: Any, **kwargs: Any) -> Any:
+            return self._jitted.trace(*args, **kwargs).lower(lowering_platforms=("tpu",))
+
+    jax.jit = Jitted
+    try:
+        yield
+    finally:
+        jax.jit = jit
+
+
+@contextlib.contextmanager
+def named_modules() -> Iterator[None]:
+    """Makes operations carry the modules that they are in, those of the backward pass too, in XLA's metadata."""
+    stack: list[tuple[nn.Module, str, Any]] = []
+    backward = threading.local()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        parent, path = stack[-1][:2] if stack else (None, "")
+        name = next((name for name, child in parent.named_modules() if child is module), "") if parent else ""
+        path = f"{path}/{name}".strip("/") if name else path
+        stack.append((module, path, torch_xla._XLAC.profiler.scope_pusher(name) if name else None))
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:
+        path = stack.pop()[1]
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.grad_fn is not None and path:
+                mark(leaf.grad_fn, path)
+
+    def mark(node: Any, path: str) -> None:
+        """Backward nodes of a module, but for those that a module inside of it has marked."""
+        nodes = [node]
+        while nodes:
+            node = nodes.pop()
+            if node is None or "modules" in node.metadata:
+                continue
+            node.metadata["modules"] = path
+            node.register_prehook(lambda grads: push(path))
+            node.register_hook(lambda inputs, outputs: pop())
+            nodes += [after for after, _ in node.next_functions]
+
+    def push(path: str) -> None:
+        backward.scopes = getattr(backward, "scopes", [])
+        backward.scopes.append(torch_xla._XLAC.profiler.scope_pusher(f"backward/{path}"))
+
+    def pop() -> None:
+        backward.scopes.pop()
+
+    handles = [module_hooks.register_module_forward_pre_hook(enter),
+               module_hooks.register_module_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
