@@ -57,6 +57,20 @@ def run_step(task, state, batch, step=0, seed=0):
     return task.train_step(state, batch, scalars, RUNTIME.kernels)
 
 
+@pytest.mark.parametrize("num_micro_batches", [2, 3])
+def test_micro_batches_give_the_update_of_the_whole_batch(make_task, num_micro_batches):
+    states, shown = [], []
+    for count in (1, num_micro_batches):
+        task = make_task(num_micro_batches=count)
+        states.append(make_noisy_state(task))
+        shown.append(run_step(task, states[-1], make_batch()))
+    for name, value in shown[0].items():
+        assert shown[1][name].item() == pytest.approx(value.item(), rel=1e-3), name
+    for name, first_moment in states[0].items():  # a tenth of the gradient
+        if name.startswith("optimizer/prior/m/"):
+            assert (states[1][name] - first_moment).norm() <= 1e-5 * first_moment.norm() + 1e-8, name
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tokens_are_the_tokenizers_in_float32(make_task, tokenizer, draw_params, context, dtype):
     task, batch = make_task(dtype=dtype), make_batch(300)

@@ -1,0 +1,76 @@
+"""Gradients of a whole batch and of its parts; in memory they lie as optimizers take them."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vqim.optim.adamw import AdamW
+from vqim.optim.network import accumulate, gradients, trainable, update_network
+from vqim.state.leaf import Leaf
+from vqim.state.random import fold_key
+
+KEY = torch.tensor(7, dtype=torch.int32)
+
+
+def test_a_convolutions_update_is_that_of_torch_adamw_whatever_the_layout_of_its_gradient():
+    kernel_OIHW, images_BCHW = torch.randn(6, 3, 4, 4), torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    state = {"params/net/kernel": kernel_OIHW.clone()}
+    optimizer = AdamW()
+    spec = {"kernel": Leaf((6, 3, 4, 4), axes=("out", "in", "kh", "kw"))}
+    state |= {f"optimizer/net/{name}": torch.zeros(leaf.shape) for name, leaf in optimizer.init_spec(spec).items()}
+    leaves = trainable(state, "net")
+    loss = F.conv2d(images_BCHW, leaves["kernel"], stride=4).square().sum()
+    assert not torch.autograd.grad(loss, leaves["kernel"], retain_graph=True)[0].is_contiguous()
+    scalars = {"learning_rate": torch.tensor(1e-2), "step": torch.tensor(0, dtype=torch.int32)}
+    update_network(state, "net", gradients(loss, leaves), optimizer, scalars, torch.tensor(True))
+
+    kernel_OIHW.requires_grad_()
+    reference = torch.optim.AdamW([kernel_OIHW], lr=1e-2, weight_decay=0)
+    F.conv2d(images_BCHW, kernel_OIHW, stride=4).square().sum().backward()
+    reference.step()
+    torch.testing.assert_close(state["params/net/kernel"], kernel_OIHW.detach())
+
+
+def test_a_graph_is_kept_for_another_loss_if_asked_for():
+    leaves = {"x": torch.tensor(3.0, requires_grad=True)}
+    square = leaves["x"].square()
+    assert gradients(square, leaves, retain_graph=True)["x"] == 6.0
+    assert gradients(2 * square, leaves)["x"] == 12.0
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        gradients(square, leaves)
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2, 3, 6])
+def test_micro_batches_give_the_mean_of_the_whole_batch(num_micro_batches):
+    x_BD, target_B = torch.randn(6, 4), torch.randn(6)
+    leaves = {"w": torch.randn(4, requires_grad=True)}
+
+    def compute(part, key):
+        loss = (part["x"] @ leaves["w"] - part["target"]).square().mean()
+        return {"loss": loss.detach(), "grads": gradients(loss, leaves)}
+
+    computed = accumulate(compute, {"x": x_BD, "target": target_B}, KEY, num_micro_batches)
+    residual_B = (x_BD @ leaves["w"] - target_B).detach()
+    torch.testing.assert_close(computed["loss"], residual_B.square().mean())
+    torch.testing.assert_close(computed["grads"]["w"], (2 * residual_B @ x_BD) / 6)
+
+
+def test_each_micro_batch_has_every_nth_row_and_a_key_of_its_own():
+    seen = []
+
+    def compute(part, key):
+        seen.append((part["x"].tolist(), key.item()))
+        return {}
+
+    accumulate(compute, {"x": torch.arange(6)}, KEY, 2)
+    assert seen == [([0, 2, 4], fold_key(KEY, 0).item()), ([1, 3, 5], fold_key(KEY, 1).item())]
+
+
+def test_one_micro_batch_is_the_batch_with_the_steps_own_key():
+    batch = {"x": torch.arange(6)}
+    assert accumulate(lambda part, key: (part is batch, key is KEY), batch, KEY, 1) == (True, True)
+
+
+def test_half_precision_is_summed_in_float32():
+    rows_B = torch.tensor([256.0, 1.0, 1.0, 1.0])  # in bfloat16, 256 + 1 is 256
+    computed = accumulate(lambda part, key: {"x": part["x"].sum().bfloat16()}, {"x": rows_B}, KEY, 4)
+    assert computed["x"].dtype == torch.float32 and computed["x"].item() == 259 / 4
