@@ -5,6 +5,8 @@
 import torch
 from torch import Tensor
 
+from vqim.nn.gumbel import gumbel_noise
+
 
 def sample_logits(
     logits_BV: Tensor, uniform_BV: Tensor, *,
@@ -33,9 +35,7 @@ def sample_logits(
         logits_BV = keep_top_k(logits_BV, top_k)
     if top_p is not None and top_p < 1:  # at 1, rounding of the sums would drop the far tail
         logits_BV = keep_top_p(logits_BV, top_p)
-    # A draw of exactly 0 would be infinitely unlikely noise; 1e-20 stands in for it.
-    gumbel_BV = -torch.log(-torch.log(uniform_BV.clamp_min(1e-20)))
-    return (logits_BV + gumbel_BV).argmax(-1)
+    return (logits_BV + gumbel_noise(uniform_BV)).argmax(-1)
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:

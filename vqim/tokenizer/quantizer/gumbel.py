@@ -1,0 +1,97 @@
+"""Gumbel-softmax quantisation: DALL-E's dVAE (Ramesh et al., 2021), and VQGAN trained so (ViT-VQGAN Table 3 *).
+
+    B batch, h w latent size, D latent width, V vocabulary, K = 1 codes a position
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqim.nn.context import Context
+from vqim.nn.gumbel import gumbel_noise
+from vqim.nn.layers import Dense, check_positive
+from vqim.nn.module import parameter
+from vqim.optim.schedules import Schedule
+from vqim.state.init import Normal
+from vqim.tokenizer.grid import Level
+from vqim.tokenizer.model import Quantized
+
+
+class GumbelQuantizer(nn.Module):
+    """A distribution over codes at each position, in training a draw from it that gradients pass through.
+
+    Training mixes the codes' vectors with the weights softmax((logits + Gumbel noise) / temperature) (Jang et al.,
+    2017), nearly all of which are on one code where the temperature is low. `straight_through` gives that code all of
+    the weight, and the gradient of the mixture. Evaluation takes the likeliest code.
+
+    Published settings:
+      DALL-E's dVAE (Appendix A.2): temperature WarmupCosine(1, 1 / 16, 0, 150_000), not straight-through; its KL weight
+        of 6.6, of a loss summed over pixels, is a kl_weight of 6.6 / 192 beside their mean, and rises to it from 0 over
+        the first 5,000 steps.
+      taming-transformers' class: straight-through, kl_weight 5e-4. Its model vqgan_gumbel_f8 (8192 codes at 32x32):
+        temperature WarmupCosine(0.9, 1e-6, 0, 1_000_001), kl_weight 1e-8.
+
+    Args:
+      width_in: of the encoder's latents.
+      width_out: of the decoder's inputs.
+      vocabulary: number of codes.
+      temperature: its schedule, above 0 at every step.
+      straight_through: whether the decoder sees one code at each position in training too.
+      kl_weight: of the divergence from the uniform distribution, in nats a position.
+      project: whether latents are projected to logits; False takes them as logits, and width_in must be `vocabulary`.
+    """
+
+    def __init__(
+        self, width_in: int, width_out: int, vocabulary: int, temperature: Schedule,
+        straight_through: bool = True, kl_weight: float = 5e-4, project: bool = True,
+    ):
+        super().__init__()
+        check_positive(width_in=width_in, width_out=width_out, vocabulary=vocabulary)
+        if not project and width_in != vocabulary:
+            raise ValueError(f"width_in must be vocabulary = {vocabulary} where latents are not projected to logits, "
+                             f"got {width_in}")
+        if not temperature(0) > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature(0)} at step 0")
+        if kl_weight < 0:
+            raise ValueError(f"kl_weight must be at least 0, got {kl_weight}")
+        self.width_in, self.width_out, self.vocabulary = width_in, width_out, vocabulary
+        self.temperature, self.straight_through, self.kl_weight = temperature, straight_through, kl_weight
+        self.logits = Dense(width_in, vocabulary) if project else None
+        self.codebook_VD = parameter((vocabulary, width_out), Normal(1.0), "vocabulary", "features")
+
+    def levels(self, height: int, width: int) -> tuple[Level, ...]:
+        """One, with a code at each latent."""
+        return (Level(height, width, 1, self.vocabulary),)
+
+    def host_scalars(self, step: int) -> dict[str, float]:
+        """The temperature."""
+        return {"temperature": self.temperature(step)}
+
+    def forward(self, latents_BhwD: Tensor, context: Context) -> Quantized:
+        """Latents [B, h, w, width_in] to codes; with a key in the context a draw, without one the likeliest."""
+        logits_BhwV = (latents_BhwD if self.logits is None else self.logits(latents_BhwD, context)).float()
+        losses = {"kl": self.kl_weight * divergence_from_uniform(logits_BhwV).mean()}
+        key = context.fold("noise").key
+        if key is None:
+            indices = (logits_BhwV.argmax(-1)[..., None],)
+            return Quantized(self.lookup(indices, context), indices, losses)
+        uniform_BhwV = context.kernels.uniform(key, tuple(logits_BhwV.shape), logits_BhwV.device)
+        noisy_BhwV = logits_BhwV + gumbel_noise(uniform_BhwV)
+        weights_BhwV = (noisy_BhwV / context.scalars["temperature"]).softmax(-1)
+        indices_Bhw1 = noisy_BhwV.argmax(-1)[..., None]
+        if self.straight_through:
+            chosen_BhwV = (indices_Bhw1 == torch.arange(self.vocabulary, device=indices_Bhw1.device)).float()
+            weights_BhwV = chosen_BhwV - weights_BhwV.detach() + weights_BhwV
+        vectors_BhwD = weights_BhwV.to(context.dtype) @ self.codebook_VD.to(context.dtype)
+        return Quantized(vectors_BhwD, (indices_Bhw1,), losses)
+
+    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Tensor:
+        """Codes [B, h, w, 1] of the level to vectors [B, h, w, width_out]."""
+        return F.embedding(indices[0][..., 0], self.codebook_VD).to(context.dtype)
+
+
+def divergence_from_uniform(logits_V: Tensor) -> Tensor:
+    """KL(softmax(logits) || uniform) in nats: float32 [..., V] to [...]."""
+    log_q_V = logits_V.log_softmax(-1)
+    return (log_q_V.exp() * (log_q_V + math.log(logits_V.shape[-1]))).sum(-1)
