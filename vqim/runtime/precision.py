@@ -1,0 +1,48 @@
+"""Matrix products of float32's precision on devices that multiply in bfloat16.
+
+    D dimensions that are summed over; ... any leading dimensions
+"""
+import torch
+from torch import Tensor
+
+_SCALES = (2.0**8, 2.0**17, 2.0**26)
+"""Of the three parts: each rounds what is left to whole numbers of at most 256, which bfloat16 holds exactly."""
+
+
+def split_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, nearly as exact as in float32, by one matrix product of numbers that bfloat16 holds.
+
+    A TPU multiplies float32 matrices in one pass of bfloat16 products, summed in float32, unless the whole process is
+    set to more: torch_xla 2.9 has no precision for a single product. Such a pass is exact where the factors are
+    bfloat16's numbers already. So each factor is written as high + middle + low, and of the nine products of these the
+    six that count (middle @ low is below float32's rounding; precision 'highest' leaves it out too) become one, of six
+    times the inner dimension: high @ high + high @ middle + ... is the product of parts laid side by side. With codes
+    of 32 numbers, which fill a quarter of a matrix unit's 128 rows, that is two passes for one.
+
+    Parts are whole numbers over a power of two. Rounding by conversion to bfloat16 and back would read better, but
+    XLA is free to drop a pair of conversions (`xla_allow_excess_precision`), and middle and low with it.
+
+    Args:
+      a: float32 [..., N, D].
+      b: float32 [..., D, M]. Each row of `a` and column of `b` is exact relative to its largest entry.
+
+    Returns:
+      float32 [..., N, M]. Not to be differentiated: rounding has no gradient.
+    """
+    a_size = a.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    b_size = b.abs().amax(-2, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    a_high, a_middle, a_low = _parts(a / a_size)
+    b_high, b_middle, b_low = _parts(b / b_size)
+    left = torch.cat([a_middle, a_low, a_high, a_middle, a_high, a_high], -1)
+    right = torch.cat([b_middle, b_high, b_low, b_high, b_middle, b_high], -2)
+    return torch.matmul(left, right) * a_size * b_size
+
+
+def _parts(x: Tensor) -> list[Tensor]:
+    """Numbers from -1 to 1 as a sum of three; what remains is at most 2^-27."""
+    parts = []
+    for scale in _SCALES:
+        part = torch.round(x * scale) / scale
+        parts.append(part)
+        x = x - part
+    return parts
