@@ -1,0 +1,140 @@
+"""The encoder and decoder of DALL-E's discrete VAE: 'DALL-E dVAE' in ViT-VQGAN's Tables 3 and 7.
+
+Ramesh et al. (2021), "Zero-Shot Text-to-Image Generation", appendix A.1 and A.2, and the published model
+(github.com/openai/DALL-E): hidden 256, num_blocks 2, vocabulary 8192, width 128. Images of 256 pixels become 32 x 32
+codes (f8). The encoder's latents are logits, one for each code, which a Gumbel quantizer draws from or takes the
+largest of; the decoder's first layer, a 1x1 convolution of a one-hot vector, is that quantizer's codebook.
+
+    B batch, C image channels, H W image size, h w latent size, V vocabulary, D latent width
+"""
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vqim.nn.context import Context
+from vqim.nn.convolution import Conv2d, repeat_pixels
+from vqim.nn.layers import check_positive
+from vqim.state.init import Normal
+from vqim.tokenizer.losses import squeeze, unsqueeze
+from vqim.tokenizer.model import Reconstruction
+
+MULTIPLIERS = (1, 2, 4, 8)
+"""Channels of each group of blocks, from the highest resolution, as multiples of `hidden`."""
+FACTOR = 2 ** (len(MULTIPLIERS) - 1)
+ENCODER_KERNELS, DECODER_KERNELS = (3, 3, 3, 1), (1, 3, 3, 3)
+"""Sizes of the kernels on a residual branch, in order."""
+
+
+class DVAEEncoder(nn.Module):
+    """A 7x7 convolution, groups of residual blocks with max pooling between them, and a logit for each code.
+
+    Args:
+      hidden: channels of the first group.
+      num_blocks: residual blocks a group.
+      vocabulary: number of codes.
+      num_channels: of the images.
+    """
+
+    def __init__(self, hidden: int, num_blocks: int, vocabulary: int, num_channels: int = 3):
+        super().__init__()
+        check_sizes(hidden, num_blocks)
+        check_positive(vocabulary=vocabulary, num_channels=num_channels)
+        self.width = vocabulary
+        self.conv_in = convolution(num_channels, hidden, 7)
+        self.groups = groups(hidden, [hidden * multiplier for multiplier in MULTIPLIERS], num_blocks, ENCODER_KERNELS)
+        self.head = convolution(hidden * MULTIPLIERS[-1], vocabulary, 1)
+
+    def latent_size(self, image_size: int) -> tuple[int, int]:
+        """(h, w)."""
+        if image_size % FACTOR:
+            raise ValueError(f"image_size must be a multiple of {FACTOR}, got {image_size}")
+        return image_size // FACTOR, image_size // FACTOR
+
+    def forward(self, images_BCHW: Tensor, context: Context) -> Tensor:
+        """Images in [0, 1] to logits [B, h, w, V]."""
+        x_BCHW = self.conv_in(squeeze(images_BCHW), context)
+        for i, group in enumerate(self.groups):
+            if i > 0:
+                x_BCHW = F.max_pool2d(x_BCHW, kernel_size=2)
+            for block in group:
+                x_BCHW = block(x_BCHW, context)
+        return rearrange(self.head(F.relu(x_BCHW), context), "b v h w -> b h w v")
+
+
+class DVAEDecoder(nn.Module):
+    """The reverse: groups of residual blocks with upsampling between them, and a logit-Laplace distribution.
+
+    Args:
+      hidden, num_blocks, num_channels: as `DVAEEncoder`.
+      width: of the codebook's vectors.
+    """
+
+    def __init__(self, hidden: int, num_blocks: int, width: int, num_channels: int = 3):
+        super().__init__()
+        check_sizes(hidden, num_blocks)
+        check_positive(width=width, num_channels=num_channels)
+        self.width = width
+        widths = [hidden * multiplier for multiplier in reversed(MULTIPLIERS)]
+        self.groups = groups(width, widths, num_blocks, DECODER_KERNELS)
+        self.head = convolution(hidden, 2 * num_channels, 1)
+
+    def forward(self, latents_BhwD: Tensor, context: Context) -> Reconstruction:
+        """Vectors of codes [B, h, w, D] to images."""
+        x_BCHW = rearrange(latents_BhwD.to(context.dtype), "b h w d -> b d h w")
+        for i, group in enumerate(self.groups):
+            if i > 0:
+                x_BCHW = repeat_pixels(x_BCHW)
+            for block in group:
+                x_BCHW = block(x_BCHW, context)
+        statistics = self.head(F.relu(x_BCHW), context).float()
+        location_BCHW, log_scale_BCHW = rearrange(statistics, "b (s c) h w -> s b c h w", s=2)
+        return Reconstruction(unsqueeze(torch.sigmoid(location_BCHW)), location_BCHW, log_scale_BCHW)
+
+
+class BottleneckBlock(nn.Module):
+    """x + gain * branch(x): four convolutions, each after a rectifier, in a quarter of the channels.
+
+    Args:
+      num_inputs, num_outputs: channels; where they differ, the shortcut is a 1x1 convolution.
+      kernel_sizes: of the branch's four convolutions.
+      gain: of the branch, 1 / (number of blocks in the network)^2.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, kernel_sizes: tuple[int, ...], gain: float):
+        super().__init__()
+        bottleneck = num_outputs // 4
+        widths = [num_inputs, bottleneck, bottleneck, bottleneck, num_outputs]
+        self.gain = gain
+        self.convs = nn.ModuleList(map(convolution, widths, widths[1:], kernel_sizes))
+        self.shortcut = None if num_inputs == num_outputs else convolution(num_inputs, num_outputs, 1)
+
+    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+        """[B, num_inputs, H, W] to [B, num_outputs, H, W]."""
+        branch_BCHW = x_BCHW
+        for conv in self.convs:
+            branch_BCHW = conv(F.relu(branch_BCHW), context)
+        if self.shortcut is not None:
+            x_BCHW = self.shortcut(x_BCHW, context)
+        return x_BCHW + self.gain * branch_BCHW
+
+
+def groups(num_inputs: int, widths: list[int], num_blocks: int, kernel_sizes: tuple[int, ...]) -> nn.ModuleList:
+    """A list of blocks for every resolution, the first of each to the group's width."""
+    gain = (len(widths) * num_blocks) ** -2
+    befores = [num_inputs, *widths]
+    return nn.ModuleList(
+        nn.ModuleList(BottleneckBlock(width if i else before, width, kernel_sizes, gain) for i in range(num_blocks))
+        for before, width in zip(befores, widths, strict=False))
+
+
+def convolution(num_inputs: int, num_outputs: int, kernel_size: int) -> Conv2d:
+    """A convolution that starts at N(0, 1 / fan-in), as the published model's do."""
+    return Conv2d(num_inputs, num_outputs, kernel_size, init=Normal((num_inputs * kernel_size**2) ** -0.5))
+
+
+def check_sizes(hidden: int, num_blocks: int) -> None:
+    """Raises ValueError, naming the argument, unless there are blocks with whole bottlenecks."""
+    check_positive(hidden=hidden, num_blocks=num_blocks)
+    if hidden % 4:
+        raise ValueError(f"hidden must be a multiple of 4, the channels of a bottleneck are a quarter; got {hidden}")
