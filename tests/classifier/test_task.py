@@ -1,0 +1,125 @@
+"""Training a classifier: the gradient by finite differences, separable pictures, data that do not fit."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vqim.classifier.model import ImageClassifier
+from vqim.classifier.task import ClassifierTask
+from vqim.nn.context import Context
+from vqim.nn.module import apply
+from vqim.optim.adamw import AdamW
+from vqim.optim.schedules import Constant
+from vqim.runtime.torch import TorchRuntime
+from vqim.state.leaf import select
+from vqim.tokenizer.vit import ViTEncoder
+from vqim.training.state import start
+
+RUNTIME = TorchRuntime()
+COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]], dtype=torch.uint8)
+
+
+class Recorder:
+    """An optimizer that keeps the gradients it is given and changes nothing."""
+
+    def init_spec(self, params):
+        return {}
+
+    def update(self, params, grads, slots, *, learning_rate, step, keep):
+        self.grads = grads
+        return {}
+
+
+def make_task(optimizer=None, **kwargs):
+    network = ImageClassifier(ViTEncoder(8, 4, 8, 1, 2, 8, dropout_rate=kwargs.pop("dropout_rate", 0.0)), 8, 3)
+    return ClassifierTask(network, optimizer or AdamW(), Constant(0.01), **kwargs)
+
+
+def make_batch(batch_size=12):
+    """Noise around one of three colours."""
+    labels = torch.arange(batch_size) % 3
+    noise = torch.randint(0, 40, (batch_size, 8, 8, 3), dtype=torch.uint8)
+    return {"images": COLOURS[labels][:, None, None] + noise, "labels": labels.int()}
+
+
+def run_step(task, state, batch, step=0):
+    scalars = RUNTIME.scalars({**task.host_scalars(step), "step": step, "seed": 0})
+    return task.train_step(state, batch, scalars, RUNTIME.kernels)
+
+
+def test_the_gradient_is_that_of_the_mean_cross_entropy():
+    optimizer = Recorder()
+    task, batch = make_task(optimizer), make_batch()
+    state = start(task.init_spec(), 0, RUNTIME).arrays
+    params = {name: 0.3 * torch.randn_like(array) for name, array in select(state, "params/classifier/").items()}
+    state.update({f"params/classifier/{name}": array for name, array in params.items()})
+    metrics = run_step(task, state, batch)
+    images = batch["images"].permute(0, 3, 1, 2) / 255
+
+    def loss(**changed):
+        logits = apply(task.network.forward, params | changed, images, Context(RUNTIME.kernels))
+        probabilities = logits.double().softmax(-1)
+        return -probabilities[torch.arange(12), batch["labels"].long()].log().mean().item()
+
+    assert metrics["loss"].item() == pytest.approx(loss(), rel=1e-4)
+    for name in ("head/kernel_IO", "norm/gain_D", "encoder/embed/kernel_IO"):
+        direction = torch.randn_like(params[name])
+        ahead, behind = (loss(**{name: params[name] + sign * 1e-2 * direction}) for sign in (1, -1))
+        found = (optimizer.grads[name] * direction).sum().item()
+        assert found == pytest.approx((ahead - behind) / 2e-2, rel=0.02, abs=2e-4)
+
+
+def test_colours_are_told_apart_after_some_steps():
+    task = make_task()
+    state = start(task.init_spec(), 0, RUNTIME).arrays
+    metrics = [run_step(task, state, make_batch(), step) for step in range(30)]
+    assert metrics[0]["loss"].item() == pytest.approx(1.0986, abs=1e-3)
+    assert metrics[-1]["loss"] < 0.1 and metrics[-1]["accuracy"] == 1
+    fresh = make_batch()
+    logits = task.logits(state, fresh, RUNTIME.kernels)
+    assert torch.equal(logits.argmax(-1), fresh["labels"].long())
+    assert F.cross_entropy(logits, fresh["labels"].long()) < 0.1
+
+
+def test_dropout_acts_in_training_alone_and_anew_in_every_step():
+    task, batch = make_task(Recorder(), dropout_rate=0.5), make_batch()
+    state = start(task.init_spec(), 0, RUNTIME).arrays
+    for name, array in state.items():
+        if name.startswith("params/"):
+            array.copy_(0.3 * torch.randn_like(array))
+    first, again, other = (run_step(task, state, batch, step)["loss"] for step in (0, 0, 1))
+    assert first == again != other
+    assert torch.equal(*(task.logits(state, batch, RUNTIME.kernels) for _ in range(2)))
+
+
+def test_a_step_whose_loss_is_not_finite_changes_nothing():
+    task, batch = make_task(), make_batch()
+    state = start(task.init_spec(), 0, RUNTIME).arrays
+    state["params/classifier/head/bias_O"][0] = torch.nan
+    before = {name: array.clone() for name, array in state.items()}
+    run_step(task, state, batch)
+    changed = {name for name, array in state.items() if not torch.equal(array, before[name])}
+    assert {name for name in changed if not name.startswith("health/")} == {"params/classifier/head/bias_O"}  # a NaN
+    assert any(name.startswith("health/") for name in changed)
+
+
+def test_the_description_counts_all_parameters():
+    task = make_task()
+    assert task.describe() == {"classifier": sum(
+        leaf.size for name, leaf in task.init_spec().items() if name.startswith("params/"))}
+
+
+def test_data_with_other_classes_or_sizes_are_refused():
+    make_task().check_data(SimpleNamespace(num_classes=3, image_size=8))
+    with pytest.raises(ValueError, match="num_classes must be the data's 4, got 3"):
+        make_task().check_data(SimpleNamespace(num_classes=4, image_size=8))
+    with pytest.raises(ValueError, match="image_size of the data must be 8, got 16"):
+        make_task().check_data(SimpleNamespace(num_classes=3, image_size=16))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"dtype": "float16"}, "dtype must be one of"), ({"max_gradient_norm": 0.0}, "max_gradient_norm must be positive")])
+def test_settings_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_task(**arguments)

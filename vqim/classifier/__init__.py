@@ -1,0 +1,1 @@
+"""Classifiers of pictures: a contract, one that this project trains, and torchvision's ResNets. They judge samples."""

@@ -1,0 +1,84 @@
+"""What a classifier of pictures is, and a network that becomes one by training.
+
+    B batch, C image channels, H W image size, h w latent size, D width, Y classes
+"""
+from typing import Protocol
+
+from einops import reduce
+from torch import Tensor, nn
+
+from vqim.nn.context import Context
+from vqim.nn.layers import Dense, LayerNorm
+from vqim.nn.module import apply
+from vqim.state.init import Constant
+from vqim.state.leaf import Spec, State
+from vqim.tokenizer.model import Encoder
+from vqim.tokenizer.pretrained import Pretrained
+
+
+class Classifier(Protocol):
+    """A trained classifier, for whatever selects or judges pictures.
+
+    Attributes:
+      num_classes: Y.
+      image_size: height and width of the pictures that it takes.
+    """
+
+    num_classes: int
+    image_size: int
+
+    def init_spec(self) -> Spec:
+        """The frozen arrays that it needs."""
+        ...
+
+    def logits(self, frozen: State, images_BCHW: Tensor, context: Context) -> Tensor:
+        """Class logits, float32 [B, Y], of pictures in [0, 1]."""
+        ...
+
+
+class ImageClassifier(nn.Module):
+    """A tokenizer's encoder, its latents averaged over all positions, and a softmax layer.
+
+    The last layer starts at zero: every class is equally likely before training.
+
+    Args:
+      encoder: of any family, to be trained from scratch.
+      image_size: height and width of the pictures, in pixels.
+      num_classes: Y.
+    """
+
+    def __init__(self, encoder: Encoder, image_size: int, num_classes: int):
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        encoder.latent_size(image_size)
+        self.encoder, self.image_size, self.num_classes = encoder, image_size, num_classes
+        self.norm = LayerNorm(encoder.width)
+        self.head = Dense(encoder.width, num_classes, Constant(0.0))
+
+    def forward(self, images_BCHW: Tensor, context: Context) -> Tensor:
+        """Pictures in [0, 1] to logits [B, Y], float32."""
+        latents_BhwD = self.encoder(images_BCHW, context.fold("encoder"))
+        pooled_BD = reduce(latents_BhwD.float(), "b h w d -> b d", "mean")
+        return self.head(self.norm(pooled_BD, context), context).float()
+
+
+class TrainedClassifier:
+    """A classifier that another run has trained (`vqim.classifier.task`).
+
+    Args:
+      network: built as that run built it.
+      run: directory of the run, whose newest checkpoint is read when the arrays are needed.
+    """
+
+    def __init__(self, network: ImageClassifier, run: str):
+        self.network, self.image_size, self.num_classes = network, network.image_size, network.num_classes
+        self._pretrained = Pretrained(network, run, "params/classifier/")
+
+    def init_spec(self) -> Spec:
+        """The network's parameters, filled from the checkpoint."""
+        return self._pretrained.init_spec()
+
+    def logits(self, frozen: State, images_BCHW: Tensor, context: Context) -> Tensor:
+        """See `Classifier`."""
+        return apply(self.network.forward, frozen, images_BCHW, context)
