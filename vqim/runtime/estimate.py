@@ -105,7 +105,8 @@ def estimate(module: Module, chip: Chip, shape: Sequence[int], coordinates: np.n
     for computation, instruction, count in module.executed():
         own_flops = module.flops(computation, instruction)
         flops += own_flops * count
-        if instruction.opcode in _FREE or instruction.opcode.startswith(COLLECTIVES):
+        if (instruction.opcode in _FREE or instruction.opcode.startswith(COLLECTIVES)
+                or module.fused_collective(instruction)):
             continue
         num_bytes = module.hbm_bytes(computation, instruction)
         if instruction.cycles is not None:

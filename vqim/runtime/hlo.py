@@ -158,7 +158,9 @@ class Module:
             "to_apply", "calls", "true_computation", "false_computation")]
 
     def trip_count(self, loop: Instruction) -> int:
-        """How often the body of a loop runs.
+        """How often the body of a loop runs, which counts from 0 to a constant: the only one but 0 in its condition.
+
+        (Counters of 64 bits are two words on a TPU, of which the upper one is compared with zero.)
 
         Raises:
           ValueError: the program does not say.
@@ -167,11 +169,11 @@ class Module:
             return int(known[1])
         (condition,) = loop.called("condition")
         instructions = self.computations[condition]
-        limits = [int(match[1]) for instruction in instructions.values() if instruction.opcode == "constant"
-                  and (match := re.match(r"\((\d+)\)", instruction.attributes))]
+        limits = {int(match[1]) for instruction in instructions.values() if instruction.opcode == "constant"
+                  and (match := re.match(r"\((\d+)\)", instruction.attributes))} - {0}
         if len(limits) != 1:
             raise ValueError(f"the loop {loop.name} does not say how often it runs")
-        return limits[0]
+        return limits.pop()
 
     def flops(self, computation: str, instruction: Instruction) -> float:
         """Multiplications and additions of matrix products and convolutions in an instruction, fusions included."""
@@ -215,28 +217,36 @@ class Module:
 
     def collectives(self) -> list[Collective]:
         """All collectives that run."""
-        found = []
-        for computation, instruction, times in self.executed():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            here = self.computations[computation]
-            operand_bytes = sum(array.num_bytes for name in instruction.operands for array in here[name].results)
-            result_bytes = sum(array.num_bytes for array in instruction.results)
-            hidden = 0.0
-            if instruction.opcode != kind:
-                # A start's result has its operands too, and a permute's two flags.
-                (done,) = (one for one in here.values() if instruction.name in one.operands)
-                result_bytes = sum(array.num_bytes for array in done.results)
-                hidden = self._cycles_between(here, instruction, done)
-            elif wrapper := self._async_start(computation):
-                outer, start = wrapper
-                (done,) = (one for one in outer.values()
-                           if start.name in one.operands and one.opcode == "async-done")
-                hidden = self._cycles_between(outer, start, done)
-            found.append(Collective(kind, times, operand_bytes, result_bytes, device_groups(instruction.attributes),
-                                    hidden, instruction.operation))
-        return found
+        return [found for computation, instruction, times in self.executed()
+                if (found := self._collective(computation, instruction, times))]
+
+    def _collective(self, computation: str, instruction: Instruction, times: int) -> Collective | None:
+        kind, here, inner = instruction.opcode.removesuffix("-start"), self.computations[computation], instruction
+        if fused := self.fused_collective(instruction):
+            # The compiler writes a reduce-scatter as a fusion: an all-reduce of which each device takes its slice.
+            inner, kind = fused, "reduce-scatter" if fused.opcode == "all-reduce" else fused.opcode
+        elif kind not in COLLECTIVES:
+            return None
+        operands = [array for name in instruction.operands for array in here[name].results]
+        results, hidden = instruction.results, 0.0
+        if instruction.opcode.endswith("-start"):
+            # A start's result has its operands too, and a permute's two flags.
+            (done,) = (one for one in here.values() if instruction.name in one.operands)
+            results, hidden = done.results, self._cycles_between(here, instruction, done)
+        elif wrapper := self._async_start(computation):
+            outer, start = wrapper
+            (done,) = (one for one in outer.values() if start.name in one.operands and one.opcode == "async-done")
+            hidden = self._cycles_between(outer, start, done)
+        return Collective(kind, times, sum(array.num_bytes for array in operands),
+                          sum(array.num_bytes for array in results), device_groups(inner.attributes), hidden,
+                          instruction.operation)
+
+    def fused_collective(self, instruction: Instruction) -> Instruction | None:
+        """The collective that a fusion is there for."""
+        if instruction.opcode != "fusion":
+            return None
+        inner = self.computations[instruction.called("calls")[0]].values()
+        return next((one for one in inner if one.opcode in COLLECTIVES), None)
 
     def _async_start(self, computation: str) -> tuple[dict[str, Instruction], Instruction] | None:
         """What runs a computation in the background, and where."""

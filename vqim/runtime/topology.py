@@ -1,10 +1,9 @@
 """The XLA runtime for chips that are not here: arrays without data, programs that are written down instead of run."""
 import contextlib
 import dataclasses
-import importlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,12 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vqim.runtime.hosts import Hosts, OneHost
-from vqim.runtime.partition import PartitionSpec
+from vqim.runtime.partition import PartitionSpec, part_of
 from vqim.runtime.runtime import Fill, Shards, scalar, to_tensor
 from vqim.runtime.settings import XlaSettings
-from vqim.runtime.tpu_compiler import Compiled, Slice, compile_program, sharding_text
+from vqim.runtime.tpu_compiler import Buffer, Compiled, OutOfMemoryError, Slice, compile_program, sharding_text
 from vqim.runtime.xla import Devices, XlaRuntime, batch_spec
 from vqim.state.leaf import Leaf
-
-PATCHED = {"torch_xla": "2.9.0", "jax": "0.7.1"}
-"""Whose insides `lowering_for_tpu` changes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +32,20 @@ class Placeholder:
     Attributes:
       name: 'params/...' and so on of the state, 'batch/...', 'scalars/...', 'result', 'made on the device'.
       spec: how it is cut.
+      shape, dtype: of the whole array.
     """
 
     name: str
     spec: PartitionSpec
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def part(self, mesh_shape: Mapping[str, int]) -> Buffer:
+        """What each device holds of it."""
+        first = part_of(self.shape, self.spec, mesh_shape, dict.fromkeys(mesh_shape, 0))
+        shape = [index.stop - index.start for index in first]
+        gib = math.prod(shape) * self.dtype.itemsize / 2**30
+        return Buffer(f"{gib:.2f}G", f"{str(self.dtype).removeprefix('torch.')}{shape}", self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +70,13 @@ class Traced:
         """See `compile_program`."""
         shardings = [sharding_text(argument.spec if argument else (), mesh_shape) for argument in self.arguments]
         result_shardings = [sharding_text(result.spec, mesh_shape) for result in self.results]
-        return compile_program(self.stablehlo, target, shardings, result_shardings, self.aliases)
+        try:
+            return compile_program(self.stablehlo, target, shardings, result_shardings, self.aliases)
+        except OutOfMemoryError as error:
+            if not error.buffers:  # arguments alone are too large: the compiler does not list them
+                parts = [argument.part(mesh_shape) for argument in self.arguments if argument]
+                error.buffers = sorted(parts, key=lambda part: -float(part.size[:-1]))[:10]
+            raise
 
 
 class NothingComputedError(RuntimeError):
@@ -91,22 +103,22 @@ class TopologyRuntime(XlaRuntime):
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
         """See `Runtime.place`; `fill` is not called."""
-        return self._new(Placeholder(name, self.partition.spec(name, leaf, self.mesh_shape)), leaf.shape, leaf.dtype)
+        return self._new(name, self.partition.spec(name, leaf, self.mesh_shape), leaf.shape, leaf.dtype)
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """See `Runtime.put`; the values do not matter."""
-        return {name: self._new(Placeholder(f"batch/{name}", batch_spec(array.ndim)), self._whole_shape(name, array),
+        return {name: self._new(f"batch/{name}", batch_spec(array.ndim), self._whole_shape(name, array),
                                 to_tensor(array[:0]).dtype)
                 for name, array in batch.items()}
 
     def scalars(self, values: Mapping[str, int | float]) -> dict[str, Tensor]:
         """See `Runtime.scalars`; the values do not matter."""
-        return {name: self._new(Placeholder(f"scalars/{name}", ()), (), scalar(value).dtype)
+        return {name: self._new(f"scalars/{name}", (), (), scalar(value).dtype)
                 for name, value in values.items()}
 
     def cut(self, arrays: Sequence[Tensor], axis: int) -> list[Tensor]:
         """See `Runtime.cut`."""
-        return [self._new(Placeholder("made on the device", batch_spec(array.ndim, axis)), array.shape, array.dtype)
+        return [self._new("made on the device", batch_spec(array.ndim, axis), array.shape, array.dtype)
                 for array in arrays]
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,7 +129,7 @@ class TopologyRuntime(XlaRuntime):
         def run(*args: Any) -> Any:
             if not results:
                 self._tracing = name
-                with lowering_for_tpu(), named_modules():
+                with named_modules():
                     results.append(trace(*args))
             return results[0]
 
@@ -150,8 +162,8 @@ class TopologyRuntime(XlaRuntime):
         results, aliases = [], {}
         for position, tensor in enumerate(pending):
             number = self._numbers.get(tensor)
-            results.append(Placeholder("result", (None,) * tensor.ndim) if number is None
-                           else self._placeholders[number])
+            results.append(self._placeholders[number] if number is not None else Placeholder(
+                "result", (None,) * tensor.ndim, tuple(tensor.shape), tensor.dtype))
             if number in numbers:
                 aliases[numbers.index(number)] = position
         stablehlo = torch_xla._XLAC._get_stablehlo(pending, str(self.device), [], True)
@@ -162,9 +174,9 @@ class TopologyRuntime(XlaRuntime):
             torch_xla._XLAC._replace_xla_tensor(tensor, new)
             self._remember(tensor, placeholder)
 
-    def _new(self, placeholder: Placeholder, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def _new(self, name: str, spec: PartitionSpec, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         tensor = xb.create_placeholder_tensor(tuple(shape), dtype)
-        self._remember(tensor, placeholder)
+        self._remember(tensor, Placeholder(name, spec, tuple(shape), dtype))
         return tensor
 
     def _remember(self, tensor: Tensor, placeholder: Placeholder) -> None:
@@ -172,42 +184,6 @@ class TopologyRuntime(XlaRuntime):
         (number,), _ = torch_xla._XLAC._get_tensors_xla_device_data_node([tensor])
         self._placeholders[number] = placeholder
         self._numbers[tensor] = number
-
-
-@contextlib.contextmanager
-def lowering_for_tpu() -> Iterator[None]:
-    """Makes torch_xla write Pallas kernels for TPU, whatever jax finds here.
-
-    `torch_xla.experimental.custom_kernel.trace_pallas` calls `jax.jit(kernel).lower(...)`, which lowers for the
-    platform that jax finds, the CPU here, and Pallas refuses. While this lasts, what `jax.jit` makes is lowered for
-    TPU.
-    """
-    for package, number in PATCHED.items():
-        if version(package) != number:
-            raise RuntimeError(f"tracing for a topology changes {package} {number}; {version(package)} is here")
-    import jax
-    # custom_kernel imports it in the middle of a trace, where it would be half imported: its own import is a cycle.
-    importlib.import_module("jax.experimental.pallas.ops.tpu.flash_attention")
-    jit = jax.jit
-
-    class Jitted:
-        def __init__(self, *args: Any, **kwargs: Any):
-            self._jitted = jit(*args, **kwargs)
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            return self._jitted(*args, **kwargs)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._jitted, name)
-
-        def lower(self, *args: Any, **kwargs: Any) -> Any:
-            return self._jitted.trace(*args, **kwargs).lower(lowering_platforms=("tpu",))
-
-    jax.jit = Jitted
-    try:
-        yield
-    finally:
-        jax.jit = jit
 
 
 @contextlib.contextmanager
