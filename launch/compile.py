@@ -8,9 +8,11 @@ values, and pictures are not read. Speeds are estimates: vqim/runtime/estimate.p
 means that it does not fit.
 """
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
+import logging as python_logging
 import os
 import sys
 import time
@@ -51,6 +53,7 @@ def main() -> None:
     from vqim.runtime.topology import TopologyRuntime
 
     from . import session  # noqa: F401  gin knows the components from here on
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it tells what compiling without a backend means
     config = flags.load_config()
     try:
         target = tpu_compiler.describe_slice(TOPOLOGY.value)
@@ -153,28 +156,28 @@ def trace_evaluators(experiment: Any, runtime: Any) -> list[compile_report.Progr
         raise ConfigError("--step=evaluate needs train.evaluators, the configuration has none")
     for evaluator in experiment.evaluators:
         state = start(experiment.task.init_spec(), experiment.seed, runtime)
-        try:
+        with contextlib.suppress(NothingComputedError):
             evaluator(experiment.task, experiment.data, state.arrays, runtime)
-        except NothingComputedError:
-            continue
     return [compile_report.Program(traced.name, traced) for traced in runtime.traced]
 
 
 def trace_sampling(experiment: Any, runtime: Any) -> list[compile_report.Program]:
     """What launch.sample runs for a batch: the step that draws one position, and what makes pictures of tokens."""
-    from vqim.evaluation.rejection import CandidateSampler
+    from vqim.evaluation.prior import decode_tokens
+    from vqim.prior.sampler import Sampler
     from vqim.prior.task import PriorTask
     from vqim.runtime.topology import NothingComputedError
+    from vqim.state.leaf import select
     from vqim.training.state import start
     task = experiment.task
     if not isinstance(task, PriorTask):
         raise ConfigError(f"--step=sample needs a prior, the configuration trains a {type(task).__name__}")
-    state = start(task.init_spec(), experiment.seed, runtime)
-    sampler = CandidateSampler(task, runtime, BATCH_SIZE.value)
-    try:
-        list(sampler(state.arrays, np.zeros(BATCH_SIZE.value, np.int32), 0))
-    except NothingComputedError:
-        pass
+    spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith(("params/", "frozen/"))}
+    arrays = start(spec, experiment.seed, runtime).arrays
+    sampler = Sampler(task.prior, runtime, BATCH_SIZE.value, dtype=task.dtype)
+    tokens_BNK = sampler(select(arrays, "params/prior/"), np.zeros(BATCH_SIZE.value, np.int32), 0)
+    with contextlib.suppress(NothingComputedError):
+        decode_tokens(task, arrays, runtime, tokens_BNK)
     return [compile_report.Program(traced.name, traced) for traced in runtime.traced]
 
 

@@ -94,7 +94,8 @@ class TopologyRuntime(XlaRuntime):
         """Takes a slice; see `XlaRuntime`."""
         if xr.global_runtime_device_count() != 2:
             raise RuntimeError("tracing for a topology needs the environment of vqim.runtime.tpu_compiler")
-        super().__init__(settings, Devices(target.chip, target.hosts))
+        first_host = tuple(number for number, host in enumerate(target.hosts) if host == 0)
+        super().__init__(settings, Devices(target.chip, target.num_devices, first_host, 0, len(set(target.hosts))))
         self.target = target
         self.traced: list[Traced] = []
         self._tracing = ""
@@ -124,7 +125,7 @@ class TopologyRuntime(XlaRuntime):
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function that is written down at its first call; later calls have the first one's results."""
         trace, results = super().compile(function), []
-        name = getattr(getattr(function, "func", function), "__qualname__", "")
+        name = getattr(getattr(function, "func", function), "__qualname__", "").split(".<locals>")[0]
 
         def run(*args: Any) -> Any:
             if not results:
