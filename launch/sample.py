@@ -4,7 +4,13 @@
 
 Writes one PNG a picture, named <number>_<class>.png, and grid.png. Labels are class numbers or names, used in turn;
 without --labels, a prior with classes takes all of them in turn.
+
+A classifier may reject most of what is drawn (ViT-VQGAN, Table 6), here nine of ten; then the best tenth is written:
+
+    python -m launch.sample ... --gin_file=gin/exp/rejection/classifier_model.gin \
+      --gin_file=gin/run/reject_samples.gin --gin_bindings='sample.acceptance_rate = 0.1'
 """
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +18,12 @@ from absl import flags as absl_flags
 from absl import logging
 from PIL import Image
 
-from vqim.evaluation.prior import decode_tokens
+from vqim.checkpoint.errors import NoCheckpointError
+from vqim.evaluation.rejection import Candidates, CandidateSampler, accepted, num_needed
 from vqim.prior.sampler import Sampler
 from vqim.prior.task import PriorTask
 from vqim.registry.config import ConfigError
-from vqim.state.leaf import select
+from vqim.state.leaf import State
 from vqim.training.state import restore_arrays
 from vqim.training.summaries import image_grid
 
@@ -42,34 +49,48 @@ def main() -> None:
     task = experiment.task
     if not isinstance(task, PriorTask):
         raise ConfigError(f"--workdir must be the run of a prior, {workdir} trains a {type(task).__name__}")
+    rejection = config.call("sample")
     config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
-    labels_B = _labels(task.num_classes, tuple(experiment.data.class_names))
+    rate = rejection.acceptance_rate
+    names = tuple(experiment.data.class_names)
+    labels_N = _labels(task.num_classes, names)
+    if rate < 1 and labels_N.min() < 0:
+        raise ConfigError(f"sample.acceptance_rate {rate} needs a class for every picture: there is none to judge by")
     checkpoint = session.open_checkpoint(workdir)
-    # The optimizer's slots are not needed.
-    spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith(("params/", "frozen/"))}
-    arrays = restore_arrays(spec, experiment.seed, runtime, checkpoint)
     try:
         sampler = Sampler(task.prior, runtime, BATCH_SIZE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value,
                           top_p=TOP_P.value, dtype=task.dtype)
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
+    try:
+        candidates = CandidateSampler(task, sampler, [rejection.classifier] if rate < 1 else [])
+    except (ValueError, NoCheckpointError) as error:
+        raise ConfigError(f"sample.classifier: {error}") from error
+    # The optimizer's slots are not needed.
+    spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith(("params/", "frozen/"))}
+    arrays = restore_arrays(spec, experiment.seed, runtime, checkpoint)
     out = Path(OUT.value or Path(workdir) / "samples")
     out.mkdir(parents=True, exist_ok=True)
-    names = experiment.data.class_names
-    drawn: list[np.ndarray] = []
-    for first in range(0, len(labels_B), BATCH_SIZE.value):
-        part_B = labels_B[first:first + BATCH_SIZE.value]
-        padded_B = np.pad(part_B, (0, BATCH_SIZE.value - len(part_B)), constant_values=-1)
-        seed = int(np.random.SeedSequence([SEED.value, first]).generate_state(1)[0]) >> 1
-        tokens_BNK = sampler(select(arrays, "params/prior/"), padded_B, seed)
-        images = decode_tokens(task, arrays, runtime, tokens_BNK)[:len(part_B)]
-        for number, (image, label) in enumerate(zip(images, part_B, strict=True), start=first):
+    places = {label: iter(np.flatnonzero(labels_N == label).tolist()) for label in set(labels_N.tolist())}
+    drawn: dict[int, np.ndarray] = {}
+    for batch in _draw(candidates, arrays, labels_N, rate):
+        for image, label in zip(batch.images_BHWC, batch.labels_B.tolist(), strict=True):
+            number = next(places[label])
             word = names[label].replace(" ", "_").replace("/", "_") if label >= 0 else "any"
             Image.fromarray(image).save(out / f"{number:05d}_{word}.png")
-        drawn.extend(images)
-        logging.info("%d of %d pictures", len(drawn), len(labels_B))
-    Image.fromarray(image_grid(np.stack(drawn))).save(out / "grid.png")
+            drawn[number] = image
+        logging.info("%d of %d pictures", len(drawn), len(labels_N))
+    Image.fromarray(image_grid(np.stack([drawn[number] for number in range(len(labels_N))]))).save(out / "grid.png")
     print(f"{len(drawn)} pictures in {out}")
+
+
+def _draw(candidates: CandidateSampler, arrays: State, labels_N: np.ndarray, rate: float) -> Iterator[Candidates]:
+    """A picture for each label, in any order; below a rate of 1, the accepted of as many candidates as that takes."""
+    if rate == 1:
+        return candidates(arrays, labels_N, SEED.value)
+    labels, counts = np.unique(labels_N, return_counts=True)
+    needed_N = np.repeat(labels, [num_needed(count, rate) for count in counts])
+    return accepted(candidates(arrays, needed_N, SEED.value), rate)
 
 
 def _labels(num_classes: int, names: tuple[str, ...]) -> np.ndarray:
