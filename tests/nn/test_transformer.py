@@ -133,6 +133,7 @@ class RecordedKernels(TorchKernels):
     """Remembers the keys of the masks that it makes."""
 
     def __init__(self):
+        super().__init__()
         self.masks = []
 
     def keep_mask(self, key, rate, shape, device):

@@ -2,11 +2,21 @@
 
     B batch, T queries, S keys, N heads, H head dimension
 """
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+PRODUCTS = {
+    torch.ops.aten.mm.default, torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+}
+"""What 'products' keeps: products with weights, and fused attention; not attention's own products, which are large."""
 
 
 def plain_attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool) -> Tensor:
@@ -19,8 +29,16 @@ def plain_attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: b
     return logits_BNTS.softmax(-1).to(v_BNSH.dtype) @ v_BNSH
 
 
-def loop_scan(body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any) -> tuple[Tensor, Any]:
-    """jax.lax.scan's contract by a Python loop over nested dicts of tensors."""
+def loop_scan(
+    body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any, remat: str,
+) -> tuple[Tensor, Any]:
+    """jax.lax.scan's contract by a Python loop over nested dicts of tensors; `remat` is `TorchSettings.remat`."""
+    if remat != "none" and torch.is_grad_enabled():
+        # Nothing draws from torch's generators: see `vqim.state.random`.
+        kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        if remat == "products":
+            kept["context_fn"] = functools.partial(create_selective_checkpoint_contexts, list(PRODUCTS))
+        body = functools.partial(checkpoint, body, **kept)
     outputs = []
     for part in _unstack(inputs):
         carry, output = body(carry, part)

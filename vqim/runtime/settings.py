@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from vqim.runtime.partition import Partition
 
+REMAT = ("none", "products", "blocks")
+"""What the backward pass of a scan makes again: nothing, all but matrix products, or all but each block's input."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TorchSettings:
@@ -12,12 +15,16 @@ class TorchSettings:
     Attributes:
       device: 'cpu', 'cuda', 'cuda:1' ...; None takes CUDA if there is one.
       num_threads: of a CPU; None leaves it to torch. Bit-equal restarts need the same number.
+      remat: what identical blocks keep for the backward pass, which makes the rest again: 'none', all that it needs;
+        'products', results of products with weights and of fused attention; 'blocks', each block's input.
     """
 
     device: str | None = None
     num_threads: int | None = None
+    remat: str = "none"
 
     def __post_init__(self) -> None:
+        check_one_of("remat", self.remat, REMAT)
         if self.num_threads is not None and self.num_threads < 1:
             raise ValueError(f"num_threads must be at least 1 or None, got {self.num_threads}")
 
@@ -31,18 +38,31 @@ class XlaSettings:
       tensor: size of the mesh axis over which heads and hidden features are cut.
       rules: of `vqim.runtime.partition.Partition`; none means that every device holds all of the state.
       matmul_precision: of float32 products on TPU: 'default' (one bfloat16 pass), 'high' (three) or 'highest' (six).
+      remat: what identical blocks keep for the backward pass, which makes the rest again: 'none', results of products,
+        softmax and means, so that only elementwise operations are repeated; 'products', results of products with
+        weights and of flash attention; 'blocks', each block's input.
+      attention: 'plain', products and a softmax with all logits in memory; 'flash', Pallas kernels, on TPU alone;
+        'auto', flash on TPU for sequences whose length is a multiple of 128 and at least 256.
     """
 
     fsdp: int = 1
     tensor: int = 1
     rules: Sequence[tuple[str, Mapping[str, str]]] = ()
     matmul_precision: str = "default"
+    remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
+        check_one_of("remat", self.remat, REMAT)
+        check_one_of("attention", self.attention, ("auto", "plain", "flash"))
         for name in ("fsdp", "tensor"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.matmul_precision not in ("default", "high", "highest"):
-            raise ValueError(
-                f"matmul_precision must be 'default', 'high' or 'highest', got {self.matmul_precision!r}")
+        check_one_of("matmul_precision", self.matmul_precision, ("default", "high", "highest"))
         Partition(self.rules)
+
+
+def check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of the words that are allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

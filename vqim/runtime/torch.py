@@ -2,6 +2,7 @@
 
     B batch, T queries, S keys, N heads, H head dimension
 """
+import dataclasses
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,12 +21,19 @@ from vqim.state.leaf import Leaf
 SHORT_SEQUENCE = 128
 
 
+@dataclasses.dataclass
 class TorchKernels:
-    """A loop over layers, fused attention, and random bits from a generator seeded with the key."""
+    """A loop over layers, fused attention, and random bits from a generator seeded with the key.
+
+    Attributes:
+      remat: see `TorchSettings`.
+    """
+
+    remat: str = "none"
 
     def scan(self, body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any) -> tuple[Tensor, Any]:
         """A Python loop over the first axis."""
-        return loop_scan(body, carry, inputs)
+        return loop_scan(body, carry, inputs, self.remat)
 
     def attention(self, q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool) -> Tensor:
         """torch.nn.functional.scaled_dot_product_attention, or the plain products where they are faster.
@@ -68,7 +76,7 @@ class TorchRuntime:
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device must be one that is here, got {device!r}: torch finds no CUDA device")
-        self.kernels = TorchKernels()
+        self.kernels = TorchKernels(settings.remat)
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
         """See `Runtime.place`."""

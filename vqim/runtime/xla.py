@@ -71,7 +71,7 @@ class XlaRuntime:
         self.mesh_shape = {"data": num_devices // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
         self.mesh = xs.Mesh(np.arange(num_devices), tuple(self.mesh_shape.values()), MESH_AXES)
         self.device = torch_xla.device()
-        self.kernels = XlaKernels()
+        self.kernels = XlaKernels(self.mesh, settings, tpu=xr.device_type() == "TPU")
         self.partition = Partition(settings.rules)
         self.process_index = xr.process_index()
         self.process_count = xr.process_count()

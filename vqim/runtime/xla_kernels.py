@@ -2,25 +2,64 @@
 
     B batch, T queries, S keys, N heads, H head dimension
 """
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch_xla
+import torch_xla.distributed.spmd as xs
 from torch import Tensor
 
-from vqim.runtime.plain import loop_scan, plain_attention
+from vqim.runtime.flash import LANES, flash_attention
+from vqim.runtime.plain import plain_attention
+from vqim.runtime.settings import XlaSettings
+from vqim.runtime.xla_scan import xla_scan
 from vqim.state.random import mix_bits
+
+BATCH_AXES = ("data", "fsdp")
+"""Over which a batch is cut."""
+
+HEADS = (BATCH_AXES, "tensor", None, None)
+"""How queries, keys and values, [B, N, T, H], are cut."""
+
+LONG_SEQUENCE = 256
+"""From which on 'auto' takes flash attention."""
 
 
 class XlaKernels:
-    """A loop over layers, plain attention, and random bits by hashing positions, which no mesh can change."""
+    """One loop for all layers, flash attention, and random bits by hashing positions, which no mesh can change.
+
+    Args:
+      mesh: of torch_xla, with the axes data, fsdp and tensor.
+      settings: of the runtime.
+      tpu: whether programs are for TPUs, where alone Pallas kernels run.
+    """
+
+    def __init__(self, mesh: xs.Mesh, settings: XlaSettings, *, tpu: bool = False):
+        if settings.attention == "flash" and not tpu:
+            raise ValueError("attention must be 'auto' or 'plain' where there is no TPU, got 'flash'")
+        if tpu and settings.attention != "plain" and not importlib.util.find_spec("jax"):
+            raise ValueError(
+                f"attention = {settings.attention!r} needs jax, which vqim[tpu] brings; 'plain' does without it")
+        self._mesh, self._remat, self._attention, self._tpu = mesh, settings.remat, settings.attention, tpu
 
     def scan(self, body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any) -> tuple[Tensor, Any]:
-        """Unrolls the layers into the program."""
-        return loop_scan(body, carry, inputs)
+        """A loop of the program, whose carry stays cut over the devices that share a batch, [B, ...]."""
+        return xla_scan(body, carry, inputs, remat=self._remat, place=self._place)
 
     def attention(self, q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool) -> Tensor:
-        """Plain products."""
+        """Flash attention or plain products: see `XlaSettings.attention`.
+
+        Raises:
+          ValueError: flash attention was asked for, and cannot take arrays of these shapes.
+        """
+        misfit = self._misfit(q_BNTH, k_BNSH)
+        if self._attention == "flash" and misfit:
+            raise ValueError(f"attention = 'flash' needs {misfit}; 'auto' takes plain products there")
+        long = min(q_BNTH.shape[2], k_BNSH.shape[2]) >= LONG_SEQUENCE
+        if self._attention == "flash" or (self._attention == "auto" and self._tpu and long and not misfit):
+            return flash_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal, mesh=self._mesh, spec=HEADS)
         return plain_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal)
 
     def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -30,6 +69,22 @@ class XlaKernels:
     def uniform(self, key: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """The upper 24 of 31 hashed bits: float32 holds them exactly."""
         return (self._bits(key, shape) >> 7).float() * 2.0**-24
+
+    def _misfit(self, q_BNTH: Tensor, k_BNSH: Tensor) -> str | None:
+        """What flash attention would need that these arrays do not have."""
+        sizes = self._mesh.shape()
+        batch, heads, queries, _ = q_BNTH.shape
+        for what, size, unit in (
+            ("a batch", batch, sizes["data"] * sizes["fsdp"]), ("a number of heads", heads, sizes["tensor"]),
+            ("a number of queries", queries, LANES), ("a number of keys", k_BNSH.shape[2], LANES),
+        ):
+            if size % unit:
+                return f"{what} that is a multiple of {unit}, got {size}"
+        return None
+
+    def _place(self, x_B: Tensor) -> None:
+        spec = (BATCH_AXES, *(None,) * (x_B.ndim - 1))
+        torch_xla._XLAC._xla_annotate_custom_sharding(x_B, self._mesh.get_op_sharding(spec))
 
     def _bits(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
         """31 random bits for each position, as int32 of at least 0.

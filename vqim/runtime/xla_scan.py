@@ -1,0 +1,167 @@
+"""A loop over identical layers as one loop of the program, whose size does not depend on their number.
+
+torch_xla's public `scan` differentiates its body with AOTAutograd, which traces a body anew at each call, keeps a cast
+copy of every layer's weights for the backward pass, and needs jax. Here autograd runs inside the body of the backward
+loop: it repeats the body's forward pass, takes what the forward loop kept in place of what it finds, and asks for
+gradients. What becomes unnecessary thereby is not lowered: torch_xla lowers only what outputs depend on.
+"""
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch_xla.experimental.scan import _scan_impl_flat
+
+from vqim.runtime.plain import PRODUCTS
+
+Flat = Sequence[Tensor]
+FlatBody = Callable[[Tensor, Flat], tuple[Tensor, Flat]]
+Kept = Collection[Any]
+
+
+@torch.library.custom_op("vqim::keep", mutates_args=())
+def keep(x: Tensor) -> Tensor:
+    """The identity, whose result is kept for the backward pass under all policies but 'blocks'."""
+    return x.clone()
+
+
+_AT_PRODUCTS = frozenset({*PRODUCTS, torch.ops.vqim.keep.default})
+KEPT = {
+    "none": _AT_PRODUCTS | {
+        torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default, torch.ops.aten._softmax.default,
+        torch.ops.aten.native_batch_norm.default},
+    "products": _AT_PRODUCTS,
+    "blocks": frozenset(),
+}
+"""Operations whose results the forward loop keeps, by policy; XLA drops those that the backward pass does not read.
+
+What 'none' leaves out costs nothing where it is made again: casts and elementwise operations become part of the fusions
+that read them, and dropout's masks are cheaper to draw than to keep. torch_xla makes a layer normalisation of a batch
+normalisation.
+"""
+
+
+def xla_scan(
+    body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any, *,
+    remat: str, place: Callable[[Tensor], None],
+) -> tuple[Tensor, Any]:
+    """jax.lax.scan's contract.
+
+    Args:
+      body: a pure function. Tensors that it captures become arguments of the loop, without gradients.
+      carry: its dtype and shape are those of the body's first result.
+      inputs: a nested dict of tensors [layers, ...].
+      remat: which of `KEPT`.
+      place: annotates a carry, or the gradient of one, with how it is cut over the mesh. Left to itself XLA may cut
+        activations like a neighbouring weight, and gathers them in every layer.
+    """
+    leaves, tree = pytree.tree_flatten(inputs)
+    output_tree: list[pytree.TreeSpec] = []
+
+    def flat_body(carry: Tensor, inputs: Flat) -> tuple[Tensor, Flat]:
+        carry, outputs = body(carry, pytree.tree_unflatten(list(inputs), tree))
+        flat, spec = pytree.tree_flatten(outputs)
+        output_tree[:] = [spec]
+        return carry, [output for output in flat if output is not None]
+
+    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in (carry, *leaves)):
+        carry, *outputs = _Scan.apply(flat_body, KEPT[remat], place, carry, *leaves)
+    else:
+        def step(carries: Flat, inputs: Flat) -> tuple[Flat, Flat]:
+            carry, outputs = flat_body(carries[0], inputs)
+            place(carry)
+            return [carry], outputs
+
+        with torch.no_grad():
+            (carry,), outputs = _scan_impl_flat(step, [carry], leaves)
+    (spec,) = output_tree
+    return carry, pytree.tree_unflatten(outputs, spec) if outputs else None
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, body: FlatBody, kept: Kept, place: Callable[[Tensor], None], carry: Tensor, *inputs: Tensor,
+    ) -> Any:
+        needed = [tensor.requires_grad for tensor in inputs]
+        num_outputs = 0
+
+        def step(carries: Flat, inputs: Flat) -> tuple[Flat, Flat]:
+            nonlocal num_outputs
+            place(carries[0])
+            with torch.enable_grad(), _Record(kept) as record:
+                after, outputs = body(_leaf(carries[0], True), list(map(_leaf, inputs, needed)))
+            num_outputs, after = len(outputs), after.detach()
+            place(after)
+            return [after], [*(output.detach() for output in outputs), carries[0], *record.saved]
+
+        (after,), stacked = _scan_impl_flat(step, [carry], list(inputs))
+        ctx.body, ctx.kept, ctx.place, ctx.needed = body, kept, place, needed
+        ctx.save_for_backward(*inputs, *stacked[num_outputs:])
+        ctx.set_materialize_grads(False)
+        return after, *stacked[:num_outputs]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_after: Tensor | None, *grad_outputs: Tensor | None) -> Any:
+        num_inputs = len(ctx.needed)
+        inputs, carries, saved = (
+            ctx.saved_tensors[:num_inputs], ctx.saved_tensors[num_inputs], ctx.saved_tensors[num_inputs + 1:])
+        given = [i for i, grad in enumerate(grad_outputs) if grad is not None]
+        if grad_after is None:
+            grad_after = torch.zeros_like(carries[0])
+
+        def step(grads: Flat, slices: Flat) -> tuple[Flat, Flat]:
+            ctx.place(slices[0])
+            ctx.place(grads[0])
+            carry, slices = _leaf(slices[0], True), slices[1:]
+            arguments = list(map(_leaf, slices[:num_inputs], ctx.needed))
+            replayed, grad_outputs = slices[num_inputs:len(slices) - len(given)], slices[len(slices) - len(given):]
+            with torch.enable_grad(), _Replay(ctx.kept, replayed):
+                after, outputs = ctx.body(carry, arguments)
+            wanted = [carry, *(argument for argument in arguments if argument.requires_grad)]
+            grad_carry, *found = torch.autograd.grad(
+                [after, *(outputs[i] for i in given)], wanted, [grads[0], *grad_outputs], materialize_grads=True)
+            ctx.place(grad_carry)
+            return [grad_carry], found
+
+        slices = [carries, *inputs, *saved, *(grad_outputs[i] for i in given)]
+        (grad_carry,), found = _scan_impl_flat(step, [grad_after], slices, reverse=True)
+        grads = iter(found)
+        return None, None, None, grad_carry, *(next(grads) if needs else None for needs in ctx.needed)
+
+
+class _Record(TorchDispatchMode):
+    """Notes the results of the operations named by `kept`, in their order."""
+
+    def __init__(self, kept: Kept):
+        super().__init__()
+        self.kept = kept
+        self.saved: list[Tensor] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = operation(*args, **(kwargs or {}))
+        if operation in self.kept:
+            self.saved += [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
+        return results
+
+
+class _Replay(TorchDispatchMode):
+    """Gives what `_Record` noted for the results of these operations."""
+
+    def __init__(self, kept: Kept, saved: Flat):
+        super().__init__()
+        # Modes stand below functionalisation, which wraps every tensor of torch_xla.
+        self.kept, self.saved = kept, map(torch._from_functional_tensor, saved)
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = operation(*args, **(kwargs or {}))
+        if operation not in self.kept:
+            return results
+        return pytree.tree_map_only(Tensor, lambda _: next(self.saved), results)
+
+
+def _leaf(tensor: Tensor, needs_grad: bool) -> Tensor:
+    return tensor.detach().requires_grad_(needs_grad)
