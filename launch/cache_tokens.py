@@ -5,21 +5,27 @@
 Each view is the whole training split once more, augmented anew. Train on it with data.Tokens.path = 'caches/emoji'
 and train.data = @data.Tokens().
 """
+import contextlib
+import os
 from pathlib import Path
 
 import torch
 from absl import flags as absl_flags
 from absl import logging
+from torch import Tensor
 
+from vqim.data.images import Images
 from vqim.data.source import SPLITS
 from vqim.data.token_cache import TokenCacheWriter
 from vqim.nn.context import Context
 from vqim.nn.module import apply
 from vqim.registry.config import ConfigError
+from vqim.runtime.runtime import Runtime
 from vqim.state.leaf import State, select
-from vqim.tokenizer.model import images_to_float
+from vqim.tokenizer.model import ImageTokenizer, images_to_float
 from vqim.tokenizer.pretrained import Pretrained
 from vqim.tokenizer.task import TokenizerTask
+from vqim.training.loop import check_batch_size
 from vqim.training.state import restore_arrays
 
 from . import flags, session
@@ -47,23 +53,52 @@ def main() -> None:
     checkpoint = session.open_checkpoint(workdir)
     spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith("params/tokenizer/")}
     params = select(restore_arrays(spec, experiment.seed, runtime, checkpoint), "params/tokenizer/")
+    try:
+        check_batch_size(BATCH_SIZE.value, runtime, 1)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
+    write_cache(OUT.value, task.model, params, data, runtime, fingerprint=Pretrained(task.model, workdir).fingerprint(),
+                batch_size=BATCH_SIZE.value, seed=experiment.seed, num_views=NUM_VIEWS.value)
 
-    def encode(params: State, images_BHWC: torch.Tensor) -> torch.Tensor:
+
+def write_cache(
+    out: str | os.PathLike[str], model: ImageTokenizer, params: State, data: Images, runtime: Runtime, *,
+    fingerprint: str, batch_size: int, seed: int, num_views: int,
+) -> None:
+    """Encodes both splits. Each process loads and encodes its share of every batch, and process 0 writes them all.
+
+    Args:
+      out: the folder.
+      model: the tokenizer.
+      params: its arrays.
+      data: pictures.
+      runtime: where to run.
+      fingerprint: of the tokenizer and its weights.
+      batch_size: over all processes.
+      seed: of the augmentation.
+      num_views: augmented passes over the training split.
+    """
+    def encode(params: State, batch: dict[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            return apply(task.model.tokens, params, images_to_float(images_BHWC), Context(runtime.kernels))
+            tokens_BNK = apply(model.tokens, params, images_to_float(batch["images"]), Context(runtime.kernels))
+            return [tokens_BNK, batch["labels"], batch["valid"]]
 
     program = runtime.compile(encode)
-    fingerprint = Pretrained(task.model, workdir).fingerprint()
-    passes = {"train": (data.views(BATCH_SIZE.value, experiment.seed, NUM_VIEWS.value), NUM_VIEWS.value),
-              "validation": (data.evaluation(BATCH_SIZE.value), 1)}
-    for split, (batches, num_views) in passes.items():
-        with TokenCacheWriter(
-                OUT.value, split, levels=task.model.grid.as_lists(), fingerprint=fingerprint,
-                image_size=data.image_size, class_names=data.class_names, num_views=num_views) as writer:
+    processes = {"process_index": runtime.process_index, "process_count": runtime.process_count}
+    share = batch_size // runtime.process_count
+    passes = {"train": (data.views(share, seed, num_views, **processes), num_views),
+              "validation": (data.evaluation(share, **processes), 1)}
+    for split, (batches, views) in passes.items():
+        writes = runtime.process_index == 0
+        with (TokenCacheWriter(
+                out, split, levels=model.grid.as_lists(), fingerprint=fingerprint, image_size=data.image_size,
+                class_names=data.class_names, num_views=views) if writes else contextlib.nullcontext()) as writer:
             for batch in batches:
-                device = runtime.put(batch)
-                writer.write(runtime.fetch([program(params, device["images"])])[0], batch["labels"], batch["valid"])
-        logging.info("%s: %d views of %d pictures in %s", split, num_views, data.num_examples(split), OUT.value)
+                written = runtime.fetch(program(params, runtime.put(batch)))
+                if writer is not None:
+                    writer.write(*written)
+        logging.info("%s: %d views of %d pictures in %s", split, views, data.num_examples(split), out)
+    runtime.hosts.wait("token cache")  # what process 0 writes is there for all
 
 
 def run() -> None:

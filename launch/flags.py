@@ -34,7 +34,8 @@ GIN_SEARCH_PATH = flags.DEFINE_list(
     "gin_search_path", [], "Folders, separated by commas, in which gin files and what they include are looked for.",
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run's directory: its configuration, checkpoints, metrics and samples. A path or gs://...",
+    "workdir", None,
+    "The run's directory: its configuration, checkpoints, metrics and samples. A bucket has to be mounted.",
 )
 RUNTIME = flags.DEFINE_enum(
     "runtime", "auto", ["auto", "torch", "xla"],

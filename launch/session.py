@@ -10,6 +10,7 @@ from vqim.checkpoint.errors import NoCheckpointError
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.checkpoint.reader import Checkpoint
 from vqim.registry.config import Config, ConfigError, load
+from vqim.runtime.hosts import Hosts
 from vqim.runtime.meta import step_flops
 from vqim.runtime.runtime import Runtime, to_tensor
 from vqim.training.experiment import Experiment
@@ -53,19 +54,38 @@ def _has_tpu() -> bool:
     return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and find_spec("torch_xla") is not None
 
 
-def claim_workdir(config: Config, workdir: str | None, process_index: int) -> str:
+def claim_workdir(config: Config, workdir: str | None, hosts: Hosts) -> str:
     """Makes a run directory this experiment's own, or finds that it is.
 
-    Writes config.gin where there is none. Returns the directory.
+    Process 0 looks, and writes config.gin; the others hear of it. Returns the directory.
 
     Raises:
-      ConfigError: no --workdir, or it holds another experiment or something else; nothing has been changed.
+      ConfigError: no --workdir, or it holds another experiment or something else, and nothing has been changed; or
+        another host does not see it.
     """
     if not workdir:
         raise ConfigError("--workdir must name the run's directory, such as --workdir=runs/first; got none")
     if "://" in workdir:
-        raise ConfigError(f"--workdir must be a path, or a bucket that is mounted as a folder; got {workdir}. "
-                          "Checkpoints alone can be written to a URL")
+        raise ConfigError(f"--workdir must be a path, or a bucket that is mounted as a folder (docs/tpu.md); got "
+                          f"{workdir}. Checkpoints alone can be written to a URL")
+    if hosts.process_index == 0:
+        try:
+            _claim(config, workdir)
+            hosts.post("workdir", "")
+        except ConfigError as error:
+            hosts.post("workdir", str(error))
+    refusal = hosts.get("workdir")
+    hosts.wait("workdir")  # process 0, which has what is posted, may end now
+    if refusal:
+        raise ConfigError(refusal)
+    if not (Path(workdir) / "config.gin").exists():
+        raise ConfigError(f"--workdir must be a folder that all hosts share; {workdir} has no config.gin for host "
+                          f"{hosts.process_index}, though host 0 wrote it")
+    return workdir
+
+
+def _claim(config: Config, workdir: str) -> None:
+    """Refuses a directory, or writes config.gin into it."""
     path = Path(workdir) / "config.gin"
     if path.exists():
         config.refuse_other_experiment(path.read_text(), workdir, MAY_CHANGE)
@@ -75,12 +95,10 @@ def claim_workdir(config: Config, workdir: str | None, process_index: int) -> st
         names = ", ".join(sorted(os.listdir(workdir))[:5])
         raise ConfigError(f"--workdir must be new or hold a run of this experiment; {workdir} has no config.gin "
                           f"but holds {names}. Name another directory")
-    if process_index == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(config.text())
-        temporary.replace(path)
-    return workdir
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(config.text())
+    temporary.replace(path)
 
 
 def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:

@@ -5,9 +5,11 @@
 
 The same command again goes on from the newest checkpoint in the run directory.
 """
+import re
 import sys
 from pathlib import Path
 
+from absl import flags as absl_flags
 from absl import logging
 
 from vqim.checkpoint.errors import CheckpointError
@@ -19,10 +21,13 @@ from vqim.training.state import NonFiniteError
 from . import flags, session
 
 DRY_RUN = flags.define_dry_run()
+PROFILE_STEPS = absl_flags.DEFINE_string(
+    "profile_steps", None, "Steps to trace for TensorBoard's profiler: 100:110 are the ten after step 100.")
 
 
 def main() -> None:
     """Builds everything, then trains or, with --dry_run, says what would be trained."""
+    profile_steps = _steps(PROFILE_STEPS.value)
     config = flags.load_config()
     runtime = session.make_runtime(config, flags.RUNTIME.value)
     experiment = config.call("train")
@@ -36,19 +41,31 @@ def main() -> None:
         print(operative)
         print(session.describe_experiment(experiment, runtime))
         return
-    workdir = session.claim_workdir(config, flags.WORKDIR.value, runtime.process_index)
+    workdir = session.claim_workdir(config, flags.WORKDIR.value, runtime.hosts)
     if runtime.process_index == 0:
         (Path(workdir) / "operative_config.gin").write_text(operative)
     for name, value in runtime.describe().items():
         logging.info("%s: %s", name, value)
     try:
-        finished = train(experiment, workdir=workdir, runtime=runtime, config=operative)
+        finished = train(
+            experiment, workdir=workdir, runtime=runtime, config=operative, profile_steps=profile_steps)
     except NonFiniteError as error:
         sys.exit(f"Stopped: {error}. To go on from here with other values, write them into {workdir}/config.gin too.")
     except (CheckpointError, TooManyCorruptError) as error:
         sys.exit(f"Stopped: {error}.")
     if finished.interrupted:
         sys.exit(f"Interrupted by {finished.interrupted}.")
+
+
+def _steps(text: str | None) -> range | None:
+    """What A:B says."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ConfigError(f"--profile_steps must be A:B with A < B, such as 100:110 for the ten steps after step 100; "
+                          f"got {text}")
+    return range(int(found[1]), int(found[2]))
 
 
 def run() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.runtime.several_hosts import together
 from vqim.nn.module import apply
 from vqim.prior.sampler import Sampler
 from vqim.runtime.torch import TorchRuntime
@@ -91,3 +92,11 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(make_prior):
 
     with pytest.raises(ValueError, match="batch_size must be a multiple of 4, got 6"):
         Sampler(make_prior(), FourDevices(), 6)
+
+
+def test_several_processes_draw_what_one_draws_each_with_its_share_of_the_labels(make_prior, draw_params):
+    prior = make_prior()
+    params, labels = draw_params(prior), np.array([0, 1, 2, 3, -1, 2], np.int32)
+    runtimes, drawn = together(3, lambda runtime: Sampler(prior, runtime, 6)(params, labels, seed=4))
+    assert all(torch.equal(tokens, Sampler(prior, RUNTIME, 6)(params, labels, seed=4)) for tokens in drawn)
+    assert [runtime.loaded[0]["labels"].tolist() for runtime in runtimes] == [[0, 1], [2, 3], [-1, 2]]

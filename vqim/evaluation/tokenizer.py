@@ -54,12 +54,12 @@ class ReconstructionEvaluator:
                 self.batch_size // runtime.process_count,
                 process_index=runtime.process_index, process_count=runtime.process_count):
             results = self._program(state, runtime.put(batch))
-            valid_B, tokens_BNK, images_BHWC, *values = runtime.fetch(
-                [results.pop("valid"), results.pop("tokens"), results.pop("images"), *results.values()])
+            valid_B, tokens_BNK, originals_BHWC, images_BHWC, *values = runtime.fetch(
+                [results.pop(name) for name in ("valid", "tokens", "originals", "images")] + [*results.values()])
             averages.add(dict(zip(results, values, strict=True)), valid_B)
             for of_level, indices in zip(statistics, grid.split(tokens_BNK), strict=True):
                 of_level.add(indices, valid_B)
-            pairs = np.stack([batch["images"], images_BHWC], 1)[batch["valid"]]
+            pairs = np.stack([originals_BHWC, images_BHWC], 1)[valid_B]
             shown.extend(pairs[-num_seen % stride::stride])
             num_seen += len(pairs)
         use: dict[str, Any] = {}
@@ -89,7 +89,9 @@ def _measure(task: TokenizerTask, state: State, batch: dict[str, Tensor], kernel
         lpips = task.lpips(state, images_BCHW, rounded_BCHW)
         if lpips is not None:
             values["lpips"] = lpips
-        return {**values, "valid": batch["valid"], "tokens": join(quantized.indices), "images": bytes_BHWC}
+        # The whole batch's originals too: a host that loads a part of it has no others.
+        return {**values, "valid": batch["valid"], "tokens": join(quantized.indices), "originals": batch["images"],
+                "images": bytes_BHWC}
 
 
 def _rows_of_pairs(pairs: np.ndarray) -> np.ndarray:

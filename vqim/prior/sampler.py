@@ -55,8 +55,9 @@ class Sampler:
         """
         if labels_B.shape != (self.batch_size,):
             raise ValueError(f"labels_B must have shape ({self.batch_size},), got {labels_B.shape}")
-        tokens = np.zeros((self.batch_size, self.prior.num_tokens), np.int64)
-        device = self.runtime.put({"labels": labels_B.astype(np.int32), "tokens": tokens})
+        share = self.batch_size // self.runtime.process_count
+        own_B = labels_B[self.runtime.process_index * share:][:share].astype(np.int32)
+        device = self.runtime.put({"labels": own_B, "tokens": np.zeros((share, self.prior.num_tokens), np.int64)})
         empty = self.prior.empty_cache(self.batch_size, self.dtype, device["tokens"].device)
         cache = Cache(*self.runtime.cut([empty.keys, empty.values], axis=1))
         for position in range(self.prior.num_tokens):

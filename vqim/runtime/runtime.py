@@ -1,6 +1,8 @@
 """What a runtime does for the rest of vqim."""
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -8,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqim.runtime.hosts import Hosts
 from vqim.state.init import Index
 from vqim.state.leaf import Leaf
 
@@ -35,6 +38,7 @@ class Runtime(Protocol):
     Attributes:
       kernels: the operations of `vqim.nn.context.Kernels`, as this runtime does them.
       process_index, process_count: of this process among those of the run.
+      hosts: how these processes talk to each other without their devices.
       num_batch_shards: a batch's size, over all processes, has to be a multiple of it.
       peak_flops: floating-point operations a second of all devices; None where nobody says.
     """
@@ -42,6 +46,7 @@ class Runtime(Protocol):
     kernels: Any
     process_index: int
     process_count: int
+    hosts: Hosts
     num_batch_shards: int
     peak_flops: float | None
 
@@ -50,7 +55,10 @@ class Runtime(Protocol):
         ...
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """This process's part of a batch as device arrays of the whole batch, cut along the first dimension."""
+        """This process's part of a batch as device arrays of the whole batch, cut along the first dimension.
+
+        The whole batch has the parts in the order of the processes.
+        """
         ...
 
     def scalars(self, values: Mapping[str, int | float]) -> dict[str, Tensor]:
@@ -76,8 +84,12 @@ class Runtime(Protocol):
         """Host copies of what this process has to write of a state array; later steps do not change them."""
         ...
 
-    def barrier(self, name: str) -> None:
-        """Waits until every process has come here."""
+    def counters(self) -> dict[str, float]:
+        """What has been counted since the process began, by the names of the summaries: compilations, transfers ..."""
+        ...
+
+    def profile(self, directory: str | os.PathLike[str]) -> AbstractContextManager[Any]:
+        """Traces what is done inside, into a TensorBoard log directory."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -3,8 +3,10 @@
     B batch, T queries, S keys, N heads, H head dimension
 """
 import dataclasses
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqim.runtime.hosts import OneHost
 from vqim.runtime.plain import loop_scan, plain_attention
 from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
 from vqim.runtime.settings import TorchSettings
@@ -74,6 +77,7 @@ class TorchRuntime:
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
         self.device = torch.device(device)
+        self.hosts = OneHost()
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device must be one that is here, got {device!r}: torch finds no CUDA device")
         self.kernels = TorchKernels(settings.remat)
@@ -108,8 +112,13 @@ class TorchRuntime:
         values = to_numpy(tensor)
         return Shards(values.shape, values.dtype, [(full_index(values.shape), values)])
 
-    def barrier(self, name: str) -> None:
-        """One process waits for nobody."""
+    def counters(self) -> dict[str, float]:
+        """Nothing is counted."""
+        return {}
+
+    def profile(self, directory: str | os.PathLike[str]) -> AbstractContextManager[Any]:
+        """See `Runtime.profile`: directory/<host>_<process>.<time>.pt.trace.json."""
+        return torch.profiler.profile(on_trace_ready=torch.profiler.tensorboard_trace_handler(str(directory)))
 
     def describe(self) -> dict[str, Any]:
         """See `Runtime.describe`."""

@@ -17,6 +17,7 @@ from vqim.state.health import FIRST_BAD_STEP, IS_BAD
 from vqim.state.leaf import Spec, State
 from vqim.training.experiment import Experiment
 from vqim.training.interrupts import Interrupts
+from vqim.training.profiling import Profiler
 from vqim.training.progress import Progress
 from vqim.training.state import NonFiniteError, TrainState, restore, save, start
 from vqim.training.summaries import Summaries
@@ -36,7 +37,10 @@ class Finished:
     interrupted: str | None
 
 
-def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: Any, config: str) -> Finished:
+def train(
+    experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: Any, config: str,
+    profile_steps: range | None = None,
+) -> Finished:
     """Trains to `experiment.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     A run that was interrupted, by a signal or by the machine, and started again ends with the same bits as one
@@ -47,6 +51,7 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
       workdir: the run directory.
       runtime: where to run (`vqim.runtime`).
       config: the configuration as text, kept with every checkpoint and shown by TensorBoard.
+      profile_steps: process 0 traces the steps after `profile_steps.start` steps, up to `profile_steps.stop`.
 
     Raises:
       NonFiniteError: a learning rate, a loss or a gradient was not finite, and the state before that step has been
@@ -62,14 +67,15 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
         process_index=runtime.process_index, process_count=runtime.process_count)
     manager = CheckpointManager(
         f"{workdir}/checkpoints", keep=experiment.keep, process_index=runtime.process_index,
-        process_count=runtime.process_count, barrier=runtime.barrier)
+        process_count=runtime.process_count, barrier=runtime.hosts.wait)
     latest = manager.latest_step()
     if latest is None:
         state = start(spec, experiment.seed, runtime)
     else:
         checkpoint = manager.open(latest)
         state = restore(spec, experiment.seed, runtime, checkpoint)
-        loader.restore(checkpoint.data_position(runtime.process_index))
+        # The same of every process, so that there may be more of them now.
+        loader.restore(checkpoint.data_position(0))
         if state.step < num_steps:
             logging.info("Going on from step %d of %s.", state.step, workdir)
         else:
@@ -78,31 +84,37 @@ def train(experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: A
     run = _Run(experiment, spec, state, runtime, manager, loader, config)
     progress = Progress(state.step, num_steps, batch_size, runtime.peak_flops)
     summaries = Summaries(workdir, state.step, enabled=runtime.process_index == 0)
+    profiler = Profiler(runtime, workdir, profile_steps if runtime.process_index == 0 else None)
     interrupted = None
     try:
         if state.step < num_steps:
             # TensorBoard takes text for Markdown, which leaves indented lines as they are.
             summaries.write(state.step, {"config": textwrap.indent(config, "    ")})
-        with Interrupts() as interrupts:
+        with Interrupts(runtime.hosts, state.step) as interrupts:
             while state.step < num_steps and not interrupted:
+                with progress.pause():
+                    profiler.at(state.step)
                 run.step()
                 is_last = state.step == num_steps
                 if state.step % experiment.log_every == 0 or is_last:
                     metrics = run.read_metrics()
                     summaries.write(state.step, {
                         **task.host_scalars(state.step - 1), **metrics, **progress.measure(state.step, run.step_flops),
-                        "data/num_skipped": loader.num_skipped})
+                        **runtime.counters(), "data/num_skipped": loader.num_skipped})
                     logging.info("%s", progress.line(metrics))
                 with progress.pause():
                     for evaluator in experiment.evaluators:
                         if is_last or evaluator.every and state.step % evaluator.every == 0:
                             summaries.write(state.step, run.evaluate(evaluator))
-                    # Read once: a signal that comes after this line is for the next step.
-                    interrupted = None if is_last else interrupts.requested
+                    # Asked once: a signal that comes after this line is for a later step.
+                    interrupted = interrupts.after(state.step)
+                    if is_last:
+                        interrupted = None
                     if state.step % experiment.save_every == 0 or is_last or interrupted:
                         run.save()
         manager.wait()
     finally:
+        profiler.close()
         summaries.close()
         loader.close()
     if interrupted:

@@ -1,0 +1,81 @@
+"""Run by test_several_hosts.py: one of several processes that train together, each with a part of data and state.
+
+    python -m tests.training.one_host index count port workdir num_steps
+
+Prints the port, which process 0 chooses if it is given 0, and at the end JSON: step, interrupted, examples loaded.
+"""
+import json
+import sys
+
+import numpy as np
+import torch
+from absl import logging
+
+from tests.runtime.several_hosts import OneOfSeveral
+from vqim.data.loader import Loader
+from vqim.runtime.hosts import HostNetwork
+from vqim.state.health import check_finite, health_spec
+from vqim.state.init import Constant
+from vqim.state.leaf import Leaf
+from vqim.training.experiment import Experiment
+from vqim.training.loop import train
+
+NUM_EXAMPLES, BATCH_SIZE = 100, 6
+
+
+class Counts:
+    """Counts how often each example has come."""
+
+    checked = ["loss"]
+    num_micro_batches = 1
+
+    def init_spec(self):
+        return {"params/counts": Leaf((NUM_EXAMPLES,), Constant(0.0), ("in",)), **health_spec(self.checked)}
+
+    def check_data(self, data):
+        pass
+
+    def host_scalars(self, step):
+        return {}
+
+    def program(self, step):
+        return "train"
+
+    def train_step(self, state, batch, scalars, kernels, program="train"):
+        loss = batch["records"].float().mean()
+        check_finite(state, [loss], scalars["step"])
+        counts = state["params/counts"]
+        here = batch["records"][:, None] == torch.arange(NUM_EXAMPLES, device=counts.device)
+        counts.add_(here.sum(0))
+        return {"loss": loss}
+
+    def describe(self):
+        return {}
+
+
+class Numbers:
+    """Examples that are their own indices."""
+
+    def training(self, batch_size, seed, **processes):
+        return Loader(lambda epochs_B, records_B: {"records": records_B}, NUM_EXAMPLES, batch_size, seed, **processes)
+
+
+def experiment(num_steps):
+    """Counting."""
+    return Experiment(Counts(), Numbers(), num_steps, BATCH_SIZE, log_every=10, save_every=10**6)
+
+
+def main():
+    """Trains as one process of several."""
+    index, count, port = map(int, sys.argv[1:4])
+    network = HostNetwork("localhost", port, index, count, timeout_seconds=60)
+    print(network.port, flush=True)
+    logging.set_verbosity(logging.INFO)
+    runtime = OneOfSeveral(network)
+    finished = train(experiment(int(sys.argv[5])), workdir=sys.argv[4], runtime=runtime, config="")
+    loaded = np.concatenate([batch["records"] for batch in runtime.loaded]).tolist()
+    print(json.dumps({"step": finished.state.step, "interrupted": finished.interrupted, "loaded": loaded}))
+
+
+if __name__ == "__main__":
+    main()
