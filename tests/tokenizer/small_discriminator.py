@@ -24,5 +24,6 @@ class SmallDiscriminator(nn.Module):
         x_BCHW = (2 * images_BCHW - 1).to(context.dtype)
         features_BFhw = F.conv2d(
             x_BCHW, self.kernel_OIHW.to(context.dtype), self.bias_O.to(context.dtype), stride=self.patch_size)
-        logits_Bhw = torch.einsum("bfhw,f->bhw", torch.tanh(features_BFhw.float()), self.head_F)
+        # Not by einsum: on XLA it has no second derivative (torch_xla 2.9), and R1's gradient would lack a part.
+        logits_Bhw = (torch.tanh(features_BFhw.float()) * self.head_F[:, None, None]).sum(1)
         return logits_Bhw if self.patches else logits_Bhw.mean((1, 2))

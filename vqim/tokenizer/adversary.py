@@ -67,7 +67,8 @@ class Adversary:
 
     Args:
       discriminator: a module with `image_size`, that makes of images [B, C, H, W], about [0, 1], and a context float32
-        logits, [B] or one for each of its patches, [B, h, w].
+        logits, [B] or one for each of its patches, [B, h, w]. R1 needs its second derivative: on XLA, torch.einsum and
+        max pooling have none and are silently left out of it (torch_xla 2.9).
       optimizer: of the discriminator's parameters. Its count of updates (Adam's bias correction) starts at
         `start_step`.
       learning_rate: its schedule, by the step of the run, so that one schedule can serve both networks.
