@@ -68,6 +68,17 @@ def test_the_body_of_a_loop_counts_as_often_as_its_condition_lets_it_run(module)
     assert runs["fusion"] == runs["strange"] == 36 and runs["reduced"] == 1
 
 
+def test_a_counter_of_64_bits_is_two_words_of_which_the_upper_one_is_compared_with_zero():
+    low, high = "  %limit = u32[] constant(8)", "  %upper = u32[] constant(0)"
+    words = Module(LOOP.replace("  %limit = s32[] constant(36)", f"{low}\n{high}"))
+    assert {instruction.name: times for _, instruction, times in words.executed()}["fusion"] == 8
+
+
+def test_a_loop_that_does_not_say_how_often_it_runs_is_refused():
+    with pytest.raises(ValueError, match="the loop while does not say"):
+        list(Module(LOOP.replace("constant(36)", "parameter(1)")).executed())
+
+
 def test_a_known_trip_count_wins_over_the_condition():
     known = Module(LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}'))
     assert {instruction.name: times for _, instruction, times in known.executed()}["fusion"] == 5
@@ -113,6 +124,27 @@ def test_collectives_have_their_bytes_and_groups(module):
 def test_work_between_start_and_end_hides_a_collective_loops_included(module):
     reduce, gather = module.collectives()
     assert reduce.hidden_cycles == 0 and gather.hidden_cycles == 36 * 1000 + 70
+
+
+SCATTER = """HloModule scatter, is_scheduled=true
+
+%all-reduce-scatter (whole: f32[64,8]) -> f32[16,8] {
+  %whole = f32[64,8]{1,0} parameter(0)
+  %sum = f32[64,8]{1,0} all-reduce(%whole), replica_groups={{0,1,2,3}}, to_apply=%add
+  %row = s32[] constant(0)
+  ROOT %part = f32[16,8]{1,0} dynamic-slice(%sum, %row, %row), dynamic_slice_sizes={16,8}
+}
+
+ENTRY %main (g: f32[64,8]) -> f32[16,8] {
+  %g = f32[64,8]{1,0} parameter(0)
+  ROOT %fusion = f32[16,8]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_an_all_reduce_of_which_each_device_takes_its_slice_is_a_reduce_scatter():
+    (found,) = Module(SCATTER).collectives()
+    assert (found.kind, found.operand_bytes, found.result_bytes) == ("reduce-scatter", 4 * 64 * 8, 4 * 16 * 8)
 
 
 @pytest.mark.parametrize("text, groups", [
