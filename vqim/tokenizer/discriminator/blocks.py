@@ -1,0 +1,50 @@
+"""Convolutions between pixels and 2x2 blocks of pixels.
+
+A convolution with stride 2 is one with stride 1 over blocks, four times as many channels at half the height and
+width. Its values and FLOPs are the same, but its gradient needs no image with zeros between the pixels, which a TPU
+would multiply like any other; and few channels become enough of them to fill its 128x128 matrix unit.
+
+    B batch, C channels, H W image size, h w = H/2 W/2 (or one more, see `shift_blocks`); O I of a kernel: output and
+    input channels; a block's channels are (row, column, channel), 4C
+"""
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def space_to_depth(x_BCHW: Tensor) -> Tensor:
+    """2x2 pixels become one position: [B, C, H, W] to [B, 4C, h, w].
+
+    A kernel [O, I, even, even] of stride 2 becomes one over blocks, [O, 4I, ...], likewise.
+    """
+    return rearrange(x_BCHW, "b c (h p) (w q) -> b (p q c) h w", p=2, q=2)
+
+
+def shift_blocks(x_BCHW: Tensor) -> Tensor:
+    """Blocks that begin one pixel above and left of the image, with zeros around it: [B, 4C, H/2 + 1, W/2 + 1].
+
+    Two by two of these blocks are what a 3x3 kernel sees from the four pixels of a block of the image.
+    """
+    return space_to_depth(F.pad(x_BCHW, (1, 1, 1, 1)))
+
+
+def convolve_halving(x_BCHW: Tensor, kernel_OIHW: Tensor) -> Tensor:
+    """A convolution of stride 2 with a 4x4 kernel and one zero around the image: [B, I, H, W] to [B, O, h, w]."""
+    return F.conv2d(shift_blocks(x_BCHW), space_to_depth(kernel_OIHW))
+
+
+def from_blocks_to_blocks(kernel_OIHW: Tensor) -> Tensor:
+    """A 3x3 kernel over pixels as a 2x2 kernel from shifted blocks to blocks: [O, I, 3, 3] to [4O, 4I, 2, 2]."""
+    return rearrange(
+        [space_to_depth(kernel) for kernel in _shifted(kernel_OIHW)], "pixel o i h w -> (pixel o) i h w")
+
+
+def from_pixels_to_blocks(kernel_OI11: Tensor) -> Tensor:
+    """A 1x1 kernel as one of stride 2 from pixels to blocks, [4O, I, 2, 2]; with padding 1 the blocks are shifted."""
+    return torch.cat(_shifted(kernel_OI11))
+
+
+def _shifted(kernel_OIHW: Tensor) -> list[Tensor]:
+    """The kernel as each of a block's four pixels applies it, in a window that has room for all of them."""
+    return [F.pad(kernel_OIHW, (q, 1 - q, p, 1 - p)) for p in (0, 1) for q in (0, 1)]

@@ -1,0 +1,217 @@
+"""StyleGAN2's discriminator: Karras et al. (2020), section 4.1 and configuration F of Table 1.
+
+ViT-VQGAN trains with it (section 3.3). What that paper leaves open is here as in the authors' own program
+(NVlabs/stylegan2, training/networks_stylegan2.py, `D_stylegan2`).
+
+Three liberties, which change no value (tests/tokenizer/discriminator/test_stylegan2.py has the direct form beside
+this one): the blur is folded into the kernel of the convolution after it; convolutions with stride 2 run over 2x2
+blocks of pixels; and so do all of a residual block with less than 128 channels.
+MEASURED
+
+    B batch, C channels, H W image size, h w = H/2 W/2; I O input and output channels of a kernel; G images of a group
+"""
+import functools
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from vqim.nn.context import Context
+from vqim.nn.layers import check_positive
+from vqim.nn.module import parameter
+from vqim.state.init import Constant, Normal
+from vqim.tokenizer.discriminator.blocks import (
+    from_blocks_to_blocks,
+    from_pixels_to_blocks,
+    shift_blocks,
+    space_to_depth,
+)
+
+MIN_SIZE = 8
+SMALLEST = 4
+"""Height and width after the last residual block."""
+
+BLUR = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
+"""The binomial filter [1, 3, 3, 1], normalised; its outer product with itself blurs before pixels are dropped."""
+
+_MATRIX_UNIT = 128  # rows and columns of a TPU's matrix unit: fewer channels than this leave a part of it empty
+_SLOPE = 0.2
+_GAIN = math.sqrt(2)  # after each leaky rectifier, which halves the variance, nearly
+_EPSILON = 1e-8
+
+
+class StyleGAN2Discriminator(nn.Module):
+    """Images to logits of being real.
+
+    A 1x1 convolution from RGB; residual blocks that halve the image until it is 4x4; the minibatch's standard
+    deviation as one more channel; a 3x3 convolution and two dense layers. At size s there are
+    min(max_channels, channel_base / s) channels: the `fmap_base` of the authors' program is half of `channel_base`,
+    which its PyTorch successor (stylegan2-ada-pytorch) has under this name.
+
+    Minibatch standard deviation: consecutive images of the batch form a group, whatever device holds them. A batch
+    with fewer images than `group_size` is one group. Give it real and reconstructed images in different calls, or
+    a multiple of `group_size` each.
+
+    Args:
+      image_size: height and width of images; a power of two, at least 8.
+      channel_base: 32768 in configuration F; 16384, half as many channels at high resolution, in configuration E and
+        in stylegan2-ada-pytorch's 'paper256'.
+      max_channels: 512 in both.
+      group_size: of the minibatch standard deviation; 4 in both.
+      num_channels: of the images.
+    """
+
+    def __init__(
+        self, image_size: int, channel_base: int = 32768, max_channels: int = 512, group_size: int = 4,
+        num_channels: int = 3,
+    ):
+        super().__init__()
+        check_positive(image_size=image_size, channel_base=channel_base, max_channels=max_channels,
+                       group_size=group_size, num_channels=num_channels)
+        if image_size < MIN_SIZE or image_size & (image_size - 1):
+            raise ValueError(f"image_size must be a power of two and at least {MIN_SIZE}, got {image_size}")
+        if channel_base < image_size:
+            raise ValueError(f"channel_base must be at least image_size {image_size}, so that there is a channel; "
+                             f"got {channel_base}")
+        self.image_size, self.group_size = image_size, group_size
+        sizes = [image_size >> halvings for halvings in range(int(math.log2(image_size // SMALLEST)) + 1)]
+        channels = [min(max_channels, channel_base // size) for size in sizes]
+        self.from_rgb = FromRGB(num_channels, channels[0])
+        self.blocks = nn.ModuleList(
+            ResidualBlock(num_inputs, num_outputs) for num_inputs, num_outputs in itertools.pairwise(channels))
+        last = channels[-1]
+        self.kernel_OIHW = parameter((last, last + 1, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
+        self.bias_O = parameter((last,), Constant(0.0), "features")
+        self.hidden_kernel_IO = parameter((last * SMALLEST**2, last), Normal(1.0), "in", "out")
+        self.hidden_bias_O = parameter((last,), Constant(0.0), "features")
+        self.logit_kernel_IO = parameter((last, 1), Normal(1.0), "in", "out")
+        self.logit_bias = parameter((), Constant(0.0))
+
+    def forward(self, images_BCHW: Tensor, context: Context) -> Tensor:
+        """Images in [0, 1] to logits_B, float32 (float64 where the context's dtype is).
+
+        Raises:
+          ValueError: the images are of another size, or cannot be divided into groups.
+        """
+        if tuple(images_BCHW.shape[2:]) != (self.image_size, self.image_size):
+            raise ValueError(f"images must be {self.image_size}x{self.image_size}, the discriminator's image_size; "
+                             f"got {tuple(images_BCHW.shape)}")
+        dtype, wide = context.dtype, torch.promote_types(context.dtype, torch.float32)
+        x_BCHW = (2 * images_BCHW - 1).to(dtype)
+        first, *others = self.blocks
+        if first.num_inputs < _MATRIX_UNIT:
+            x_BCHW = first.from_shifted_blocks(self.from_rgb.to_shifted_blocks(x_BCHW))
+        else:
+            x_BCHW = first(self.from_rgb(x_BCHW))
+        for block in others:
+            x_BCHW = block(x_BCHW)
+        deviation_B1HW = _group_deviation(x_BCHW.to(wide), self.group_size)
+        x_BCHW = torch.cat([x_BCHW, deviation_B1HW.to(dtype)], dim=1)
+        x_BCHW = _activate(F.conv2d(x_BCHW, _equalise(self.kernel_OIHW).to(dtype), padding=1), self.bias_O)
+        x_BI = rearrange(x_BCHW, "b c h w -> b (c h w)")
+        x_BI = _activate(x_BI @ _equalise_dense(self.hidden_kernel_IO).to(dtype), self.hidden_bias_O)
+        # A sum of products rather than a matrix product: a TPU would round the factors of the latter to bfloat16.
+        return (x_BI.to(wide) * _equalise_dense(self.logit_kernel_IO)[:, 0]).sum(1) + self.logit_bias
+
+
+class FromRGB(nn.Module):
+    """A 1x1 convolution from an image's channels, and a leaky rectifier."""
+
+    def __init__(self, num_inputs: int, num_outputs: int):
+        super().__init__()
+        self.kernel_OIHW = parameter((num_outputs, num_inputs, 1, 1), Normal(1.0), "out", "in", "kh", "kw")
+        self.bias_O = parameter((num_outputs,), Constant(0.0), "features")
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, I, H, W] to [B, O, H, W]."""
+        return _activate(F.conv2d(x_BCHW, _equalise(self.kernel_OIHW).to(x_BCHW.dtype)), self.bias_O)
+
+    def to_shifted_blocks(self, x_BCHW: Tensor) -> Tensor:
+        """`shift_blocks` of the result, [B, 4 O, H/2 + 1, W/2 + 1], in one convolution.
+
+        The bias is the weight of a channel of ones, and so absent around the image.
+        """
+        kernel_OIHW = torch.cat([_equalise(self.kernel_OIHW), self.bias_O[:, None, None, None]], dim=1)
+        x_BCHW = torch.cat([x_BCHW, torch.ones_like(x_BCHW[:, :1])], dim=1)
+        kernel_OIHW = from_pixels_to_blocks(kernel_OIHW).to(x_BCHW.dtype)
+        return F.leaky_relu(F.conv2d(x_BCHW, kernel_OIHW, stride=2, padding=1), _SLOPE) * _GAIN
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, the second to half the size, beside a 1x1 convolution to half the size; their sum / sqrt 2.
+
+    Before they halve the size, both branches blur (`BLUR`).
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int):
+        super().__init__()
+        self.num_inputs = num_inputs
+        self.kernel_1_OIHW = parameter((num_inputs, num_inputs, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
+        self.bias_1_O = parameter((num_inputs,), Constant(0.0), "features")
+        self.kernel_2_OIHW = parameter((num_outputs, num_inputs, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
+        self.bias_2_O = parameter((num_outputs,), Constant(0.0), "features")
+        self.skip_kernel_OIHW = parameter((num_outputs, num_inputs, 1, 1), Normal(1.0), "out", "in", "kh", "kw")
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, I, H, W] to [B, O, h, w]."""
+        if self.num_inputs < _MATRIX_UNIT:
+            return self.from_shifted_blocks(shift_blocks(x_BCHW))
+        hidden_BCHW = F.conv2d(x_BCHW, _equalise(self.kernel_1_OIHW).to(x_BCHW.dtype), padding=1)
+        hidden_BCHW = _activate(hidden_BCHW, self.bias_1_O)
+        return self._halve(space_to_depth(hidden_BCHW), shift_blocks(x_BCHW))
+
+    def from_shifted_blocks(self, x_BChw: Tensor) -> Tensor:
+        """The same, given `shift_blocks` of the input: [B, 4 I, h + 1, w + 1] to [B, O, h, w]."""
+        kernel_OIHW = from_blocks_to_blocks(_equalise(self.kernel_1_OIHW)).to(x_BChw.dtype)
+        hidden_BChw = _activate(F.conv2d(x_BChw, kernel_OIHW), repeat(self.bias_1_O, "o -> (pixel o)", pixel=4))
+        return self._halve(hidden_BChw, x_BChw)
+
+    def _halve(self, hidden_BChw: Tensor, shifted_BChw: Tensor) -> Tensor:
+        """Both branches' last convolutions, from blocks and from shifted blocks, and their sum."""
+        kernel_OIHW = space_to_depth(fold_blur(_equalise(self.kernel_2_OIHW)))
+        skip_kernel_OIHW = space_to_depth(fold_blur(_equalise(self.skip_kernel_OIHW)))
+        out_BChw = F.conv2d(hidden_BChw, kernel_OIHW.to(hidden_BChw.dtype), padding=1)
+        skip_BChw = F.conv2d(shifted_BChw, skip_kernel_OIHW.to(shifted_BChw.dtype))
+        return (_activate(out_BChw, self.bias_2_O) + skip_BChw) * math.sqrt(0.5)
+
+
+def fold_blur(kernel_OIHW: Tensor) -> Tensor:
+    """The kernel that does in one convolution what blur and kernel do in two: [O, I, n, n] to [O, I, n + 3, n + 3].
+
+    Exact at the border, too, if the image has its zeros around it before the blur.
+    """
+    for pad in (lambda n: (n, 3 - n), lambda n: (0, 0, n, 3 - n)):
+        kernel_OIHW = functools.reduce(
+            torch.add, (tap * F.pad(kernel_OIHW, pad(n)) for n, tap in enumerate(BLUR)))
+    return kernel_OIHW
+
+
+def _group_deviation(x_BCHW: Tensor, group_size: int) -> Tensor:
+    """Standard deviations within groups of consecutive images, averaged over channels and positions: [B, 1, H, W]."""
+    batch_size, _, height, width = x_BCHW.shape
+    size = min(group_size, batch_size)
+    if batch_size % size:
+        raise ValueError(
+            f"the batch size must be a multiple of group_size {group_size}, or smaller than it; got {batch_size}")
+    groups_NGCHW = rearrange(x_BCHW, "(n g) c h w -> n g c h w", g=size)
+    centred_NGCHW = groups_NGCHW - groups_NGCHW.mean(1, keepdim=True)
+    deviation_NCHW = torch.sqrt(centred_NGCHW.square().mean(1) + _EPSILON)
+    return repeat(deviation_NCHW.mean((1, 2, 3)), "n -> (n g) 1 h w", g=size, h=height, w=width)
+
+
+def _equalise(kernel_OIHW: Tensor) -> Tensor:
+    """Equalised learning rate: N(0, 1) divided by the root of the fan-in when it is used."""
+    return kernel_OIHW * kernel_OIHW[0].numel() ** -0.5
+
+
+def _equalise_dense(kernel_IO: Tensor) -> Tensor:
+    return kernel_IO * len(kernel_IO) ** -0.5
+
+
+def _activate(x: Tensor, bias_O: Tensor) -> Tensor:
+    """Adds the bias to the second dimension, channels; leaky rectifier and gain."""
+    bias = bias_O.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
+    return F.leaky_relu(x + bias, _SLOPE) * _GAIN
