@@ -10,7 +10,6 @@ means that it does not fit.
 import collections
 import contextlib
 import dataclasses
-import functools
 import json
 import logging as python_logging
 import os
@@ -18,13 +17,14 @@ import sys
 import time
 from typing import Any
 
+import gin
 import numpy as np
 from absl import flags as absl_flags
 from absl import logging
 
 from vqim.data.source import Example
-from vqim.registry.config import Config, ConfigError
-from vqim.registry.config_text import Reference, expand
+from vqim.registry.config import Config, ConfigError, load
+from vqim.registry.config_text import expand
 from vqim.runtime import tpu_compiler
 
 from . import compile_report, flags
@@ -54,14 +54,14 @@ def main() -> None:
 
     from . import session  # noqa: F401  gin knows the components from here on
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it tells what compiling without a backend means
-    config = flags.load_config()
+    config = load_config()
     try:
         target = tpu_compiler.describe_slice(TOPOLOGY.value)
         runtime = TopologyRuntime(config.call("runtime.Xla"), target)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    experiment = make_experiment(config)
-    config.refuse_unused(except_for=(*session.RUNTIME_BINDINGS, r"data\.", r"vqim\.train\.data$", r"vqim\.sample\."))
+    experiment = config.call("train")
+    config.refuse_unused(except_for=(*session.RUNTIME_BINDINGS, r"vqim\.sample\."))
     begin = time.perf_counter()
     trace = {"train": trace_training, "evaluate": trace_evaluators, "sample": trace_sampling}[STEP.value]
     try:
@@ -82,16 +82,14 @@ def main() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class NoPictures:
-    """A source of `data.Images` that stands in for one whose files need not be here: one white picture.
+    """Stands in for a source of `data.Images`, whose files need not be here: one white picture.
 
     Attributes:
       split: is not looked at.
-      size: of the picture.
       num_classes: as many as the configuration says that there are.
     """
 
     split: str
-    size: int
     num_classes: int
 
     @property
@@ -103,22 +101,25 @@ class NoPictures:
         return 1
 
     def __getitem__(self, index: int) -> Example:
-        return Example(np.full((self.size, self.size, 3), 255, np.uint8), 0, "no picture")
+        return Example(np.full((64, 64, 3), 255, np.uint8), 0, "no picture")
 
 
-def make_experiment(config: Config) -> Any:
-    """The experiment of launch.train; of `data.Images` everything but the pictures."""
-    data = config.bindings.get("vqim.train.data")
-    reference = data.value if data else None
-    if not (isinstance(reference, Reference) and reference.selector.endswith("Images")):
-        return config.call("train")
+gin.register(NoPictures, module="compile")
+
+
+def load_config() -> Config:
+    """The configuration of launch.train, with `NoPictures` for the source of `data.Images`."""
+    config = flags.load_config()
     macros = {name: binding.value for name, binding in config.bindings.items()}
-    values = {name: expand(binding.value, macros) for name, binding in config.bindings.items()}
-    sizes = [value for name, value in values.items() if name.endswith("Images.image_size")]
-    classes = [value for name, value in values.items() if name.endswith(".num_classes")]
-    source = functools.partial(NoPictures, size=sizes[-1] if sizes else 1, num_classes=max(classes, default=0))
-    root = f"{reference.scope}/data.Images" if reference.scope else "data.Images"
-    return config.call("train", data=config.call(root, source=source))
+    sources = [name for name in config.bindings if name.endswith("data.Images.source")]
+    classes = [expand(binding.value, macros) for name, binding in config.bindings.items()
+               if name.endswith(".num_classes")]
+    if not sources:
+        return config
+    stand_in = [f"{name} = @compile.NoPictures" for name in sources]
+    return load(flags.GIN_FILE.value, [*flags.GIN_BINDINGS.value, *stand_in,
+                                       f"compile.NoPictures.num_classes = {max(classes, default=0)}"],
+                flags.GIN_SEARCH_PATH.value)
 
 
 def trace_training(experiment: Any, runtime: Any) -> list[compile_report.Program]:

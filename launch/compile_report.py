@@ -195,9 +195,11 @@ class Report:
 
     def _work_line(self, work: Work, step_seconds: float) -> str:
         instruction, bound = work.instruction, work.bound(self._target.chip)
+        # Operations of the backward pass have whatever line Python was at.
+        source = "" if instruction.operation.startswith("backward/") else instruction.source
         return (f"{work.seconds * 1e3:8.3f} {work.seconds / step_seconds:6.1%} {work.count:5d} "
                 f"{work.flops / 1e12:8.4g} {work.num_bytes / GIB:8.4g} {bound:8s} {instruction.name} "
-                f"{instruction.operation} {instruction.source}".rstrip())
+                f"{instruction.operation} {source}".rstrip())
 
 
 def _hbm_gib(result: Result) -> float | None:

@@ -72,7 +72,7 @@ def test_flops_bytes_and_collectives_of_a_product_are_those_of_its_shapes(result
 def test_a_program_that_does_not_fit_says_by_how_much_and_which_arrays(results):
     used, limit, buffers = results["too large"]
     assert (used, limit) == (64, 30.75)
-    assert buffers == [["32.00G", "float32[65536, 131072]", "a"], ["32.00G", "float32[65536, 131072]", "b"]]
+    assert sorted(buffers) == [["32.00G", "float32[65536, 131072]", name] for name in "ab"]
 
 
 @needs_compiler
@@ -160,7 +160,7 @@ def test_the_compilers_message_is_read_into_arrays_and_what_made_them():
     error = tpu_compiler.parse_out_of_memory(MESSAGE)
     assert (error.used, error.limit) == (39.27, 30.75)
     assert [(buffer.size, buffer.shape, buffer.operation) for buffer in error.buffers] == [
-        ("9.00G", "f32[36,1024,8192]{2,1,0:T(8,128)}", "backward/blocks.3/attention/aten__mm"),
+        ("9.00G", "f32[36,1024,8192]{2,1,0:T(8,128)}", "backward/blocks/attention/aten__mm"),
         ("512.0M", "bf16[8,8192]{1,0}", "copy.1 = copy(...)")]
 
 

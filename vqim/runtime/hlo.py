@@ -75,9 +75,9 @@ class Instruction:
 
     @property
     def operation(self) -> str:
-        """Modules and operation that it comes from; torch_xla's numbers are left out."""
+        """Modules and operation that it comes from; see `operation_name`."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
-        return re.sub(r"\.\d+(?=/|$)", "", match[1]) if match else ""
+        return operation_name(match[1]) if match else ""
 
     @property
     def source(self) -> str:
@@ -262,6 +262,11 @@ class Module:
         inner = [(one, runs) for instruction in between for name, runs in self._inner(instruction)
                  for _, one, runs in self.executed(name, runs)]
         return float(sum((one.cycles or 0) * runs for one, runs in [*((one, 1) for one in between), *inner]))
+
+
+def operation_name(text: str) -> str:
+    """What torch_xla calls an operation, without its numbers and without the way into a loop."""
+    return re.sub(r"\.\d+(?=/|$)", "", text).split("/xla__scan/call/")[-1]
 
 
 def device_groups(attributes: str) -> np.ndarray:

@@ -124,7 +124,8 @@ class TopologyRuntime(XlaRuntime):
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function that is written down at its first call; later calls have the first one's results."""
-        trace, results = super().compile(function), []
+        trace = super().compile(function)
+        results: list[Any] = []
         name = getattr(getattr(function, "func", function), "__qualname__", "").split(".<locals>")[0]
 
         def run(*args: Any) -> Any:
@@ -196,6 +197,7 @@ def named_modules() -> Iterator[None]:
     def enter(module: nn.Module, args: Any) -> None:
         parent, path = stack[-1][:2] if stack else (None, "")
         name = next((name for name, child in parent.named_modules() if child is module), "") if parent else ""
+        name = name.removeprefix("module").strip(".").replace(".", "/")  # `nn.module.apply` calls a module `module`
         path = f"{path}/{name}".strip("/") if name else path
         stack.append((module, path, torch_xla._XLAC.profiler.scope_pusher(name) if name else None))
 

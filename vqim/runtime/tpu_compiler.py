@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vqim.runtime.chips import CHIPS, Chip
+from vqim.runtime.hlo import operation_name
 from vqim.runtime.partition import MESH_AXES, PartitionSpec
 
 REQUIRED = {"jax": "0.7.1", "jaxlib": "0.7.1", "libtpu": "0.0.23"}
@@ -261,7 +262,8 @@ def parse_out_of_memory(message: str) -> OutOfMemoryError:
         operator = re.search(r'op_name="([^"]*)"', text)
         shape = re.search(r"Shape: (\S+)", text)
         label = re.search(r"XLA label: (.*)", text)
-        buffers.append(Buffer(size, shape[1] if shape else "", operator[1] if operator else label[1] if label else ""))
+        operation = operation_name(operator[1]) if operator else label[1] if label else ""
+        buffers.append(Buffer(size, shape[1] if shape else "", operation))
     return OutOfMemoryError(message.split("\n")[0], used, limit, buffers)
 
 
