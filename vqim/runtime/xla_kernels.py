@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch_xla
+import torch_xla.core.xla_model as xm
 import torch_xla.distributed.spmd as xs
 from torch import Tensor
 
@@ -63,12 +64,15 @@ class XlaKernels:
         return plain_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal)
 
     def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Compares 31 hashed bits with the rate."""
-        return self._bits(key, shape) >= round(rate * 2**31)
+        """Compares 32 hashed bits, as a signed number, with the rate."""
+        keep = self._bits(key, shape) >= round(rate * 2**32) - 2**31
+        # Else XLA draws it anew inside of every product that reads what it masks.
+        xm.optimization_barrier_([keep])
+        return keep
 
     def uniform(self, key: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """The upper 24 of 31 hashed bits: float32 holds them exactly."""
-        return (self._bits(key, shape) >> 7).float() * 2.0**-24
+        """24 of the upper hashed bits: float32 holds them exactly."""
+        return ((self._bits(key, shape) & 0x7FFFFFFF) >> 7).float() * 2.0**-24
 
     def _misfit(self, q_BNTH: Tensor, k_BNSH: Tensor) -> str | None:
         """What flash attention would need that these arrays do not have."""
@@ -87,19 +91,19 @@ class XlaKernels:
         torch_xla._XLAC._xla_annotate_custom_sharding(x_B, self._mesh.get_op_sharding(spec))
 
     def _bits(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """31 random bits for each position, as int32 of at least 0.
+        """32 random bits for each position, as int32; the upper ones are the better.
 
-        The first dimension has keys of its own, so that no batch is too large for int32 positions.
+        Each row, which all dimensions but the last make up, has a key of its own, and each column another; two
+        multiplications are left to do for every element.
         """
-        position = torch.zeros((), dtype=torch.int32, device=key.device)
-        stride = 1
-        for axis in reversed(range(1, len(shape))):
-            position = position + _along(axis, shape, key.device) * stride
-            stride = stride * shape[axis]
-        if stride > 2**31:
-            raise ValueError(f"random bits need at most 2^31 positions in all dimensions but the first, got {shape}")
-        row_keys = mix_bits(mix_bits(_along(0, shape, key.device)) ^ key) if shape else key
-        return mix_bits(mix_bits(position) ^ row_keys) & 0x7FFFFFFF
+        keys = key
+        for axis in range(len(shape) - 1):
+            keys = mix_bits(mix_bits(_along(axis, shape, key.device)) ^ keys)
+        if shape:
+            keys = keys ^ mix_bits(_along(len(shape) - 1, shape, key.device))
+        bits = keys * 0x7FEB352D
+        # A shift to the right as `mix_bits` does it.
+        return (bits ^ ((bits & -0x8000) >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
 
 
 def _along(axis: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
