@@ -1,6 +1,8 @@
 """The XLA runtime: one program over a mesh of devices (SPMD), on Cloud TPUs, or on virtual CPU devices to test it."""
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,22 +16,26 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch_xla._internal import tpu
 
-from vqim.runtime.barrier import HostBarrier
+from vqim.runtime.chips import CHIPS, Chip
+from vqim.runtime.hosts import HostNetwork, Hosts, OneHost
 from vqim.runtime.partition import MESH_AXES, Partition, PartitionSpec, part_of
 from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.xla_kernels import XlaKernels
+from vqim.runtime.xla_metrics import XlaCounters, trace
 from vqim.state.init import full_index
 from vqim.state.leaf import Leaf
-
-PEAK_FLOPS = {"v4": 275e12, "v5litepod": 197e12, "v5p": 459e12, "v6e": 918e12}
-"""bfloat16 operations a second of one chip, by Google's published specifications."""
 
 BARRIER_PORT = 8479
 """On the first host, where hosts meet; torch_xla uses 8476 and libtpu 8471."""
 
 BATCH_AXES = ("data", "fsdp")
 """Over which a batch is cut."""
+
+
+def batch_spec(num_dims: int, axis: int = 0) -> PartitionSpec:
+    """How arrays are cut that have a batch's pictures along one dimension."""
+    return tuple(BATCH_AXES if dim == axis else None for dim in range(num_dims))
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -43,6 +49,41 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [tensor for branch in tree for tensor in _tensors(branch)] if isinstance(tree, list | tuple) else []
 
 
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What a run computes on.
+
+    Attributes:
+      chip: which TPUs they are; None where they are none, or of an unknown kind.
+      count: of all devices of the run, which programs number from 0.
+      own: the numbers of this process's devices, in its own order of them.
+      process_index, process_count: of this process among those of the run.
+    """
+
+    chip: Chip | None
+    count: int
+    own: tuple[int, ...]
+    process_index: int
+    process_count: int
+
+
+def devices_here() -> Devices:
+    """All devices of this run."""
+    chips = {chip.libtpu_type: chip for chip in CHIPS.values()}
+    chip = chips.get(tpu.get_tpu_type() or "") if xr.device_type() == "TPU" else None
+    everyone = torch_xla._XLAC._xla_get_all_runtime_devices()
+    own = tuple(everyone.index(device) for device in torch_xla._XLAC._xla_get_runtime_devices())
+    return Devices(chip, len(everyone), own, xr.process_index(), xr.process_count())
+
+
+class Mesh(xs.Mesh):
+    """torch_xla's mesh, without its insistence on as many devices as are here."""
+
+    def __init__(self, shape: Mapping[str, int]):
+        self.mesh_shape, self.axis_names = tuple(shape.values()), tuple(shape)
+        self.device_ids = np.arange(np.prod(self.mesh_shape))
+
+
 class XlaRuntime:
     """All devices of the run as one mesh with the axes data, fsdp and tensor.
 
@@ -50,7 +91,7 @@ class XlaRuntime:
     every device.
     """
 
-    def __init__(self, settings: XlaSettings):
+    def __init__(self, settings: XlaSettings, devices: Devices | None = None):
         """Takes all devices.
 
         Raises:
@@ -60,7 +101,8 @@ class XlaRuntime:
         # Numbers in the code become constants of the program. By default they are its parameters, each sent to the
         # device, and merged with whatever has the same value at the time, so that another value compiles anew.
         torch_xla._XLAC._set_xla_all_numbers_special_scalars(True)
-        num_devices = xr.global_runtime_device_count()
+        self.devices = devices or devices_here()
+        num_devices = self.devices.count
         fsdp, tensor = settings.fsdp, settings.tensor
         if num_devices % (fsdp * tensor):
             raise ValueError(
@@ -69,12 +111,11 @@ class XlaRuntime:
             torch_xla.backends.set_mat_mul_precision(settings.matmul_precision)
         self.matmul_precision = settings.matmul_precision
         self.mesh_shape = {"data": num_devices // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
-        self.mesh = xs.Mesh(np.arange(num_devices), tuple(self.mesh_shape.values()), MESH_AXES)
+        self.mesh = Mesh(self.mesh_shape)
         self.device = torch_xla.device()
-        self.kernels = XlaKernels(self.mesh, settings, tpu=xr.device_type() == "TPU")
+        self.kernels = XlaKernels(self.mesh, settings, tpu=self.devices.chip is not None)
         self.partition = Partition(settings.rules)
-        self.process_index = xr.process_index()
-        self.process_count = xr.process_count()
+        self.process_index, self.process_count = self.devices.process_index, self.devices.process_count
         self.num_batch_shards = self.mesh_shape["data"] * fsdp
         self._positions = self._local_positions()
         held = {tuple(position[axis] for axis in BATCH_AXES) for position in self._positions}
@@ -82,11 +123,9 @@ class XlaRuntime:
             raise ValueError(
                 f"tensor must divide the number of devices of a host, {len(self._positions)}, or the batch has parts "
                 f"that two hosts would have to load; got {tensor}")
-        per_chip = PEAK_FLOPS.get(tpu.get_tpu_type() or "") if xr.device_type() == "TPU" else None
-        self.peak_flops = per_chip * num_devices if per_chip else None
-        self._barrier: HostBarrier | None = None
-        if self.process_count > 1:
-            self._barrier = HostBarrier(xr.get_master_ip(), BARRIER_PORT, self.process_index, self.process_count)
+        self.peak_flops = self.devices.chip.peak_flops * num_devices if self.devices.chip else None
+        self.hosts = self._meet()
+        self._counters = XlaCounters()
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
         """See `Runtime.place`. The host holds this one array while it is sent."""
@@ -112,8 +151,8 @@ class XlaRuntime:
     def cut(self, arrays: Sequence[Tensor], axis: int) -> list[Tensor]:
         """See `Runtime.cut`."""
         for array in arrays:
-            spec = tuple(BATCH_AXES if i == axis else None for i in range(array.ndim))
-            torch_xla._XLAC._xla_annotate_custom_sharding(array, self.mesh.get_op_sharding(spec))
+            sharding = self.mesh.get_op_sharding(batch_spec(array.ndim, axis))
+            torch_xla._XLAC._xla_annotate_custom_sharding(array, sharding)
         self._run(list(arrays))
         return list(arrays)
 
@@ -146,33 +185,44 @@ class XlaRuntime:
                 parts.append((index, to_numpy(shard.unpadded_data)))
         return Shards(shape, dtype, parts)
 
-    def barrier(self, name: str) -> None:
-        """See `Runtime.barrier`; over the host network, so that a thread may wait while steps go on."""
-        if self._barrier is not None:
-            self._barrier.wait(name)
+    def counters(self) -> dict[str, float]:
+        """See `Runtime.counters`."""
+        return self._counters.read()
+
+    def profile(self, directory: str | os.PathLike[str]) -> AbstractContextManager[Any]:
+        """See `Runtime.profile`: directory/plugins/profile/<time>/<host>.xplane.pb."""
+        return trace(directory)
 
     def describe(self) -> dict[str, Any]:
         """See `Runtime.describe`."""
-        return {"runtime": "xla", "device": xr.device_type(), "num_devices": xr.global_runtime_device_count(),
+        return {"runtime": "xla", "device": xr.device_type(), "num_devices": self.devices.count,
                 "mesh": self.mesh_shape, "matmul_precision": self.matmul_precision,
                 "torch": torch.__version__, "torch_xla": torch_xla.__version__}
 
     def _local_positions(self) -> list[dict[str, int]]:
         """Where on the mesh this process's devices are, in torch_xla's order of them."""
-        everyone = torch_xla._XLAC._xla_get_all_runtime_devices()
         positions = []
-        for device in torch_xla._XLAC._xla_get_runtime_devices():
-            place = np.unravel_index(everyone.index(device), tuple(self.mesh_shape.values()))
+        for number in self.devices.own:
+            place = np.unravel_index(number, tuple(self.mesh_shape.values()))
             positions.append(dict(zip(MESH_AXES, map(int, place), strict=True)))
         return positions
 
-    def _put(self, name: str, array: np.ndarray) -> Tensor:
+    def _meet(self) -> Hosts:
+        if self.process_count == 1:
+            return OneHost()
+        return HostNetwork(xr.get_master_ip(), BARRIER_PORT, self.process_index, self.process_count)
+
+    def _whole_shape(self, name: str, array: np.ndarray) -> tuple[int, ...]:
+        """Of a batch of which this process has `array`."""
         shape = (array.shape[0] * self.process_count, *array.shape[1:])
         if shape[0] % self.num_batch_shards:
             raise ValueError(
                 f"the batch size must be a multiple of {self.num_batch_shards}, the devices that share a batch; "
                 f"{name} has {shape[0]}")
-        spec: PartitionSpec = (BATCH_AXES, *(None,) * (array.ndim - 1))
+        return shape
+
+    def _put(self, name: str, array: np.ndarray) -> Tensor:
+        shape, spec = self._whole_shape(name, array), batch_spec(array.ndim)
         # Rows of the whole batch are numbered by device: this process fills those of its own, in their order.
         rows = [part_of(shape, spec, self.mesh_shape, position)[0].start for position in self._positions]
         parts = to_tensor(array).split(shape[0] // self.num_batch_shards)
