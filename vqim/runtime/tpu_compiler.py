@@ -211,7 +211,7 @@ def compile_program(
     from jaxlib.mlir.dialects import stablehlo as dialect
     ir, devices, begin = mlir.ir, target.description.devices, time.perf_counter()
     with mlir.make_ir_context() as context:
-        module = dialect.deserialize_portable_artifact(context, stablehlo)
+        module = dialect.deserialize_portable_artifact(context, stablehlo)  # type: ignore[attr-defined]
         main = next(operation for operation in module.body.operations if operation.name.value == "main")
 
         def attributes(sharding: str, alias: int | None = None) -> Any:
@@ -253,10 +253,12 @@ _UNITS = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
 def parse_out_of_memory(message: str) -> OutOfMemoryError:
     """What libtpu says of a program that does not fit: the largest buffers, or one that is too large by itself."""
     if match := _SINGLE.search(message):
-        used, limit = (int(number) / 2**30 for number in match.groups()[:2])
-        return OutOfMemoryError(message.split(" :: ")[0], used, limit, [Buffer(f"{used:.2f}G", match[3], match[4])])
-    used, limit = (float(match[1]) * _UNITS[match[2]], float(match[3]) * _UNITS[match[4]]) if (
-        match := _USED.search(message)) else (None, None)
+        size = int(match[1]) / 2**30
+        return OutOfMemoryError(message.split(" :: ")[0], size, int(match[2]) / 2**30,
+                                [Buffer(f"{size:.2f}G", match[3], match[4])])
+    used = limit = None
+    if match := _USED.search(message):
+        used, limit = float(match[1]) * _UNITS[match[2]], float(match[3]) * _UNITS[match[4]]
     buffers = []
     for size, text in _BUFFER.findall(message):
         operator = re.search(r'op_name="([^"]*)"', text)
