@@ -1,0 +1,79 @@
+"""Every experiment of the papers, shrunk by gin/debug/shrink*.gin, learns the emoji set, on the runs that it needs."""
+import json
+import pathlib
+import re
+
+import gin
+import pytest
+
+import vqim.registry.components  # noqa: F401  gin knows the components from here on
+from vqim.registry.config import load
+from vqim.runtime.torch import TorchRuntime
+from vqim.training.loop import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+STAGES = {"run/stage1_paper": "shrink_stage1", "run/stage2_paper": "shrink_stage2", "run/probe_paper": "shrink_probe"}
+MODELS = {
+    "model/vit_tokenizer": "shrink_vit", "model/cnn_tokenizer": "shrink_cnn", "model/dvae_tokenizer": "shrink_dvae"}
+QUANTIZERS = {"@tokenizer.HierarchicalQuantizer()": "shrink_hierarchy"}
+STAND_INS = {"runs/dalle_dvae": "runs/dvae_imagenet"}
+"""Weights that are OpenAI's, and the experiment that makes some like them."""
+
+
+def whole_text(name):
+    """A gin file with everything that it includes."""
+    text = (ROOT / name).read_text()
+    return text + "".join(whole_text(included) for included in re.findall(r"^include '(.*)'", text, re.MULTILINE))
+
+
+def shrinking(name):
+    """The files that shrink an experiment, by what it includes; empty for files that are small as they are."""
+    text = whole_text(name)
+    model = [small for large, small in MODELS.items() if f"'gin/{large}.gin'" in text]
+    stage = [small for large, small in STAGES.items() if f"'gin/{large}.gin'" in text]
+    quantizer = [small for large, small in QUANTIZERS.items() if large in text]
+    # The file's own binding, where it has one, comes before those of what it includes.
+    discriminator = re.findall(r"Adversary.discriminator = @tokenizer.(\w+)Discriminator", text)[:1]
+    if discriminator and "TokenizerTask.adversary = None" not in text:
+        stage.append(f"shrink_{discriminator[0].lower()}")
+    return [f"gin/debug/{small}.gin" for small in model + quantizer + stage] if stage else []
+
+
+EXPERIMENTS = [name for path in sorted((ROOT / "gin/exp").rglob("*.gin"))
+               if shrinking(name := path.relative_to(ROOT).as_posix())]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("experiments")
+
+
+def run(name, folder):
+    """Trains a shrunken experiment, after the run that it needs, once; returns its metrics by step."""
+    workdir = folder / "runs" / pathlib.Path(name).stem
+    if not (workdir / "metrics.jsonl").exists():
+        bindings = ["NUM_CLASSES = 9"] if "NUM_CLASSES = 1000" in whole_text(name) else []
+        for macro, needed in re.findall(r"^(TOKENIZER_RUN|PRIOR_RUN) = '(.*)'", whole_text(name), re.MULTILINE):
+            needed = STAND_INS.get(needed, needed)
+            run(f"gin/exp/{pathlib.Path(needed).name}.gin", folder)
+            bindings.append(f"{macro} = {str(folder / needed)!r}")
+        gin.clear_config()
+        config = load([name, *shrinking(name)], bindings, [])
+        experiment = config.call("train")
+        config.refuse_unused(except_for=(r"runtime\.",))
+        train(experiment, workdir=workdir, runtime=TorchRuntime(), config=config.text())
+        gin.clear_config()
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+def test_no_experiment_is_forgotten():
+    assert len(EXPERIMENTS) >= 37
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_shrunken_experiment_learns(name, folder):
+    first, *_, last = run(name, folder)
+    # An adversary's loss rises as it should; what the tokenizer is for falls.
+    loss = next(key for key in ("loss/l2", "loss") if key in first)
+    assert last[loss] < 0.9 * first[loss]
