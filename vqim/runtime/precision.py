@@ -16,8 +16,10 @@ def split_matmul(a: Tensor, b: Tensor) -> Tensor:
     set to more: torch_xla 2.9 has no precision for a single product. Such a pass is exact where the factors are
     bfloat16's numbers already. So each factor is written as high + middle + low, and of the nine products of these the
     six that count (middle @ low is below float32's rounding; precision 'highest' leaves it out too) become one, of six
-    times the inner dimension: high @ high + high @ middle + ... is the product of parts laid side by side. With codes
-    of 32 numbers, which fill a quarter of a matrix unit's 128 rows, that is two passes for one.
+    times the inner dimension: high @ high + high @ middle + ... is the product of parts laid side by side.
+
+    The TPU compiler's estimate for the nearest of 8192 codes of 32 numbers to 2048 latents (v4, libtpu 0.0.23): 92
+    thousand cycles in one rounded pass, 322 this way, 373 with the whole process at 'highest'.
 
     Parts are whole numbers over a power of two. Rounding by conversion to bfloat16 and back would read better, but
     XLA is free to drop a pair of conversions (`xla_allow_excess_precision`), and middle and low with it.
