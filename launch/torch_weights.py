@@ -35,9 +35,9 @@ def read_weights(path: str) -> dict[str, np.ndarray]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"--weights must be files of torch.save (PyTorch 1.6 or newer), {path} cannot be read: "
-            f"{str(error).splitlines()[0]}. Where you trust the file, load it with PyTorch, save the module's "
-            "state_dict() by torch.save, and give that file") from error
+            f"--weights must be files of torch.save (PyTorch 1.6 or newer), {path} cannot be read: {_reason(error)}. "
+            "Where you trust the file, load it with PyTorch, save the module's state_dict() by torch.save, and give "
+            "that file") from error
     weights = {name: _to_array(tensor) for name, tensor in _tensors(content)}
     if not weights:
         raise ConfigError(f"--weights must be files with a state_dict or a module in it, {path} has neither")
@@ -78,6 +78,12 @@ def convert(weights: Mapping[str, np.ndarray], leaves: Spec, adapter: ModuleType
         more = f"\n... and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         raise ConfigError("the weights must be those of the gin file's tokenizer:\n" + "\n".join(wrong[:20]) + more)
     return params
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, of a message of PyTorch's that begins with advice to read the file without its checks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "weights_only" not in line), lines[0] if lines else repr(error)).rstrip(".")
 
 
 class _Placeholder(dict):

@@ -101,9 +101,9 @@ def test_the_published_models_names_and_shapes_are_all_used_once():
 
 def test_names_as_published_files_have_them():
     originals = dalle_dvae.original_names([
-        "encoder/conv_in/kernel_OIHW", "encoder/groups/1/0/shortcut/bias_O", "encoder/groups/3/1/convs/3/kernel_OIHW",
-        "encoder/head/kernel_OIHW", "decoder/groups/0/0/convs/0/bias_O", "decoder/head/bias_O",
-        "quantizer/codebook_VD"])
+        "encoder/conv_in/kernel_OIHW", "encoder/groups/1/blocks/0/shortcut/bias_O",
+        "encoder/groups/3/blocks/1/convs/3/kernel_OIHW", "encoder/head/kernel_OIHW",
+        "decoder/groups/0/blocks/0/convs/0/bias_O", "decoder/head/bias_O", "quantizer/codebook_VD"])
     assert list(originals.values()) == [
         ("encoder.blocks.input.w",), ("encoder.blocks.group_2.block_1.id_path.b",),
         ("encoder.blocks.group_4.block_2.res_path.conv_4.w",), ("encoder.blocks.output.conv.w",),

@@ -45,8 +45,9 @@ def to_array(name: str, *arrays: np.ndarray) -> np.ndarray:
 
 
 def _original_name(name: str) -> str:
-    name = re.sub(r"/groups/(\d+)/(\d+)/", lambda found: f"/group_{int(found[1]) + 1}/block_{int(found[2]) + 1}/", name)
-    name = re.sub(r"/convs/(\d+)/", lambda found: f"/res_path/conv_{int(found[1]) + 1}/", name)
+    words = {"groups": "group", "blocks": "block", "convs": "res_path/conv"}
+    name = re.sub(r"(?<=/)(groups|blocks|convs)/(\d+)(?=/)",  # counted from 1 there
+                  lambda found: f"{words[found[1]]}_{int(found[2]) + 1}", name)
     name = re.sub(r"/shortcut/", "/id_path/", name)
     name = re.sub(r"/conv_in/", "/input/", name)
     name = re.sub(r"/head/", "/output/conv/", name)

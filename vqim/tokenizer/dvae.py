@@ -57,8 +57,7 @@ class DVAEEncoder(nn.Module):
         for i, group in enumerate(self.groups):
             if i > 0:
                 x_BCHW = F.max_pool2d(x_BCHW, kernel_size=2)
-            for block in group:
-                x_BCHW = block(x_BCHW, context)
+            x_BCHW = group(x_BCHW, context)
         return rearrange(self.head(F.relu(x_BCHW), context), "b v h w -> b h w v")
 
 
@@ -85,8 +84,7 @@ class DVAEDecoder(nn.Module):
         for i, group in enumerate(self.groups):
             if i > 0:
                 x_BCHW = repeat_pixels(x_BCHW)
-            for block in group:
-                x_BCHW = block(x_BCHW, context)
+            x_BCHW = group(x_BCHW, context)
         statistics = self.head(F.relu(x_BCHW), context).float()
         location_BCHW, log_scale_BCHW = rearrange(statistics, "b (s c) h w -> s b c h w", s=2)
         return Reconstruction(unsqueeze(torch.sigmoid(location_BCHW)), location_BCHW, log_scale_BCHW)
@@ -119,13 +117,27 @@ class BottleneckBlock(nn.Module):
         return x_BCHW + self.gain * branch_BCHW
 
 
+class Group(nn.Module):
+    """Blocks of one resolution, the first of which changes the channels."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, num_blocks: int, kernel_sizes: tuple[int, ...], gain: float):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            BottleneckBlock(num_outputs if i else num_inputs, num_outputs, kernel_sizes, gain)
+            for i in range(num_blocks))
+
+    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+        """[B, num_inputs, H, W] to [B, num_outputs, H, W]."""
+        for block in self.blocks:
+            x_BCHW = block(x_BCHW, context)
+        return x_BCHW
+
+
 def groups(num_inputs: int, widths: list[int], num_blocks: int, kernel_sizes: tuple[int, ...]) -> nn.ModuleList:
-    """A list of blocks for every resolution, the first of each to the group's width."""
+    """One group for every resolution."""
     gain = (len(widths) * num_blocks) ** -2
-    befores = [num_inputs, *widths]
-    return nn.ModuleList(
-        nn.ModuleList(BottleneckBlock(width if i else before, width, kernel_sizes, gain) for i in range(num_blocks))
-        for before, width in zip(befores, widths, strict=False))
+    return nn.ModuleList(Group(before, after, num_blocks, kernel_sizes, gain)
+                         for before, after in zip([num_inputs, *widths], widths, strict=False))
 
 
 def convolution(num_inputs: int, num_outputs: int, kernel_size: int) -> Conv2d:
