@@ -40,7 +40,7 @@ class TokenizerTask:
       logit_laplace_weight: 0.1 in the paper; 0 for decoders that give no distribution.
       l2_weight: 1.0 in the paper.
       perceptual: LPIPS, or None to train without (what section 5.3 does for the linear probe).
-      perceptual_weight: 0.1 in the paper.
+      perceptual_weight: 0.1 in the paper; with 0, evaluators measure LPIPS and training does without.
       adversary: the discriminator and its training, with the weight of the adversarial term; None trains without.
       max_gradient_norm: gradients are scaled down to this global norm; None leaves them, as the paper does.
       num_micro_batches: each step cuts its batch into so many parts, one after another, to need less memory. What a
@@ -93,7 +93,7 @@ class TokenizerTask:
     def host_scalars(self, step: int) -> dict[str, float]:
         """Learning rates, the losses' weights, and numbers of the model that change."""
         weights = {f"weight/{name}": weight for name, weight in self.weights.items()
-                   if name != "perceptual" or self.perceptual}
+                   if name != "perceptual" or self.perceptual and weight}
         return {"learning_rate": self.learning_rate(step), **weights, **self.model.host_scalars(step),
                 **(self.adversary.host_scalars(step) if self.adversary else {})}
 
@@ -184,7 +184,7 @@ class TokenizerTask:
         if reconstruction.location_BCHW is not None and reconstruction.log_scale_BCHW is not None:
             losses["logit_laplace"] = logit_laplace(
                 images_BCHW, reconstruction.location_BCHW, reconstruction.log_scale_BCHW).mean()
-        if self.perceptual is not None:
+        if self.perceptual is not None and self.weights["perceptual"]:
             losses["perceptual"] = self.perceptual(lpips, images_BCHW, reconstruction.mean_BCHW, self.dtype).mean()
         return losses
 
