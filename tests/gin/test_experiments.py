@@ -76,4 +76,4 @@ def test_a_shrunken_experiment_learns(name, folder):
     first, *_, last = run(name, folder)
     # An adversary's loss rises as it should; what the tokenizer is for falls.
     loss = next(key for key in ("loss/l2", "loss") if key in first)
-    assert last[loss] < 0.9 * first[loss]
+    assert last[loss] < 0.95 * first[loss]
