@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from vqim.nn.context import Context
 from vqim.nn.module import apply
+from vqim.runtime.precision import split_matmul
 from vqim.runtime.torch import TorchKernels
 from vqim.tokenizer.quantizer.vector import VectorQuantizer, l2_normalize, nearest_code
 
@@ -43,7 +44,7 @@ def test_the_code_found_is_the_nearest(vocabulary, code_dim, num_latents, scale,
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(num_latents, code_dim)).astype(np.float32)
     codes = (scale * rng.normal(size=(vocabulary, code_dim))).astype(np.float32)
-    found = nearest_code(torch.from_numpy(z), torch.from_numpy(codes)).numpy()
+    found = nearest_code(torch.from_numpy(z), torch.from_numpy(codes), TorchKernels()).numpy()
     distances = ((z[:, None].astype(np.float64) - codes) ** 2).sum(-1)
     of_found = np.take_along_axis(distances, found[:, None], 1)[:, 0]
     rounding = 1e-5 * (1 + np.square(codes, dtype=np.float64).sum(-1).max())
@@ -52,7 +53,7 @@ def test_the_code_found_is_the_nearest(vocabulary, code_dim, num_latents, scale,
 
 def test_a_latent_on_a_code_finds_it():
     codes = torch.randn(50, 4)
-    assert nearest_code(codes.reshape(5, 10, 4), codes).flatten().tolist() == list(range(50))
+    assert nearest_code(codes.reshape(5, 10, 4), codes, TorchKernels()).flatten().tolist() == list(range(50))
 
 
 def test_nearest_on_the_sphere_is_largest_cosine(draw_params, context):
@@ -175,6 +176,26 @@ def test_the_lookup_is_float32_in_a_bfloat16_model(draw_params, normalize):
     np.testing.assert_array_equal(quantized.indices[0][..., 0], nearest)
     assert quantized.latents_BhwD.dtype == torch.bfloat16
     assert quantized.losses["codebook"].dtype == torch.float32
+
+
+class SplitKernels(TorchKernels):
+    """A TPU's product."""
+
+    def precise_matmul(self, a, b):
+        return split_matmul(a, b)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_tpus_product_finds_the_codes_that_float32s_does(draw_params, context, normalize):
+    quantizer = make_quantizer(normalize, vocabulary=512)
+    params, latents = draw_params(quantizer), torch.randn(4, 16, 16, 6)
+    expected = apply(quantizer.forward, params, latents, context).indices[0]
+    found = apply(quantizer.forward, params, latents, Context(SplitKernels())).indices[0]
+    assert (found != expected).sum() <= 1  # two codes may lie equally near
+
+    rounded = Context(SplitKernels())
+    rounded.kernels.precise_matmul = lambda a, b: a.bfloat16().float() @ b.bfloat16().float()
+    assert (apply(quantizer.forward, params, latents, rounded).indices[0] != expected).sum() > 10
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

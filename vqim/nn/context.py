@@ -30,6 +30,10 @@ class Kernels(Protocol):
         """softmax(q k^T / sqrt(H)) v, in [B, N, T, H]; a causal query t sees the keys s <= t."""
         ...
 
+    def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b of float32 arrays as exact as float32 is, whatever the precision of other products; no gradient."""
+        ...
+
     def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Bools, each False with probability `rate`; the same for the same key, on any mesh."""
         ...

@@ -48,6 +48,10 @@ class TorchKernels:
             return plain_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal)
         return F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, is_causal=causal)
 
+    def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """torch.matmul: float32 is float32 here, as long as nobody allows TF32."""
+        return torch.matmul(a, b)
+
     def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Bernoulli(1 - rate)."""
         return self.uniform(key, shape, device) >= rate

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.nn.context import Context, Kernels
 from vqim.nn.layers import Dense, check_positive
 from vqim.nn.module import parameter
 from vqim.state.init import Normal
@@ -59,7 +59,7 @@ class VectorQuantizer(nn.Module):
         projected = latents_BhwD if self.project_in is None else self.project_in(latents_BhwD, context)
         z_BhwZ = self._place(projected.float())
         codes_VZ = self._place(self.codebook_VZ)
-        indices_Bhw = nearest_code(z_BhwZ.detach(), codes_VZ.detach())
+        indices_Bhw = nearest_code(z_BhwZ.detach(), codes_VZ.detach(), context.kernels)
         found_BhwZ = F.embedding(indices_Bhw, codes_VZ)
         codebook_loss = (found_BhwZ - z_BhwZ.detach()).square().sum(-1).mean()
         commitment_loss = (z_BhwZ - found_BhwZ.detach()).square().sum(-1).mean()
@@ -87,10 +87,11 @@ def l2_normalize(x_Z: Tensor) -> Tensor:
     return x_Z * torch.rsqrt(x_Z.square().sum(-1, keepdim=True) + 1e-12)
 
 
-def nearest_code(z_Z: Tensor, codes_VZ: Tensor) -> Tensor:
+def nearest_code(z_Z: Tensor, codes_VZ: Tensor, kernels: Kernels) -> Tensor:
     """argmin over codes of the squared Euclidean distance: float32 [..., Z] and [V, Z] to int64 [...].
 
-    |z - e|^2 without |z|^2, which is the same for every code. Ties go to one of the codes, the same on every call.
+    |z - e|^2 without |z|^2, which is the same for every code. Ties go to one of the codes, the same on every call. The
+    product is the precise one: a TPU's default, of factors rounded to bfloat16, would often find another code.
     """
-    distance_V = codes_VZ.square().sum(-1) - 2 * torch.matmul(z_Z, codes_VZ.mT)
+    distance_V = codes_VZ.square().sum(-1) - 2 * kernels.precise_matmul(z_Z, codes_VZ.mT)
     return distance_V.argmin(-1)
