@@ -17,8 +17,10 @@ ALLOWED = {
     "vqim.tokenizer": {"vqim.state", "vqim.nn", "vqim.optim", "vqim.checkpoint", "vqim.third_party"},
     "vqim.prior": {"vqim.state", "vqim.nn", "vqim.optim", "vqim.tokenizer"},
     "vqim.probe": {"vqim.state", "vqim.nn", "vqim.optim", "vqim.tokenizer", "vqim.prior"},
+    "vqim.classifier": {"vqim.state", "vqim.nn", "vqim.optim", "vqim.tokenizer", "vqim.third_party"},
     "vqim.evaluation": {
-        "vqim.state", "vqim.nn.context", "vqim.tokenizer", "vqim.prior", "vqim.probe", "vqim.training.summaries"},
+        "vqim.state", "vqim.nn.context", "vqim.tokenizer", "vqim.prior", "vqim.probe", "vqim.classifier",
+        "vqim.training.summaries"},
     "vqim.registry": {"vqim"},
     "launch": {"vqim"},
 }
