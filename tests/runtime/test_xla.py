@@ -97,6 +97,14 @@ def test_the_axis_data_takes_the_devices_that_the_others_leave(results):
     assert results["one"]["mesh"].tolist() == [1, 1, 1] and results["eight"]["mesh"].tolist() == [2, 2, 2]
 
 
+def test_devices_may_take_other_places_on_the_mesh(results):
+    rows = np.arange(24, dtype=np.float32).reshape(8, 3)
+    for name in ("rows of two hosts", "shards of two hosts"):
+        np.testing.assert_array_equal(results["eight"][name], rows)
+    assert (results["eight"]["times of two hosts"] == 1).all()
+    np.testing.assert_array_equal(results["eight"]["placed on two hosts"], counted("in_and_out"))
+
+
 @pytest.mark.parametrize("what, message", [
     ("refused batch", "batch size must be a multiple of 4, .* x has 6"),
     ("refused mesh", "fsdp x tensor must divide the number of devices, 8; got fsdp 3 and tensor 1"),

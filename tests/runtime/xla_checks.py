@@ -124,6 +124,22 @@ def check_bits(runtime, results):
         results["uniform scalar"] = runtime.fetch([runtime.kernels.uniform(key, (), runtime.device)])[0]
 
 
+def check_order(results):
+    """Devices that take other places on the mesh, as those of two hosts of a torus do."""
+    class TwoHosts(XlaRuntime):
+        def _device_order(self):
+            return [0, 1, 4, 5, 2, 3, 6, 7]
+
+    other = TwoHosts(XlaSettings(fsdp=2, tensor=2, rules=RULES))
+    rows = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
+    batch = other.put({"rows": rows})
+    results["rows of two hosts"] = other.fetch([other.compile(lambda batch: batch["rows"] * 1)(batch)])[0]
+    results["shards of two hosts"], results["times of two hosts"] = covered(other.shards(batch["rows"]))
+    leaf = LEAVES["in_and_out"]
+    placed = other.place("in_and_out", leaf, lambda index: values(leaf)[index])
+    results["placed on two hosts"], _ = covered(other.shards(placed))
+
+
 def check_refusals(runtime, results):
     """What the runtime refuses on eight devices."""
     for name, attempt in {
@@ -148,6 +164,7 @@ def main():
     check_bits(runtime, results)
     if runtime.num_batch_shards > 1:
         check_refusals(runtime, results)
+        check_order(results)
     assert runtime.describe()["torch_xla"] == torch_xla.__version__
     np.savez(path, **{name: np.asarray(value).view(np.uint16) if getattr(value, "dtype", None) == "bfloat16"
                       else np.asarray(value) for name, value in results.items()})

@@ -1,5 +1,6 @@
 """The XLA runtime: one program over a mesh of devices (SPMD), on Cloud TPUs, or on virtual CPU devices to test it."""
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -77,11 +78,16 @@ def devices_here() -> Devices:
 
 
 class Mesh(xs.Mesh):
-    """torch_xla's mesh, without its insistence on as many devices as are here."""
+    """torch_xla's mesh, without its insistence on as many devices as are here.
 
-    def __init__(self, shape: Mapping[str, int]):
+    Args:
+      shape: the size of each axis.
+      order: the numbers of the devices that take the mesh's places.
+    """
+
+    def __init__(self, shape: Mapping[str, int], order: Sequence[int]):
         self.mesh_shape, self.axis_names = tuple(shape.values()), tuple(shape)
-        self.device_ids = np.arange(np.prod(self.mesh_shape))
+        self.device_ids = np.array(order)
 
 
 class XlaRuntime:
@@ -111,20 +117,21 @@ class XlaRuntime:
             torch_xla.backends.set_mat_mul_precision(settings.matmul_precision)
         self.matmul_precision = settings.matmul_precision
         self.mesh_shape = {"data": num_devices // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
-        self.mesh = Mesh(self.mesh_shape)
+        self.process_index, self.process_count = self.devices.process_index, self.devices.process_count
+        self.hosts = self._meet()
+        order = self._device_order()
+        self.mesh = Mesh(self.mesh_shape, order)
         self.device = torch_xla.device()
         self.kernels = XlaKernels(self.mesh, settings, tpu=self.devices.chip is not None)
         self.partition = Partition(settings.rules)
-        self.process_index, self.process_count = self.devices.process_index, self.devices.process_count
         self.num_batch_shards = self.mesh_shape["data"] * fsdp
-        self._positions = self._local_positions()
+        self._positions = self._local_positions(order)
         held = {tuple(position[axis] for axis in BATCH_AXES) for position in self._positions}
         if len(held) * self.process_count != self.num_batch_shards:
             raise ValueError(
                 f"tensor must divide the number of devices of a host, {len(self._positions)}, or the batch has parts "
                 f"that two hosts would have to load; got {tensor}")
         self.peak_flops = self.devices.chip.peak_flops * num_devices if self.devices.chip else None
-        self.hosts = self._meet()
         self._counters = XlaCounters()
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
@@ -199,11 +206,23 @@ class XlaRuntime:
                 "mesh": self.mesh_shape, "matmul_precision": self.matmul_precision,
                 "torch": torch.__version__, "torch_xla": torch_xla.__version__}
 
-    def _local_positions(self) -> list[dict[str, int]]:
+    def _device_order(self) -> list[int]:
+        """The numbers of all devices, host by host.
+
+        So the parts of a batch come in the order of the processes, and the mesh's last axes stay within a host. libtpu
+        numbers chips by their coordinates, and a host has two by two of them: 0, 1, 4 and 5 of v4:4x4x8.
+        """
+        if self.hosts.process_count == 1:
+            return list(range(self.devices.count))
+        self.hosts.post(f"devices/{self.process_index}", json.dumps(self.devices.own))
+        of_hosts = [json.loads(self.hosts.get(f"devices/{index}")) for index in range(self.process_count)]
+        return [number for own in of_hosts for number in own]
+
+    def _local_positions(self, order: list[int]) -> list[dict[str, int]]:
         """Where on the mesh this process's devices are, in torch_xla's order of them."""
         positions = []
         for number in self.devices.own:
-            place = np.unravel_index(number, tuple(self.mesh_shape.values()))
+            place = np.unravel_index(order.index(number), tuple(self.mesh_shape.values()))
             positions.append(dict(zip(MESH_AXES, map(int, place), strict=True)))
         return positions
 
