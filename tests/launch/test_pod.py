@@ -1,0 +1,173 @@
+"""The scripts of launch/pod: the commands they would run, and what watch.sh does as a slice comes and goes.
+
+No gcloud is needed: a script with that name comes first on PATH, and keeps what it is called with.
+"""
+import os
+import pathlib
+import shlex
+import subprocess
+
+import pytest
+
+POD = pathlib.Path(__file__).parents[2] / "launch/pod"
+SLICE = "--zone=us-central2-b"
+
+# Answers each question with the next line of a file, and with the last one for ever.
+GCLOUD = """#!/usr/bin/env bash
+echo "$*" >> calls
+answer() { head -n 1 "$1"; [[ $(wc -l < "$1") -eq 1 ]] || sed -i 1d "$1"; }
+case "$*" in
+  *"queued-resources describe"*) answer slice ;;
+  *"systemctl show"*) answer run ;;
+esac
+"""
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """Runs a script of launch/pod in an empty folder."""
+    (tmp_path / "bin").mkdir()
+    for name, text in (("gcloud", GCLOUD), ("git", "#!/bin/sh\n")):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def run(script, *arguments, returncode=0, **settings):
+        path = f"{tmp_path}/bin:{os.environ['PATH']}"
+        environment = {"PATH": path, "HOME": str(tmp_path), "TMPDIR": "/t", **settings}
+        done = subprocess.run([POD / f"{script}.sh", *arguments], cwd=tmp_path, env=environment, capture_output=True,
+                              text=True, timeout=60)
+        assert done.returncode == returncode, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def dry(pod, tmp_path):
+    """The words of each command that a script would run; none is run."""
+    def run(script, *arguments, **settings):
+        done = pod(script, "--dry_run", *arguments, **settings)
+        assert not (tmp_path / "calls").exists() and done.stderr == ""
+        return [shlex.split(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def tpus(*words):
+    return ["gcloud", "compute", "tpus", *words, SLICE]
+
+
+def ssh(worker, command):
+    return tpus("tpu-vm", "ssh", "vqim", f"--worker={worker}", f"--command={command}")
+
+
+DESCRIBE = tpus("queued-resources", "describe", "vqim", "--format=value(state.state)")
+CREATE = tpus("queued-resources", "create", "vqim", "--node-id=vqim", "--type=v4", "--topology=4x4x8",
+              "--runtime-version=tpu-ubuntu2204-base")
+DELETE = tpus("queued-resources", "delete", "vqim", "--force", "--quiet")
+INSTALL = [
+    ["git", "-C", f"{POD}/../..", "archive", "--format=tar.gz", "--output=/t/vqim-vqim.tar.gz", "HEAD"],
+    tpus("tpu-vm", "scp", "/t/vqim-vqim.tar.gz", "vqim:vqim.tar.gz", "--worker=all"),
+    ssh("all", "mkdir -p vqim && tar -xzf vqim.tar.gz -C vqim && bash vqim/launch/pod/setup_worker.sh bucket"),
+]
+STATE = ssh("0", "systemctl show vqim --property=SubState --value")
+
+
+def test_a_slice_of_128_chips_is_asked_for_unless_another_is_named(dry):
+    assert dry("create") == [CREATE, DESCRIBE]
+    (create, _) = dry("create", POD_NAME="mine", POD_TYPE="v5p", POD_TOPOLOGY="2x2x1", POD_IMAGE="v2-alpha-tpuv5",
+                      POD_ZONE="us-east5-a", POD_PROJECT="ours", POD_SPOT="1")
+    assert shlex.join(create) == (
+        "gcloud compute tpus queued-resources create mine --node-id=mine --type=v5p --topology=2x2x1 "
+        "--runtime-version=v2-alpha-tpuv5 --spot --zone=us-east5-a --project=ours")
+
+
+def test_all_machines_get_the_committed_state_and_install_it(dry):
+    assert dry("install", POD_BUCKET="bucket") == INSTALL
+
+
+def test_the_same_command_starts_on_all_machines_word_for_word(dry):
+    flags = ["--gin_file=gin/exp/a.gin", "--gin_bindings=data.ImageFolder.path = '/mnt/a b'", "--workdir=/mnt/b/run"]
+    (command,) = dry("run", "train", *flags)
+    assert command[:-2] == ssh("all", "")[:-2] and command[-1] == SLICE
+    # The shell of the machine splits what follows --command= once more.
+    *before, start = command[-2].removeprefix("--command=").split("; ")
+    assert [text.split(" 2>")[0] for text in before] == [
+        "sudo systemctl stop vqim", "sudo systemctl reset-failed vqim"]
+    words = shlex.split(start)
+    assert words[:3] == ["sudo", "systemd-run", "--unit=vqim"] and "--setenv=PJRT_DEVICE=TPU" in words
+    assert words[words.index("--") + 1:] == ["$HOME/vqim/.venv/bin/python", "-m", "launch.train", *flags]
+
+
+def test_logs_are_the_first_machines_or_those_of_a_named_one(dry):
+    command = "sudo journalctl --unit=vqim --lines=200 --follow --output=cat"
+    assert dry("logs") == [ssh("0", command)]
+    assert dry("logs", "3") == [ssh("3", command)]
+
+
+def test_stopping_and_deleting(dry):
+    assert dry("stop") == [ssh("all", "sudo systemctl stop vqim")]
+    assert dry("delete") == [DELETE]
+
+
+def test_watching_dry_shows_a_round_from_taking_away_to_running(dry):
+    run, = dry("run", "train", "--workdir=/mnt/bucket/run")
+    assert dry("watch", "train", "--workdir=/mnt/bucket/run", POD_BUCKET="bucket") == [
+        DESCRIBE, DELETE, CREATE, DESCRIBE, *INSTALL, run, STATE]
+
+
+@pytest.fixture
+def watch(pod, tmp_path):
+    """Watches a slice that goes through some states, its run through others; returns the verbs called, and the end."""
+    def run(slices, runs, returncode):
+        (tmp_path / "slice").write_text("\n".join(slices) + "\n")
+        (tmp_path / "run").write_text("\n".join(runs) + "\n")
+        done = pod("watch", "train", "--workdir=/mnt/b/r", returncode=returncode, POD_SECONDS="0", TMPDIR=str(tmp_path))
+        calls = (tmp_path / "calls").read_text().splitlines()
+        words = {"resources create": "create", "resources delete": "delete", "setup_worker": "install",
+                 "systemd-run": "run"}
+        return [name for call in calls for word, name in words.items() if word in call], done
+
+    return run
+
+
+def test_a_slice_is_made_and_the_command_started_and_watched_to_its_end(watch):
+    verbs, done = watch(["MISSING", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"],
+                        ["dead", "running", "running", "exited"], returncode=0)
+    assert verbs == ["create", "install", "run"]
+    assert done.stdout.endswith("vqim: the run has ended well.\n")
+
+
+def test_a_slice_that_was_taken_away_is_made_anew_and_the_command_goes_on(watch):
+    slices = ["ACTIVE"] * 3 + ["SUSPENDING", "SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE"]
+    verbs, _ = watch(slices, ["running", "failed", "unreachable", "dead", "running", "exited"], returncode=0)
+    assert verbs == ["delete", "create", "install", "run"]
+
+
+def test_a_run_that_fails_on_machines_that_are_well_ends_the_watch(watch):
+    verbs, done = watch(["ACTIVE"], ["dead", "running", "failed"], returncode=1)
+    assert verbs == ["install", "run"]
+    assert "the run has failed; launch/pod/logs.sh shows why" in done.stderr
+
+
+def test_a_slice_that_is_refused_is_no_slice(pod, tmp_path):
+    (tmp_path / "slice").write_text("WAITING_FOR_RESOURCES\nFAILED\n")
+    done = pod("create", returncode=1, POD_SECONDS="0")
+    assert "vqim is FAILED, not ACTIVE" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["run", "watch"])
+def test_a_command_without_a_program_is_refused(pod, script, tmp_path):
+    assert "a program of launch/ and its flags" in pod(script, returncode=2).stderr
+    assert not (tmp_path / "calls").exists()
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in POD.glob("*.sh") if path.stem not in (
+    "settings", "setup_worker")))
+def test_help_says_what_it_does_and_how(pod, script):
+    text = pod(script, "--help").stdout
+    assert f"launch/pod/{script}.sh" in text and "Settings: settings.sh." in text and "set -euo" not in text
+
+
+def test_the_program_of_the_machines_is_a_shell_program():
+    subprocess.run(["bash", "-n", POD / "setup_worker.sh"], check=True)
