@@ -8,6 +8,7 @@ and train.data = @data.Tokens().
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from absl import flags as absl_flags
@@ -84,7 +85,7 @@ def write_cache(
             return [tokens_BNK, batch["labels"], batch["valid"]]
 
     program = runtime.compile(encode)
-    processes = {"process_index": runtime.process_index, "process_count": runtime.process_count}
+    processes: dict[str, Any] = {"process_index": runtime.process_index, "process_count": runtime.process_count}
     share = batch_size // runtime.process_count
     passes = {"train": (data.views(share, seed, num_views, **processes), num_views),
               "validation": (data.evaluation(share, **processes), 1)}
