@@ -3,10 +3,11 @@
 ViT-VQGAN trains with it (section 3.3). What that paper leaves open is here as in the authors' own program
 (NVlabs/stylegan2, training/networks_stylegan2.py, `D_stylegan2`).
 
-Three liberties, which change no value (tests/tokenizer/discriminator/test_stylegan2.py has the direct form beside
-this one): the blur is folded into the kernel of the convolution after it; convolutions with stride 2 run over 2x2
-blocks of pixels; and so do all of a residual block with less than 128 channels.
-MEASURED
+The direct form (zeros, blur, convolution of stride 2) leaves most of a TPU idle. Here no convolution has a stride,
+but for the first: they run over 2x2 blocks of pixels (blocks.py). Up to 128 channels, all of a residual block does,
+and the blur, which would be a pass over large arrays, is folded into the kernels that follow it; with more channels
+the kernels are the large arrays, and the blur is a pass. No value changes by this:
+tests/tokenizer/discriminator/test_stylegan2.py has the direct form beside it.
 
     B batch, C channels, H W image size, h w = H/2 W/2; I O input and output channels of a kernel; G images of a group
 """
@@ -37,7 +38,7 @@ SMALLEST = 4
 BLUR = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 """The binomial filter [1, 3, 3, 1], normalised; its outer product with itself blurs before pixels are dropped."""
 
-_MATRIX_UNIT = 128  # rows and columns of a TPU's matrix unit: fewer channels than this leave a part of it empty
+_FEW_CHANNELS = 128  # see the top of the file
 _SLOPE = 0.2
 _GAIN = math.sqrt(2)  # after each leaky rectifier, which halves the variance, nearly
 _EPSILON = 1e-8
@@ -102,7 +103,7 @@ class StyleGAN2Discriminator(nn.Module):
         dtype, wide = context.dtype, torch.promote_types(context.dtype, torch.float32)
         x_BCHW = (2 * images_BCHW - 1).to(dtype)
         first, *others = self.blocks
-        if first.num_inputs < _MATRIX_UNIT:
+        if first.few_channels:
             x_BCHW = first.from_shifted_blocks(self.from_rgb.to_shifted_blocks(x_BCHW))
         else:
             x_BCHW = first(self.from_rgb(x_BCHW))
@@ -148,7 +149,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, num_inputs: int, num_outputs: int):
         super().__init__()
-        self.num_inputs = num_inputs
+        self.few_channels = num_inputs <= _FEW_CHANNELS
         self.kernel_1_OIHW = parameter((num_inputs, num_inputs, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
         self.bias_1_O = parameter((num_inputs,), Constant(0.0), "features")
         self.kernel_2_OIHW = parameter((num_outputs, num_inputs, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
@@ -157,36 +158,48 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, I, H, W] to [B, O, h, w]."""
-        if self.num_inputs < _MATRIX_UNIT:
+        if self.few_channels:
             return self.from_shifted_blocks(shift_blocks(x_BCHW))
-        hidden_BCHW = F.conv2d(x_BCHW, _equalise(self.kernel_1_OIHW).to(x_BCHW.dtype), padding=1)
-        hidden_BCHW = _activate(hidden_BCHW, self.bias_1_O)
-        return self._halve(space_to_depth(hidden_BCHW), shift_blocks(x_BCHW))
+        dtype = x_BCHW.dtype
+        hidden_BCHW = F.conv2d(x_BCHW, _equalise(self.kernel_1_OIHW).to(dtype), padding=1)
+        hidden_BCHW = blur(_activate(hidden_BCHW, self.bias_1_O), 2, 3)  # 3: an even size; what it adds meets zeros
+        kernel_OIHW = F.pad(_equalise(self.kernel_2_OIHW), (0, 1, 0, 1)).to(dtype)
+        out_BChw = F.conv2d(space_to_depth(hidden_BCHW), space_to_depth(kernel_OIHW))
+        skip_BChw = F.conv2d(blur(x_BCHW, 1, 1, stride=2), _equalise(self.skip_kernel_OIHW).to(dtype))
+        return self._merge(out_BChw, skip_BChw)
 
     def from_shifted_blocks(self, x_BChw: Tensor) -> Tensor:
         """The same, given `shift_blocks` of the input: [B, 4 I, h + 1, w + 1] to [B, O, h, w]."""
-        kernel_OIHW = from_blocks_to_blocks(_equalise(self.kernel_1_OIHW)).to(x_BChw.dtype)
+        dtype = x_BChw.dtype
+        kernel_OIHW = from_blocks_to_blocks(_equalise(self.kernel_1_OIHW)).to(dtype)
         hidden_BChw = _activate(F.conv2d(x_BChw, kernel_OIHW), repeat(self.bias_1_O, "o -> (pixel o)", pixel=4))
-        return self._halve(hidden_BChw, x_BChw)
+        kernel_OIHW = space_to_depth(fold_blur(_equalise(self.kernel_2_OIHW))).to(dtype)
+        skip_kernel_OIHW = space_to_depth(fold_blur(_equalise(self.skip_kernel_OIHW))).to(dtype)
+        return self._merge(F.conv2d(hidden_BChw, kernel_OIHW, padding=1), F.conv2d(x_BChw, skip_kernel_OIHW))
 
-    def _halve(self, hidden_BChw: Tensor, shifted_BChw: Tensor) -> Tensor:
-        """Both branches' last convolutions, from blocks and from shifted blocks, and their sum."""
-        kernel_OIHW = space_to_depth(fold_blur(_equalise(self.kernel_2_OIHW)))
-        skip_kernel_OIHW = space_to_depth(fold_blur(_equalise(self.skip_kernel_OIHW)))
-        out_BChw = F.conv2d(hidden_BChw, kernel_OIHW.to(hidden_BChw.dtype), padding=1)
-        skip_BChw = F.conv2d(shifted_BChw, skip_kernel_OIHW.to(shifted_BChw.dtype))
+    def _merge(self, out_BChw: Tensor, skip_BChw: Tensor) -> Tensor:
         return (_activate(out_BChw, self.bias_2_O) + skip_BChw) * math.sqrt(0.5)
+
+
+def blur(x_BCHW: Tensor, before: int, after: int, stride: int = 1) -> Tensor:
+    """Filters height and width with `BLUR`, zeros `before` and `after` the image; keeps every `stride`-th pixel."""
+    x_BCHW = F.pad(x_BCHW, (before, after, before, after))
+    height, width = (size - len(BLUR) + 1 for size in x_BCHW.shape[2:])
+    rows = (tap * x_BCHW[:, :, n:n + height:stride] for n, tap in enumerate(BLUR))
+    x_BCHW = functools.reduce(torch.add, rows)
+    columns = (tap * x_BCHW[..., n:n + width:stride] for n, tap in enumerate(BLUR))
+    return functools.reduce(torch.add, columns)
 
 
 def fold_blur(kernel_OIHW: Tensor) -> Tensor:
     """The kernel that does in one convolution what blur and kernel do in two: [O, I, n, n] to [O, I, n + 3, n + 3].
 
-    Exact at the border, too, if the image has its zeros around it before the blur.
+    Exact at the border, too, as the image has its zeros around it before the blur.
     """
-    for pad in (lambda n: (n, 3 - n), lambda n: (0, 0, n, 3 - n)):
-        kernel_OIHW = functools.reduce(
-            torch.add, (tap * F.pad(kernel_OIHW, pad(n)) for n, tap in enumerate(BLUR)))
-    return kernel_OIHW
+    rows = (tap * F.pad(kernel_OIHW, (0, 0, n, 3 - n)) for n, tap in enumerate(BLUR))
+    kernel_OIHW = functools.reduce(torch.add, rows)
+    columns = (tap * F.pad(kernel_OIHW, (n, 3 - n)) for n, tap in enumerate(BLUR))
+    return functools.reduce(torch.add, columns)
 
 
 def _group_deviation(x_BCHW: Tensor, group_size: int) -> Tensor:
