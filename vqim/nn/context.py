@@ -34,6 +34,10 @@ class Kernels(Protocol):
         """a @ b of float32 arrays as exact as float32 is, whatever the precision of other products; no gradient."""
         ...
 
+    def layer_norm(self, x_D: Tensor, gain_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+        """Layer normalisation of float32 arrays over the last dimension."""
+        ...
+
     def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Bools, each False with probability `rate`; the same for the same key, on any mesh."""
         ...

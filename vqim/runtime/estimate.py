@@ -3,7 +3,9 @@
 Everything here is an estimate.
 """
 import dataclasses
+import json
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -112,8 +114,7 @@ def estimate(module: Module, chip: Chip, shape: Sequence[int], coordinates: np.n
         if instruction.cycles is not None:
             seconds, source = instruction.cycles / chip.hertz, "compiler"
         elif 'custom_call_target="tpu_custom_call"' in instruction.attributes:
-            here = module.computations[computation]
-            own_flops = attention_flops(instruction, [here[name] for name in instruction.operands])
+            own_flops, num_bytes = kernel_cost(instruction)
             flops += own_flops * count
             seconds = max(own_flops / (chip.peak_flops * KERNEL_EFFICIENCY), num_bytes / chip.hbm_bytes_per_second)
             source = "kernel"
@@ -124,21 +125,11 @@ def estimate(module: Module, chip: Chip, shape: Sequence[int], coordinates: np.n
     return Estimate(work, _exchanges(module.collectives(), chip, shape, coordinates), flops)
 
 
-def attention_flops(kernel: Instruction, operands: Sequence[Instruction]) -> float:
-    """Of a flash attention kernel, told by its arrays [batch, heads, length, head width].
-
-    Forward it multiplies twice (scores and values); backward three times for the queries' gradient (scores, their
-    gradient, queries) and four times for those of keys and values. As if nothing were masked.
-    """
-    arrays = [operand.results[0].shape for operand in operands if operand.results]
-    heads = [shape for shape in arrays if len(shape) == 4]
-    if len(heads) < 3:
-        return 0.0
-    batch, num_heads, length, width = heads[0]
-    results = [array for array in kernel.results if array.shape in (heads[0], heads[1])]
-    given = sum(shape == heads[0] for shape in heads[3:])
-    products = 2 if not given else 4 if len(results) > 1 else 3
-    return 2.0 * products * batch * num_heads * length * heads[1][2] * width
+def kernel_cost(kernel: Instruction) -> tuple[float, float]:
+    """FLOPs and bytes of a Pallas kernel, as it says of itself: the `cost_estimate` of its call."""
+    cost = re.search(r'"cost_estimate": ?(\{[^}]*\})', kernel.attributes)
+    counts = json.loads(cost[1]) if cost else {}
+    return float(counts.get("flops", 0)), float(counts.get("bytes_accessed", 0))
 
 
 def collective_seconds(

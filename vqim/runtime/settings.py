@@ -38,8 +38,8 @@ class XlaSettings:
       tensor: size of the mesh axis over which heads and hidden features are cut.
       rules: of `vqim.runtime.partition.Partition`; none means that every device holds all of the state.
       matmul_precision: of float32 products on TPU: 'default' (one bfloat16 pass), 'high' (three) or 'highest' (six).
-      remat: what identical blocks keep for the backward pass, which makes the rest again: 'none', results of products,
-        softmax and means, so that only elementwise operations are repeated; 'products', results of products with
+      remat: what identical blocks keep for the backward pass, which makes the rest again: 'none', results of products
+        and softmax, so that only elementwise operations and sums are repeated; 'products', results of products with
         weights and of flash attention; 'blocks', each block's input.
       attention: 'plain', products and a softmax with all logits in memory; 'flash', Pallas kernels, on TPU alone;
         'auto', flash on TPU for sequences whose length is a multiple of 128 and at least 256.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqim.runtime.hosts import OneHost
+from vqim.runtime.hosts import Hosts, OneHost
 from vqim.runtime.plain import loop_scan, plain_attention
 from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
 from vqim.runtime.settings import TorchSettings
@@ -52,6 +52,10 @@ class TorchKernels:
         """torch.matmul: float32 is float32 here, as long as nobody allows TF32."""
         return torch.matmul(a, b)
 
+    def layer_norm(self, x_D: Tensor, gain_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+        """torch.nn.functional.layer_norm."""
+        return F.layer_norm(x_D, gain_D.shape, gain_D, bias_D, eps)
+
     def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Bernoulli(1 - rate)."""
         return self.uniform(key, shape, device) >= rate
@@ -81,7 +85,7 @@ class TorchRuntime:
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
         self.device = torch.device(device)
-        self.hosts = OneHost()
+        self.hosts: Hosts = OneHost()
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device must be one that is here, got {device!r}: torch finds no CUDA device")
         self.kernels = TorchKernels(settings.remat)

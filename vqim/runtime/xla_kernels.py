@@ -12,8 +12,10 @@ import torch_xla.core.xla_model as xm
 import torch_xla.distributed.spmd as xs
 from torch import Tensor
 
-from vqim.runtime.flash import LANES, flash_attention
+from vqim.runtime.flash import allocate, flash_attention
+from vqim.runtime.flash_blocks import cut
 from vqim.runtime.plain import plain_attention
+from vqim.runtime.precision import split_matmul
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.xla_scan import xla_scan
 from vqim.state.random import mix_bits
@@ -21,8 +23,8 @@ from vqim.state.random import mix_bits
 BATCH_AXES = ("data", "fsdp")
 """Over which a batch is cut."""
 
-HEADS = (BATCH_AXES, "tensor", None, None)
-"""How queries, keys and values, [B, N, T, H], are cut."""
+HEADS = (BATCH_AXES, None, "tensor")
+"""How queries, keys and values with heads side by side, [B, T, N * H], are cut."""
 
 LONG_SEQUENCE = 256
 """From which on 'auto' takes flash attention."""
@@ -43,11 +45,14 @@ class XlaKernels:
         if tpu and settings.attention != "plain" and not importlib.util.find_spec("jax"):
             raise ValueError(
                 f"attention = {settings.attention!r} needs jax, which vqim[tpu] brings; 'plain' does without it")
-        self._mesh, self._remat, self._attention, self._tpu = mesh, settings.remat, settings.attention, tpu
+        self._mesh, self._remat, self._attention = mesh, settings.remat, settings.attention
+        self._pallas = tpu and settings.attention != "plain"
+        self._splits_products = tpu and settings.matmul_precision != "highest"
 
     def scan(self, body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any) -> tuple[Tensor, Any]:
         """A loop of the program, whose carry stays cut over the devices that share a batch, [B, ...]."""
-        return xla_scan(body, carry, inputs, remat=self._remat, place=self._place)
+        return xla_scan(body, carry, inputs, remat=self._remat, place=self._place,
+                        allocate=self._allocate if self._pallas and self._mesh.shape()["tensor"] == 1 else None)
 
     def attention(self, q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool) -> Tensor:
         """Flash attention or plain products: see `XlaSettings.attention`.
@@ -59,9 +64,15 @@ class XlaKernels:
         if self._attention == "flash" and misfit:
             raise ValueError(f"attention = 'flash' needs {misfit}; 'auto' takes plain products there")
         long = min(q_BNTH.shape[2], k_BNSH.shape[2]) >= LONG_SEQUENCE
-        if self._attention == "flash" or (self._attention == "auto" and self._tpu and long and not misfit):
-            return flash_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal, mesh=self._mesh, spec=HEADS)
+        if self._attention == "flash" or (self._attention == "auto" and self._pallas and long and not misfit):
+            return flash_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal, mesh=self._mesh, spec=HEADS,
+                                   num_parts=self._mesh.shape()["tensor"])
         return plain_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal)
+
+    def layer_norm(self, x_D: Tensor, gain_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+        """Plain operations: torch_xla would make a batch normalisation of torch.nn.functional.layer_norm."""
+        centred_D = x_D - x_D.mean(-1, keepdim=True)
+        return centred_D * torch.rsqrt(centred_D.square().mean(-1, keepdim=True) + eps) * gain_D + bias_D
 
     def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Compares 32 hashed bits, as a signed number, with the rate."""
@@ -70,6 +81,10 @@ class XlaKernels:
         xm.optimization_barrier_([keep])
         return keep
 
+    def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """By parts that a TPU multiplies exactly, where it would round the whole."""
+        return split_matmul(a, b) if self._splits_products else torch.matmul(a, b)
+
     def uniform(self, key: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """24 of the upper hashed bits: float32 holds them exactly."""
         return ((self._bits(key, shape) & 0x7FFFFFFF) >> 7).float() * 2.0**-24
@@ -77,14 +92,21 @@ class XlaKernels:
     def _misfit(self, q_BNTH: Tensor, k_BNSH: Tensor) -> str | None:
         """What flash attention would need that these arrays do not have."""
         sizes = self._mesh.shape()
-        batch, heads, queries, _ = q_BNTH.shape
-        for what, size, unit in (
-            ("a batch", batch, sizes["data"] * sizes["fsdp"]), ("a number of heads", heads, sizes["tensor"]),
-            ("a number of queries", queries, LANES), ("a number of keys", k_BNSH.shape[2], LANES),
-        ):
-            if size % unit:
-                return f"{what} that is a multiple of {unit}, got {size}"
+        batch, heads, queries, head_size = q_BNTH.shape
+        for what, size, parts in (("a batch", batch, sizes["data"] * sizes["fsdp"]),
+                                  ("a number of heads", heads, sizes["tensor"])):
+            if size % parts:
+                return f"{what} that is a multiple of {parts}, got {size}"
+        try:
+            cut(heads // sizes["tensor"], head_size, queries, k_BNSH.shape[2], q_BNTH.dtype.itemsize)
+        except ValueError as error:
+            return str(error)
         return None
+
+    def _allocate(self, shape: tuple[int, ...], like_B: Tensor) -> Tensor:
+        sizes = self._mesh.shape()
+        spec = (BATCH_AXES, *(None,) * (like_B.ndim - 1))
+        return allocate(tuple(shape), like_B, self._mesh, spec, sizes["data"] * sizes["fsdp"])
 
     def _place(self, x_B: Tensor) -> None:
         spec = (BATCH_AXES, *(None,) * (x_B.ndim - 1))

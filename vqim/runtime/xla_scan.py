@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_xla.experimental.scan import _scan_impl_flat
@@ -19,6 +20,7 @@ from vqim.runtime.plain import PRODUCTS
 Flat = Sequence[Tensor]
 FlatBody = Callable[[Tensor, Flat], tuple[Tensor, Flat]]
 Kept = Collection[Any]
+Allocate = Callable[[tuple[int, ...], Tensor], Tensor]
 
 
 @torch.library.custom_op("vqim::keep", mutates_args=())
@@ -30,22 +32,20 @@ def keep(x: Tensor) -> Tensor:
 _AT_PRODUCTS = frozenset({*PRODUCTS, torch.ops.vqim.keep.default})
 KEPT = {
     "none": _AT_PRODUCTS | {
-        torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default, torch.ops.aten._softmax.default,
-        torch.ops.aten.native_batch_norm.default},
+        torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default, torch.ops.aten._softmax.default},
     "products": _AT_PRODUCTS,
     "blocks": frozenset(),
 }
 """Operations whose results the forward loop keeps, by policy; XLA drops those that the backward pass does not read.
 
 What 'none' leaves out costs nothing where it is made again: casts and elementwise operations become part of the fusions
-that read them, and dropout's masks are cheaper to draw than to keep. torch_xla makes a layer normalisation of a batch
-normalisation.
+that read them, dropout's masks are cheaper to draw than to keep, and so are the two sums over a row of a normalisation.
 """
 
 
 def xla_scan(
     body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any, *,
-    remat: str, place: Callable[[Tensor], None],
+    remat: str, place: Callable[[Tensor], None], allocate: Allocate | None = None,
 ) -> tuple[Tensor, Any]:
     """jax.lax.scan's contract.
 
@@ -56,6 +56,8 @@ def xla_scan(
       remat: which of `KEPT`.
       place: annotates a carry, or the gradient of one, with how it is cut over the mesh. Left to itself XLA may cut
         activations like a neighbouring weight, and gathers them in every layer.
+      allocate: makes an array [layers, B, ...] with any values, given its shape, and a tensor of its dtype that is cut
+        like a carry; without it, what the backward pass will need is written into zeros.
     """
     leaves, tree = pytree.tree_flatten(inputs)
     output_tree: list[pytree.TreeSpec] = []
@@ -67,7 +69,7 @@ def xla_scan(
         return carry, [output for output in flat if output is not None]
 
     if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in (carry, *leaves)):
-        carry, *outputs = _Scan.apply(flat_body, KEPT[remat], place, carry, *leaves)
+        carry, *outputs = _Scan.apply(flat_body, KEPT[remat], place, allocate, carry, *leaves)
     else:
         def step(carries: Flat, inputs: Flat) -> tuple[Flat, Flat]:
             carry, outputs = flat_body(carries[0], inputs)
@@ -83,7 +85,8 @@ def xla_scan(
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, body: FlatBody, kept: Kept, place: Callable[[Tensor], None], carry: Tensor, *inputs: Tensor,
+        ctx: Any, body: FlatBody, kept: Kept, place: Callable[[Tensor], None], allocate: Allocate | None,
+        carry: Tensor, *inputs: Tensor,
     ) -> Any:
         needed = [tensor.requires_grad for tensor in inputs]
         num_outputs = 0
@@ -95,9 +98,12 @@ class _Scan(torch.autograd.Function):
                 after, outputs = body(_leaf(carries[0], True), list(map(_leaf, inputs, needed)))
             num_outputs, after = len(outputs), after.detach()
             place(after)
+            unfilled.start()
             return [after], [*(output.detach() for output in outputs), carries[0], *record.saved]
 
-        (after,), stacked = _scan_impl_flat(step, [carry], list(inputs))
+        unfilled = _Unfilled(carry, allocate)
+        with unfilled:
+            (after,), stacked = _scan_impl_flat(step, [carry], list(inputs))
         ctx.body, ctx.kept, ctx.place, ctx.needed = body, kept, place, needed
         ctx.save_for_backward(*inputs, *stacked[num_outputs:])
         ctx.set_materialize_grads(False)
@@ -130,7 +136,30 @@ class _Scan(torch.autograd.Function):
         slices = [carries, *inputs, *saved, *(grad_outputs[i] for i in given)]
         (grad_carry,), found = _scan_impl_flat(step, [grad_after], slices, reverse=True)
         grads = iter(found)
-        return None, None, None, grad_carry, *(next(grads) if needs else None for needs in ctx.needed)
+        return None, None, None, None, grad_carry, *(next(grads) if needs else None for needs in ctx.needed)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Spares torch_xla to fill stacks with zeros that its loop overwrites one after the other.
+
+    It makes them after it has traced the body. Only such are spared of which every slice is [B, ...] or [B * T, ...],
+    cut like the carry [B, T, ...], which is nearly all of them.
+    """
+
+    def __init__(self, carry: Tensor, allocate: Allocate | None):
+        super().__init__()
+        self.carry, self.allocate, self.started = carry, allocate, False
+
+    def start(self) -> None:
+        self.started = True
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.started and self.allocate and function is torch.zeros and kwargs.get("dtype") == self.carry.dtype:
+            (shape,) = args
+            if len(shape) > 1 and shape[1] in (self.carry.shape[0], self.carry.shape[0] * self.carry.shape[1]):
+                return self.allocate(shape, self.carry)
+        return function(*args, **kwargs)
 
 
 class _Record(TorchDispatchMode):

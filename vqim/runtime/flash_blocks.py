@@ -1,0 +1,65 @@
+"""How flash attention's kernels cut their work, so that it fits a TPU's vector memory. Plain numbers."""
+import dataclasses
+import math
+
+LANES = 128
+"""Of a vector register."""
+
+VECTOR_MEMORY = 2**24
+"""Bytes of a core, v4's: the least of the chips that there are."""
+
+NUM_LOGITS = 2**18
+"""Of a block of queries, at most. Larger ones make no better use of the matrix units, and longer programs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """What one run of a kernel works on.
+
+    Attributes:
+      num_heads: heads at a time.
+      width: of their features together.
+      num_queries: of a block of queries; it meets all keys that it sees.
+    """
+
+    num_heads: int
+    width: int
+    num_queries: int
+
+
+def cut(num_heads: int, head_size: int, num_queries: int, num_keys: int, itemsize: int) -> Blocks:
+    """The largest blocks that fit, heads in groups that fill registers: 2 of 64 features, 4 of 96, 8 of 80.
+
+    Args:
+      num_heads: on one device.
+      head_size: features of a head.
+      num_queries, num_keys: of a sequence.
+      itemsize: bytes of an element.
+
+    Raises:
+      ValueError: there are none; says what would have to be otherwise.
+    """
+    full = math.lcm(head_size, LANES) // head_size
+    heads = num_heads if num_heads * head_size < LANES else full
+    if num_heads % heads:
+        raise ValueError(f"heads on each device in groups of {full}, got {num_heads} heads of {head_size}")
+    for name, size in (("queries", num_queries), ("keys", num_keys)):
+        if size % LANES:
+            raise ValueError(f"a number of {name} that is a multiple of {LANES}, got {size}")
+    blocks = [Blocks(heads, heads * head_size, size) for size in (512, 256, 128) if num_queries % size == 0]
+    for block in blocks:
+        if (block.num_queries * num_keys <= NUM_LOGITS or block is blocks[-1]) and (
+                _vector_memory(block, num_keys, itemsize) <= VECTOR_MEMORY):
+            return block
+    raise ValueError(f"at most about {VECTOR_MEMORY // (block.width * itemsize * 8)} keys, got {num_keys}")
+
+
+def _vector_memory(block: Blocks, num_keys: int, itemsize: int) -> int:
+    """Bytes that the backward pass takes, whose kernel is the larger one.
+
+    Keys and values; their gradients twice, as one is written while the next is made; sums of those in float32, unless
+    they are float32; three arrays of queries twice; about four of logits.
+    """
+    of_keys, of_queries = block.width * num_keys, block.width * block.num_queries
+    sums = 2 * of_keys * 4 if itemsize < 4 else 0
+    return (2 + 4) * of_keys * itemsize + sums + 6 * of_queries * itemsize + 4 * 4 * block.num_queries * num_keys
