@@ -1,6 +1,9 @@
 """Reading optimised HLO: programs small enough to count by hand."""
+import numpy as np
 import pytest
 
+from vqim.runtime.chips import CHIPS
+from vqim.runtime.estimate import estimate
 from vqim.runtime.hlo import Module, device_groups
 
 LOOP = """HloModule loop, is_scheduled=true, input_output_alias={ {1}: (0, {}, may-alias), {0}: (2, {}, must-alias) }
@@ -145,6 +148,55 @@ ENTRY %main (g: f32[64,8]) -> f32[16,8] {
 def test_an_all_reduce_of_which_each_device_takes_its_slice_is_a_reduce_scatter():
     (found,) = Module(SCATTER).collectives()
     assert (found.kind, found.operand_bytes, found.result_bytes) == ("reduce-scatter", 4 * 64 * 8, 4 * 16 * 8)
+
+
+OVERLAPPED = """HloModule overlapped, is_scheduled=true
+
+%begin (w: bf16[4,64]) -> (bf16[4,64], bf16[16,64]) {
+  %w = bf16[4,64]{1,0} parameter(0)
+  %gather.1 = bf16[16,64]{1,0} all-gather(%w), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %begun = (bf16[4,64]{1,0}, bf16[16,64]{1,0}) custom-call(%gather.1), custom_call_target="begin"
+}
+
+%beside (w.2: bf16[4,64], x.2: f32[8,32], y.2: f32[32,128]) -> (f32[8,128], bf16[16,64]) {
+  %w.2 = bf16[4,64]{1,0} parameter(0)
+  %x.2 = f32[8,32]{1,0} parameter(1)
+  %y.2 = f32[32,128]{1,0} parameter(2)
+  %product = f32[8,128]{1,0} dot(%x.2, %y.2), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %gather.2 = bf16[16,64]{1,0} all-gather(%w.2), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %both = (f32[8,128]{1,0}, bf16[16,64]{1,0}) tuple(%product, %gather.2)
+}
+
+%end (w.3: bf16[4,64]) -> bf16[16,64] {
+  %w.3 = bf16[4,64]{1,0} parameter(0)
+  %gather.3 = bf16[16,64]{1,0} all-gather(%w.3), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %ended = bf16[16,64]{1,0} custom-call(%gather.3), custom_call_target="end"
+}
+
+ENTRY %main (w.4: bf16[4,64], x.4: f32[8,32], y.4: f32[32,128]) -> bf16[16,64] {
+  %w.4 = bf16[4,64]{1,0} parameter(0)
+  %x.4 = f32[8,32]{1,0} parameter(1)
+  %y.4 = f32[32,128]{1,0} parameter(2)
+  %started = (bf16[4,64]{1,0}, bf16[16,64]{1,0}) fusion(%w.4), kind=kCustom, calls=%begin
+  %worked = (f32[8,128]{1,0}, bf16[16,64]{1,0}) fusion(%w.4, %x.4, %y.4), kind=kCustom, calls=%beside, \
+backend_config={"window_config":{"estimated_cycles":"500"}}
+  ROOT %out = bf16[16,64]{1,0} fusion(%w.4), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_collective_that_is_fused_into_products_counts_once_and_is_hidden_by_them():
+    module = Module(OVERLAPPED)
+    (gather,) = module.collectives()
+    assert (gather.kind, gather.count, gather.operand_bytes, gather.result_bytes) == ("all-gather", 1, 512, 2048)
+    assert gather.hidden_cycles == 500
+    assert gather.groups.tolist() == [[0, 1, 2, 3]]
+
+
+def test_products_beside_a_collective_are_work_of_their_own():
+    places = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]])
+    estimated = estimate(Module(OVERLAPPED), CHIPS["v4"], (2, 2, 1), places)
+    assert [(work.instruction.name, work.flops) for work in estimated.work] == [("worked", 2 * 8 * 32 * 128)]
 
 
 @pytest.mark.parametrize("text, groups", [

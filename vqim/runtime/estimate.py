@@ -108,7 +108,7 @@ def estimate(module: Module, chip: Chip, shape: Sequence[int], coordinates: np.n
         own_flops = module.flops(computation, instruction)
         flops += own_flops * count
         if (instruction.opcode in _FREE or instruction.opcode.startswith(COLLECTIVES)
-                or module.fused_collective(instruction)):
+                or module.fused_collective(instruction) and not module.has_products(instruction)):
             continue
         num_bytes = module.hbm_bytes(computation, instruction)
         if instruction.cycles is not None:

@@ -223,6 +223,8 @@ class Module:
     def _collective(self, computation: str, instruction: Instruction, times: int) -> Collective | None:
         kind, here, inner = instruction.opcode.removesuffix("-start"), self.computations[computation], instruction
         if fused := self.fused_collective(instruction):
+            if beside := self._beside.get(_channel(fused)):
+                return self._overlapped(fused, instruction, times) if instruction is beside[0] else None
             # The compiler writes a reduce-scatter as a fusion: an all-reduce of which each device takes its slice.
             inner, kind = fused, "reduce-scatter" if fused.opcode == "all-reduce" else fused.opcode
         elif kind not in COLLECTIVES:
@@ -248,6 +250,31 @@ class Module:
         inner = self.computations[instruction.called("calls")[0]].values()
         return next((one for one in inner if one.opcode in COLLECTIVES), None)
 
+    @functools.cached_property
+    def _beside(self) -> dict[str, list[Instruction]]:
+        """Fusions of products and a part of a collective that goes on beside them, by the collective's channel.
+
+        The compiler writes the collective into three fusions or more, of which the first starts and the last ends it.
+        """
+        found: dict[str, list[Instruction]] = {}
+        for here in self.computations.values():
+            for instruction in here.values():
+                fused = self.fused_collective(instruction)
+                if fused and self.has_products(instruction):
+                    found.setdefault(_channel(fused), []).append(instruction)
+        return found
+
+    def has_products(self, fusion: Instruction) -> bool:
+        """Whether a fusion has products or convolutions."""
+        return self._fusion_flops(fusion.called("calls")[0]) > 0
+
+    def _overlapped(self, fused: Instruction, fusion: Instruction, times: int) -> Collective:
+        operands = [self.computations[fusion.called("calls")[0]][name] for name in fused.operands]
+        hidden = sum(one.cycles or 0 for one in self._beside[_channel(fused)])
+        return Collective(fused.opcode, times, sum(array.num_bytes for one in operands for array in one.results),
+                          sum(array.num_bytes for array in fused.results), device_groups(fused.attributes), hidden,
+                          fusion.operation)
+
     def _async_start(self, computation: str) -> tuple[dict[str, Instruction], Instruction] | None:
         """What runs a computation in the background, and where."""
         for here in self.computations.values():
@@ -262,6 +289,11 @@ class Module:
         inner = [(one, runs) for instruction in between for name, runs in self._inner(instruction)
                  for _, one, runs in self.executed(name, runs)]
         return float(sum((one.cycles or 0) * runs for one, runs in [*((one, 1) for one in between), *inner]))
+
+
+def _channel(collective: Instruction) -> str:
+    match = re.search(r"channel_id=(\d+)", collective.attributes)
+    return match[1] if match else ""
 
 
 def operation_name(text: str) -> str:
