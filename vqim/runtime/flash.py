@@ -85,10 +85,11 @@ def on_parts(
     return wholes
 
 
-def allocate(shape: tuple[int, ...], near: Tensor, mesh: xs.Mesh, spec: Spec, num_parts: int) -> Tensor:
+def allocate(number: int, shape: tuple[int, ...], near: Tensor, mesh: xs.Mesh, spec: Spec, num_parts: int) -> Tensor:
     """An array [L, B, ...] with any values, for a program that writes all of them.
 
     Args:
+      number: another one for each array of a program.
       shape: of the whole array.
       near: an array [B, ...] of the same dtype.
       mesh: over which arrays are cut.
@@ -97,7 +98,7 @@ def allocate(shape: tuple[int, ...], near: Tensor, mesh: xs.Mesh, spec: Spec, nu
     """
     part_shape = (shape[0], shape[1] // num_parts, *shape[2:])
     result_spec = (None, spec[0], *(None,) * (len(shape) - 2))
-    (result,) = on_parts("allocate", part_shape, [near], [(shape, result_spec)], mesh, spec)
+    (result,) = on_parts("allocate", (number, *part_shape), [near], [(shape, result_spec)], mesh, spec)
     return result
 
 

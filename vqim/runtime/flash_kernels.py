@@ -37,12 +37,18 @@ def gradients(settings: Settings, q_BTE: Array, grad_BTE: Array, k_BSE: Array, v
 
 
 def allocate(settings: tuple[int, ...], near: Array) -> list[Array]:
-    """An array of that shape and `near`'s dtype, in HBM, into which nothing has been written yet."""
+    """An array of a shape and `near`'s dtype, in HBM, into which nothing has been written yet.
+
+    Args:
+      settings: a number, and the shape. Of calls with one number XLA makes one call, and copies of its result.
+      near: any array.
+    """
+    number, *shape = settings
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     return pl.pallas_call(
         lambda near_ref, out_ref: None, in_specs=[anywhere], out_specs=[anywhere],
-        out_shape=[jax.ShapeDtypeStruct(settings, near.dtype)],
-        cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=0))(near)
+        out_shape=[jax.ShapeDtypeStruct(tuple(shape), near.dtype)], name=f"allocate_{number}",
+        cost_estimate=pl.CostEstimate(flops=0, transcendentals=number, bytes_accessed=0))(near)
 
 
 def _call(

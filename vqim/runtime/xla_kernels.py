@@ -103,10 +103,10 @@ class XlaKernels:
             return str(error)
         return None
 
-    def _allocate(self, shape: tuple[int, ...], like_B: Tensor) -> Tensor:
+    def _allocate(self, number: int, shape: tuple[int, ...], like_B: Tensor) -> Tensor:
         sizes = self._mesh.shape()
         spec = (BATCH_AXES, *(None,) * (like_B.ndim - 1))
-        return allocate(tuple(shape), like_B, self._mesh, spec, sizes["data"] * sizes["fsdp"])
+        return allocate(number, tuple(shape), like_B, self._mesh, spec, sizes["data"] * sizes["fsdp"])
 
     def _place(self, x_B: Tensor) -> None:
         spec = (BATCH_AXES, *(None,) * (x_B.ndim - 1))

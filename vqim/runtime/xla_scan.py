@@ -20,7 +20,7 @@ from vqim.runtime.plain import PRODUCTS
 Flat = Sequence[Tensor]
 FlatBody = Callable[[Tensor, Flat], tuple[Tensor, Flat]]
 Kept = Collection[Any]
-Allocate = Callable[[tuple[int, ...], Tensor], Tensor]
+Allocate = Callable[[int, tuple[int, ...], Tensor], Tensor]
 
 
 @torch.library.custom_op("vqim::keep", mutates_args=())
@@ -56,8 +56,8 @@ def xla_scan(
       remat: which of `KEPT`.
       place: annotates a carry, or the gradient of one, with how it is cut over the mesh. Left to itself XLA may cut
         activations like a neighbouring weight, and gathers them in every layer.
-      allocate: makes an array [layers, B, ...] with any values, given its shape, and a tensor of its dtype that is cut
-        like a carry; without it, what the backward pass will need is written into zeros.
+      allocate: makes an array [layers, B, ...] with any values, given a number of its own, its shape, and a tensor of
+        its dtype that is cut like a carry; without it, what the backward pass will need is written into zeros.
     """
     leaves, tree = pytree.tree_flatten(inputs)
     output_tree: list[pytree.TreeSpec] = []
@@ -148,7 +148,7 @@ class _Unfilled(TorchFunctionMode):
 
     def __init__(self, carry: Tensor, allocate: Allocate | None):
         super().__init__()
-        self.carry, self.allocate, self.started = carry, allocate, False
+        self.carry, self.allocate, self.started, self.count = carry, allocate, False, 0
 
     def start(self) -> None:
         self.started = True
@@ -158,7 +158,8 @@ class _Unfilled(TorchFunctionMode):
         if self.started and self.allocate and function is torch.zeros and kwargs.get("dtype") == self.carry.dtype:
             (shape,) = args
             if len(shape) > 1 and shape[1] in (self.carry.shape[0], self.carry.shape[0] * self.carry.shape[1]):
-                return self.allocate(shape, self.carry)
+                self.count += 1
+                return self.allocate(self.count, shape, self.carry)
         return function(*args, **kwargs)
 
 
