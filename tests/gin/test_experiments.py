@@ -7,23 +7,17 @@ import gin
 import pytest
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
+from tests.gin.files import ROOT, whole_text
 from vqim.registry.config import load
 from vqim.runtime.torch import TorchRuntime
 from vqim.training.loop import train
 
-ROOT = pathlib.Path(__file__).parents[2]
 STAGES = {"run/stage1_paper": "shrink_stage1", "run/stage2_paper": "shrink_stage2", "run/probe_paper": "shrink_probe"}
 MODELS = {
     "model/vit_tokenizer": "shrink_vit", "model/cnn_tokenizer": "shrink_cnn", "model/dvae_tokenizer": "shrink_dvae"}
 QUANTIZERS = {"@tokenizer.HierarchicalQuantizer()": "shrink_hierarchy"}
 STAND_INS = {"runs/dalle_dvae": "runs/dvae_imagenet"}
 """Weights that are OpenAI's, and the experiment that makes some like them."""
-
-
-def whole_text(name):
-    """A gin file with everything that it includes."""
-    text = (ROOT / name).read_text()
-    return text + "".join(whole_text(included) for included in re.findall(r"^include '(.*)'", text, re.MULTILINE))
 
 
 def shrinking(name):
@@ -34,7 +28,7 @@ def shrinking(name):
     quantizer = [small for large, small in QUANTIZERS.items() if large in text]
     # The file's own binding, where it has one, comes before those of what it includes.
     discriminator = re.findall(r"Adversary.discriminator = @tokenizer.(\w+)Discriminator", text)[:1]
-    if discriminator and "TokenizerTask.adversary = None" not in text:
+    if stage and discriminator and "TokenizerTask.adversary = None" not in text:
         stage.append(f"shrink_{discriminator[0].lower()}")
     return [f"gin/debug/{small}.gin" for small in model + quantizer + stage] if stage else []
 

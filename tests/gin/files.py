@@ -1,0 +1,11 @@
+"""gin files as texts."""
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def whole_text(name: str) -> str:
+    """A gin file, by its path in the checkout, with everything that it includes after it."""
+    text = (ROOT / name).read_text()
+    return text + "".join(whole_text(included) for included in re.findall(r"^include '(.*)'", text, re.MULTILINE))
