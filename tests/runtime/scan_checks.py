@@ -20,6 +20,7 @@ from vqim.runtime.plain import loop_scan
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.xla import XlaRuntime
 from vqim.runtime.xla_kernels import XlaKernels
+from vqim.runtime.xla_scan import xla_scan
 
 LAYERS, WIDTH, HIDDEN, HEADS, BATCH, TOKENS, STEPS = 3, 32, 64, 4, 8, 6, 3
 RULES = [
@@ -36,6 +37,17 @@ class LoopKernels(XlaKernels):
     def scan(self, body, carry, inputs):
         """Unrolled."""
         return loop_scan(body, carry, inputs, "none")
+
+
+class UnfilledKernels(XlaKernels):
+    """A loop whose stacks hold no zeros before it writes into them."""
+
+    def scan(self, body, carry, inputs):
+        """NaNs, which would not go unnoticed."""
+        def allocate(number, shape, like):
+            return torch.full(shape, torch.nan, dtype=like.dtype, device=like.device)
+
+        return xla_scan(body, carry, inputs, remat="products", place=self._place, allocate=allocate)
 
 
 def make_stack(layers):
@@ -81,6 +93,7 @@ def main():
     batch = {"x": x, "weights": weights}
     ways = {"loop": LoopKernels(runtime.mesh, XlaSettings())}
     ways |= {remat: XlaKernels(runtime.mesh, XlaSettings(remat=remat)) for remat in ("none", "products", "blocks")}
+    ways["unfilled"] = UnfilledKernels(runtime.mesh, XlaSettings())
     for way, kernels in ways.items():
         program, counts = runtime.compile(make_step(stack, kernels)), []
         for step in range(STEPS):

@@ -42,7 +42,7 @@ def gradients(results, way):
     return {name.removeprefix(f"{way} "): array for name, array in results.items() if name.startswith(f"{way} block/")}
 
 
-@pytest.mark.parametrize("remat", REMAT)
+@pytest.mark.parametrize("remat", [*REMAT, "unfilled"])
 def test_loss_and_gradients_are_those_of_the_layers_one_after_another_with_dropout(results, remat):
     expected, found = gradients(results, "loop"), gradients(results, remat)
     assert len(expected) == 16 and expected.keys() == found.keys()
