@@ -17,8 +17,8 @@ def refused(done):
 
 
 @pytest.mark.parametrize(("base", "lines", "messages"), [
-    (TOKENIZER, "tokenizer.VecQuantizer.vocabulary = 4",
-     ["mine.gin:2: tokenizer.VecQuantizer.vocabulary: nothing is registered as 'tokenizer.VecQuantizer'. "
+    (TOKENIZER, "tokenizer.VectorQuantiser.vocabulary = 4",
+     ["mine.gin:2: tokenizer.VectorQuantiser.vocabulary: nothing is registered as 'tokenizer.VectorQuantiser'. "
       "Did you mean tokenizer.VectorQuantizer?"]),
     (TOKENIZER, "train.num_stpes = 4",
      ["mine.gin:2: vqim.train has no parameter 'num_stpes'. Did you mean num_steps?"]),
