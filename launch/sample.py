@@ -77,11 +77,14 @@ def main() -> None:
         for image, label in zip(batch.images_BHWC, batch.labels_B.tolist(), strict=True):
             number = next(places[label])
             word = names[label].replace(" ", "_").replace("/", "_") if label >= 0 else "any"
-            Image.fromarray(image).save(out / f"{number:05d}_{word}.png")
+            if runtime.process_index == 0:  # every host has all of them
+                Image.fromarray(image).save(out / f"{number:05d}_{word}.png")
             drawn[number] = image
         logging.info("%d of %d pictures", len(drawn), len(labels_N))
-    Image.fromarray(image_grid(np.stack([drawn[number] for number in range(len(labels_N))]))).save(out / "grid.png")
-    print(f"{len(drawn)} pictures in {out}")
+    if runtime.process_index == 0:
+        grid = image_grid(np.stack([drawn[number] for number in range(len(labels_N))]))
+        Image.fromarray(grid).save(out / "grid.png")
+        print(f"{len(drawn)} pictures in {out}")
 
 
 def _draw(candidates: CandidateSampler, arrays: State, labels_N: np.ndarray, rate: float) -> Iterator[Candidates]:

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -76,10 +77,11 @@ def test_programs_are_dumped_as_traced_and_as_compiled(trained):
 
 
 @needs_compiler
-def test_a_step_that_does_not_fit_ends_with_1_and_names_the_largest_arrays_and_their_modules():
+def test_a_step_that_does_not_fit_ends_with_1_and_names_the_largest_arrays():
     process = compile_(TINY, "--topology=v5e:1x1", "--gin_bindings=VOCABULARY = 1_000_000_000")
     assert process.returncode == 1, process.stderr
-    assert "does not fit 15.75 GiB" in process.stdout and "f32[1000000000,4]" in process.stdout
+    assert "does not fit 15.75 GiB" in process.stdout
+    assert re.search(r"\d+\.\d+G  \w+\[[\d,]*1000000000[\d,]*\].*  output of ", process.stdout)
 
 
 @needs_compiler

@@ -36,9 +36,50 @@ static inline int8_t level_of(float m, float inverse) {
     return (int8_t)(int)(level > LARGEST ? LARGEST : level);
 }
 
-/* The two passes of int8 with one scale a column, over `n` rows at once: what belongs to a column is then loaded once for
-   all of them, which is worth a third of the time. `n` has to be a constant where they are called. */
+/* Passes over ROWS rows at once, or one: what belongs to a column is then loaded once for all of them, which is worth a
+   third of the time. `n` has to be a constant where they are called. */
 #define ROWS 4
+
+/* Adds squared gradients to the sums of their columns; their sums of rows go to `row_sums`. */
+static inline __attribute__((always_inline)) void square(
+    const int n, int64_t cols, const float *g, float *column_sums, float *row_sums) {
+    float a = 0, b = 0, c = 0, d = 0;
+    #pragma omp simd reduction(+ : a, b, c, d)
+    for (int64_t j = 0; j < cols; j++) {
+        const float first = g[j] * g[j] + EPS;
+        float column = first;
+        a += first;
+        if (n == ROWS) {
+            const float second = g[cols + j] * g[cols + j] + EPS, third = g[2 * cols + j] * g[2 * cols + j] + EPS;
+            const float fourth = g[3 * cols + j] * g[3 * cols + j] + EPS;
+            b += second;
+            c += third;
+            d += fourth;
+            column += second + third + fourth;
+        }
+        column_sums[j] += column;
+    }
+    const float sums[ROWS] = {a, b, c, d};
+    for (int r = 0; r < n; r++) row_sums[r] = sums[r];
+}
+
+/* The sum of squares of an update. */
+static inline __attribute__((always_inline)) float squared_update(
+    const int n, int64_t cols, const float *g, const float *row_factor, const float *col_factor) {
+    float sum = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < cols; j++) {
+        float rows = 0;
+        for (int r = 0; r < n; r++) {
+            const float u = g[r * cols + j] * row_factor[r];
+            rows += u * u;
+        }
+        sum += rows * col_factor[j] * col_factor[j];
+    }
+    return sum;
+}
+
+/* Of int8 with one scale a column: the largest magnitude of each. */
 
 static inline __attribute__((always_inline)) void widen(
     const int n, int64_t cols, const float *g, const int8_t *q, const float *row_factor, const float *col_factor,
@@ -52,6 +93,7 @@ static inline __attribute__((always_inline)) void widen(
     }
 }
 
+/* Updates parameters and int8 values; the sum of squares of what was subtracted. */
 static inline __attribute__((always_inline)) float apply(
     const int n, int64_t cols, float *p, const float *g, int8_t *q, const float *row_factor, const float *col_factor,
     const float *old_scale, const float *inverse, float decay) {
@@ -87,6 +129,9 @@ int adafactor_step(
     float *row_factor = memory, *col_factor = memory + rows, *old_scale = col_factor + cols;
     float *inverse = old_scale + cols, *partial = inverse + cols;
 
+    /* The arrays of columns fit the first cache where there are few, and one stream of memory is faster than four. */
+    const int many_columns = cols > 1024;
+
     #pragma omp parallel num_threads(num_threads)
     for (int64_t layer = 0; layer < layers; layer++) {
         const int64_t offset = layer * rows * cols;
@@ -101,16 +146,13 @@ int adafactor_step(
 
         /* second moments */
         memset(own, 0, sizeof(float) * cols);
-        for (int64_t i = begin; i < end; i++) {
-            const float *gi = g + i * cols;
-            float sum = 0;
-            #pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < cols; j++) {
-                const float squared = gi[j] * gi[j] + EPS;
-                own[j] += squared;
-                sum += squared;
-            }
-            row[i] = lerp(row[i], sum / cols, new_weight);
+        for (int64_t i = begin; i < end;) {
+            const int at_once = many_columns && i + ROWS <= end ? ROWS : 1;
+            float sums[ROWS];
+            if (at_once == ROWS) square(ROWS, cols, g + i * cols, own, sums);
+            else square(1, cols, g + i * cols, own, sums);
+            for (int r = 0; r < at_once; r++) row[i + r] = lerp(row[i + r], sums[r] / cols, new_weight);
+            i += at_once;
         }
         #pragma omp barrier
         #pragma omp for
@@ -126,23 +168,20 @@ int adafactor_step(
         for (int64_t i = begin; i < end; i++) row_factor[i] = 1 / sqrtf(row[i] / (float)(row_sum / rows));
 
         /* the learning rate after parameter scaling and update clipping */
-        double squared_update = 0, squared_params = 0;
-        for (int64_t i = begin; i < end; i++) {
-            const float *gi = g + i * cols, *pi = p + i * cols;
-            float sum = 0, sum_params = 0;
-            #pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < cols; j++) {
-                const float u = gi[j] * row_factor[i] * col_factor[j];
-                sum += u * u;
+        double update = 0, squared_params = 0;
+        int64_t i = begin;
+        for (; many_columns && i + ROWS <= end; i += ROWS)
+            update += squared_update(ROWS, cols, g + i * cols, row_factor + i, col_factor);
+        for (; i < end; i++) update += squared_update(1, cols, g + i * cols, row_factor + i, col_factor);
+        if (scale_by_parameter) {
+            for (i = begin; i < end; i++) {
+                float sum = 0;
+                #pragma omp simd reduction(+ : sum)
+                for (int64_t j = 0; j < cols; j++) sum += p[i * cols + j] * p[i * cols + j];
+                squared_params += sum;
             }
-            if (scale_by_parameter) {
-                #pragma omp simd reduction(+ : sum_params)
-                for (int64_t j = 0; j < cols; j++) sum_params += pi[j] * pi[j];
-            }
-            squared_update += sum;
-            squared_params += sum_params;
         }
-        sums[3 * thread] = squared_update;
+        sums[3 * thread] = update;
         sums[3 * thread + 1] = squared_params;
         #pragma omp barrier
         double total = 0, total_params = 0;
@@ -157,8 +196,7 @@ int adafactor_step(
         /* one scale a column needs the largest magnitude of all rows first */
         if (q && !scale_per_row) {
             memset(own, 0, sizeof(float) * cols);
-            int64_t i = begin;
-            for (; i + ROWS <= end; i += ROWS)
+            for (i = begin; many_columns && i + ROWS <= end; i += ROWS)
                 widen(ROWS, cols, g + i * cols, q + i * cols, row_factor + i, col_factor, old_scale, own);
             for (; i < end; i++)
                 widen(1, cols, g + i * cols, q + i * cols, row_factor + i, col_factor, old_scale, own);
@@ -176,7 +214,7 @@ int adafactor_step(
         double squared_decrease = 0;
         for (int64_t i = begin; i < end; i++) {
             if (q && !scale_per_row) {
-                const int at_once = i + ROWS <= end;
+                const int at_once = many_columns && i + ROWS <= end;
                 float *pi = p + i * cols;
                 squared_decrease += at_once
                     ? apply(ROWS, cols, pi, g + i * cols, q + i * cols, row_factor + i, col_factor, old_scale, inverse, decay)

@@ -14,6 +14,7 @@ tests/tokenizer/discriminator/test_stylegan2.py has the direct form beside it.
 import functools
 import itertools
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -52,9 +53,9 @@ class StyleGAN2Discriminator(nn.Module):
     min(max_channels, channel_base / s) channels: the `fmap_base` of the authors' program is half of `channel_base`,
     which its PyTorch successor (stylegan2-ada-pytorch) has under this name.
 
-    Minibatch standard deviation: consecutive images of the batch form a group, whatever device holds them. A batch
-    with fewer images than `group_size` is one group. Give it real and reconstructed images in different calls, or
-    a multiple of `group_size` each.
+    Minibatch standard deviation: consecutive images of the whole batch form a group, on any mesh; they are mostly on
+    one device (the authors' program groups images a quarter of the batch apart). A batch with fewer images than
+    `group_size` is one group. Give it real and reconstructed images in different calls.
 
     Args:
       image_size: height and width of images; a power of two, at least 8.
@@ -102,7 +103,7 @@ class StyleGAN2Discriminator(nn.Module):
                              f"got {tuple(images_BCHW.shape)}")
         dtype, wide = context.dtype, torch.promote_types(context.dtype, torch.float32)
         x_BCHW = (2 * images_BCHW - 1).to(dtype)
-        first, *others = self.blocks
+        first, *others = (cast(ResidualBlock, block) for block in self.blocks)
         if first.few_channels:
             x_BCHW = first.from_shifted_blocks(self.from_rgb.to_shifted_blocks(x_BCHW))
         else:
