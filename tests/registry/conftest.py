@@ -39,6 +39,7 @@ def judge(*, net=None, num_images: int = 1):
 @pytest.fixture
 def register():
     """Registers a component for the length of a test."""
+    gin.clear_config(clear_constants=True)  # which unlocks it: a test before this one may have loaded a configuration
     selectors = []
 
     def register_one(component, module, **options):
