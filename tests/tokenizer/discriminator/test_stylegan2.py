@@ -7,8 +7,16 @@ from vqim.optim.layout import lay_out
 from vqim.state.init import Constant, Normal
 from vqim.tokenizer.discriminator.stylegan2 import StyleGAN2Discriminator
 
-# At 16x16: 8 or 128 channels in the first block, and more after it: in blocks of pixels, and as they are.
-FEW_AND_MANY = [{"channel_base": 128}, {"channel_base": 2048, "max_channels": 130}]
+# Channels of the residual blocks: 8 and 16, in blocks of pixels; 65 in these, then 130 as they are; 130 from the first.
+KINDS = {
+    "few channels": {"channel_base": 128},
+    "few, then many": {"channel_base": 1040, "max_channels": 130},
+    "many channels": {"image_size": 8, "channel_base": 1040, "max_channels": 130},
+}
+
+
+def draw_images(num_images, discriminator):
+    return torch.rand(num_images, 3, discriminator.image_size, discriminator.image_size)
 
 
 def value_and_gradients(function, params, images):
@@ -36,9 +44,9 @@ def assert_close(got, expected, tolerance=1e-10):
         assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-30)
 
 
-@pytest.fixture(params=FEW_AND_MANY, ids=["few channels", "many channels"])
+@pytest.fixture(params=KINDS)
 def discriminator(request):
-    return StyleGAN2Discriminator(16, **request.param)
+    return StyleGAN2Discriminator(**{"image_size": 16, **KINDS[request.param]})
 
 
 @pytest.fixture
@@ -50,13 +58,13 @@ def double(context):
 
 
 def test_logits_and_gradients_equal_the_direct_form_in_float64(discriminator, double, draw_params):
-    params, images = draw_params(discriminator, torch.float64), torch.rand(8, 3, 16, 16, dtype=torch.float64)
+    params, images = draw_params(discriminator, torch.float64), draw_images(8, discriminator).double()
     got = value_and_gradients(double(discriminator), params, images)
     assert_close(got, value_and_gradients(direct.logits, params, images))
 
 
 def test_gradients_of_r1_equal_the_direct_form_in_float64(discriminator, double, draw_params):
-    params, images = draw_params(discriminator, torch.float64), torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    params, images = draw_params(discriminator, torch.float64), draw_images(4, discriminator).double()
     got = r1_and_gradients(double(discriminator), params, images)
     assert_close(got, r1_and_gradients(direct.logits, params, images))
 
@@ -120,7 +128,7 @@ def test_a_batch_that_is_smaller_than_a_group_is_one(context, draw_params):
 
 
 def test_bfloat16_gives_float32_logits_near_those_of_float32(discriminator, context, draw_params):
-    params, images = draw_params(discriminator), torch.rand(8, 3, 16, 16)
+    params, images = draw_params(discriminator), draw_images(8, discriminator)
     expected = apply(discriminator.forward, params, images, context())
     got = apply(discriminator.forward, params, images, context(torch.bfloat16))
     assert got.dtype == torch.float32 and got.shape == (8,)
