@@ -59,8 +59,9 @@ class Adversary:
     """A discriminator of pictures and reconstructions, trained beside the tokenizer. ViT-VQGAN sections 3.3 and 5.1.
 
     Both networks learn from one forward pass: the tokenizer from the discriminator as it was before this step, the
-    discriminator from the reconstruction that the tokenizer made before this step. In a step with R1, the pass over the
-    pictures and the penalty's two derivatives are float32, whatever the task's dtype.
+    discriminator from the reconstruction that the tokenizer made before this step. R1 and both of its derivatives go
+    through the discriminator in the task's dtype, as in stylegan2-ada-pytorch, whose layers at high resolution have 16
+    bits; its sum over pixels is float32.
 
     The paper says 'StyleGAN discriminator', the weight 0.1 and the optimizer, and no more; the defaults of the rest
     are those of StyleGAN2 (Karras et al., 2020).
@@ -144,9 +145,8 @@ class Adversary:
         context = context.fold("discriminator")
         params = trainable(state, "discriminator")
         with_r1 = program == TRAIN_WITH_R1
-        real = dataclasses.replace(context, dtype=torch.float32) if with_r1 else context
         signed_BCHW = (2 * images_BCHW - 1).requires_grad_(with_r1)  # the units of gamma
-        logits_real = apply(self.discriminator.forward, params, (signed_BCHW + 1) / 2, real)
+        logits_real = apply(self.discriminator.forward, params, (signed_BCHW + 1) / 2, context)
         logits_fake = apply(self.discriminator.forward, params, reconstruction_BCHW, context)
         terms = {"loss": discriminator_loss(self.loss, logits_real, logits_fake)}
         loss = terms["loss"]

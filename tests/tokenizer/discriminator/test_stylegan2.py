@@ -5,13 +5,16 @@ from tests.tokenizer.discriminator import direct
 from vqim.nn.module import apply, count_parameters, spec
 from vqim.optim.layout import lay_out
 from vqim.state.init import Constant, Normal
+from vqim.tokenizer.discriminator import stylegan2
 from vqim.tokenizer.discriminator.stylegan2 import StyleGAN2Discriminator
 
-# Channels of the residual blocks: 8 and 16, in blocks of pixels; 65 in these, then 130 as they are; 130 from the first.
-KINDS = {
-    "few channels": {"channel_base": 128},
-    "few, then many": {"channel_base": 1040, "max_channels": 130},
-    "many channels": {"image_size": 8, "channel_base": 1040, "max_channels": 130},
+FEW_CHANNELS = 8
+KINDS = {  # channels of the residual blocks, and how they compute
+    "few channels": {"channel_base": 64},  # 4, 8: over blocks of pixels
+    "few, then many": {"channel_base": 128},  # 8; 16, as they are
+    "many channels": {"channel_base": 256},  # 16, 32
+    "two strips": {"channel_base": 64, "num_strips": 2},  # of 8 and 4 rows
+    "four strips, then none": {"channel_base": 64, "num_strips": 4},  # of 4 rows; of 2 there are none
 }
 
 
@@ -45,8 +48,9 @@ def assert_close(got, expected, tolerance=1e-10):
 
 
 @pytest.fixture(params=KINDS)
-def discriminator(request):
-    return StyleGAN2Discriminator(**{"image_size": 16, **KINDS[request.param]})
+def discriminator(request, monkeypatch):
+    monkeypatch.setattr(stylegan2, "_FEW_CHANNELS", FEW_CHANNELS)  # 256 and more would take minutes in float64
+    return StyleGAN2Discriminator(16, **KINDS[request.param])
 
 
 @pytest.fixture
@@ -81,8 +85,9 @@ def test_the_gradient_of_r1_equals_finite_differences_in_float64(double, draw_pa
     assert abs((above - below) / 2e-6 - slope) <= 1e-6 * abs(slope)
 
 
-def test_images_at_the_border_are_seen_as_in_the_direct_form(double, draw_params):
-    discriminator = StyleGAN2Discriminator(8, channel_base=64)
+@pytest.mark.parametrize("num_strips", [1, 2])
+def test_images_at_the_border_are_seen_as_in_the_direct_form(num_strips, double, draw_params):
+    discriminator = StyleGAN2Discriminator(8, channel_base=64, num_strips=num_strips)
     params, images = draw_params(discriminator, torch.float64), torch.zeros(4, 3, 8, 8, dtype=torch.float64)
     images[0, :, 0], images[1, :, -1], images[2, :, :, 0], images[3, :, :, -1] = 1, 1, 1, 1
     assert_close([double(discriminator)(params, images)], [direct.logits(params, images)])
@@ -148,6 +153,8 @@ def test_an_int8_moment_has_a_scale_for_each_output_channel():
     ({"image_size": 4}, "image_size must be a power of two and at least 8, got 4"),
     ({"image_size": 64, "channel_base": 32}, "channel_base must be at least image_size 64"),
     ({"image_size": 64, "group_size": 0}, "group_size must be a whole number of at least 1"),
+    ({"image_size": 64, "num_strips": 3}, "num_strips must be a power of two and at most image_size / 4 = 16, got 3"),
+    ({"image_size": 64, "num_strips": 32}, "num_strips must be a power of two and at most image_size / 4 = 16, got 32"),
 ])
 def test_arguments_that_make_no_network_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -17,11 +17,13 @@ from vqim.runtime.settings import XlaSettings
 from vqim.runtime.torch import TorchRuntime
 from vqim.runtime.xla import XlaRuntime
 from vqim.state.init import Normal
+from vqim.tokenizer.discriminator import stylegan2
 from vqim.tokenizer.discriminator.patchgan import PatchGANDiscriminator
 from vqim.tokenizer.discriminator.stylegan2 import StyleGAN2Discriminator
 
+stylegan2._FEW_CHANNELS = 8
 DISCRIMINATORS = {
-    "stylegan2": StyleGAN2Discriminator(16, channel_base=1040, max_channels=130),  # few channels, then many
+    "stylegan2": StyleGAN2Discriminator(16, channel_base=128, num_strips=2),  # few channels, in strips, then many
     "patchgan": PatchGANDiscriminator(16, base_channels=4, num_halvings=2),
 }
 BATCH_SIZE = 8  # two images on each of four devices, and so two devices for each group of StyleGAN2's

@@ -26,7 +26,12 @@ def shift_blocks(x_BCHW: Tensor) -> Tensor:
 
     Two by two of these blocks are what a 3x3 kernel sees from the four pixels of a block of the image.
     """
-    return space_to_depth(F.pad(x_BCHW, (1, 1, 1, 1)))
+    return shift_columns(F.pad(x_BCHW, (0, 0, 1, 1)))
+
+
+def shift_columns(x_BCHW: Tensor) -> Tensor:
+    """The same where the rows are shifted already: [B, 4C, H/2, W/2 + 1]."""
+    return space_to_depth(F.pad(x_BCHW, (1, 1, 0, 0)))
 
 
 def convolve_halving(x_BCHW: Tensor, kernel_OIHW: Tensor) -> Tensor:
@@ -40,9 +45,11 @@ def from_blocks_to_blocks(kernel_OIHW: Tensor) -> Tensor:
         [space_to_depth(kernel) for kernel in _shifted(kernel_OIHW)], "pixel o i h w -> (pixel o) i h w")
 
 
-def from_pixels_to_blocks(kernel_OI11: Tensor) -> Tensor:
-    """A 1x1 kernel as one of stride 2 from pixels to blocks, [4O, I, 2, 2]; with padding 1 the blocks are shifted."""
-    return torch.cat(_shifted(kernel_OI11))
+def within_blocks(kernel_OI11: Tensor) -> Tensor:
+    """A 1x1 kernel over pixels as one over blocks, whatever they begin with: [O, I, 1, 1] to [4O, 4I, 1, 1]."""
+    num_inputs = kernel_OI11.shape[1]
+    return torch.cat([F.pad(kernel_OI11, (0, 0, 0, 0, pixel * num_inputs, (3 - pixel) * num_inputs))
+                      for pixel in range(4)])
 
 
 def _shifted(kernel_OIHW: Tensor) -> list[Tensor]:

@@ -3,18 +3,23 @@
 ViT-VQGAN trains with it (section 3.3). What that paper leaves open is here as in the authors' own program
 (NVlabs/stylegan2, training/networks_stylegan2.py, `D_stylegan2`).
 
-The direct form (zeros, blur, convolution of stride 2) leaves most of a TPU idle. Here no convolution has a stride,
-but for the first: they run over 2x2 blocks of pixels (blocks.py). Up to 128 channels, all of a residual block does,
-and the blur, which would be a pass over large arrays, is folded into the kernels that follow it; with more channels
-the kernels are the large arrays, and the blur is a pass. No value changes by this:
-tests/tokenizer/discriminator/test_stylegan2.py has the direct form beside it.
+The direct form (zeros, blur, convolution of stride 2) leaves most of a TPU idle. Here
 
-    B batch, C channels, H W image size, h w = H/2 W/2; I O input and output channels of a kernel; G images of a group
+- no convolution has a stride: they run over 2x2 blocks of pixels (blocks.py). In residual blocks of up to _FEW_CHANNELS
+  the blur, which would be a pass over large arrays, is folded into the kernels that follow it; with more channels the
+  kernels are the large arrays, and the blur is a pass.
+- these residual blocks run over strips of the image's rows, each with the rows around it that it depends on, as if
+  each strip were a picture. A TPU v4's compiler wants 16 pictures a chip; with two, it moves pixels into the batch
+  by itself, before every convolution, and back after it (docs/tpu_estimates.md).
+
+No value changes by this: tests/tokenizer/discriminator/test_stylegan2.py has the direct form beside it.
+
+    B batch, C channels, H W image size, h w = H/2 W/2; S strips, of n rows where those of an image are h, N = B S;
+    I O input and output channels of a kernel; G images of a group
 """
 import functools
 import itertools
 import math
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +32,11 @@ from vqim.nn.module import parameter
 from vqim.state.init import Constant, Normal
 from vqim.tokenizer.discriminator.blocks import (
     from_blocks_to_blocks,
-    from_pixels_to_blocks,
-    shift_blocks,
+    shift_columns,
     space_to_depth,
+    within_blocks,
 )
+from vqim.tokenizer.discriminator.strips import add_neighbours, cut, join, zero_outside
 
 MIN_SIZE = 8
 SMALLEST = 4
@@ -39,7 +45,9 @@ SMALLEST = 4
 BLUR = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 """The binomial filter [1, 3, 3, 1], normalised; its outer product with itself blurs before pixels are dropped."""
 
-_FEW_CHANNELS = 128  # see the top of the file
+_FEW_CHANNELS = 256  # see the top of the file
+_NEIGHBOURS = 3  # rows above and below a strip that a residual block's rows depend on
+_STRIP_ROWS = 4  # at least: even, and more than what a neighbour gives
 _SLOPE = 0.2
 _GAIN = math.sqrt(2)  # after each leaky rectifier, which halves the variance, nearly
 _EPSILON = 1e-8
@@ -64,26 +72,35 @@ class StyleGAN2Discriminator(nn.Module):
       max_channels: 512 in both.
       group_size: of the minibatch standard deviation; 4 in both.
       num_channels: of the images.
+      num_strips: into which an image is cut at high resolution. Only the speed depends on it: 16 divided by the
+        number of images on each chip is good on TPU v4, 1 elsewhere.
     """
 
     def __init__(
         self, image_size: int, channel_base: int = 32768, max_channels: int = 512, group_size: int = 4,
-        num_channels: int = 3,
+        num_channels: int = 3, num_strips: int = 1,
     ):
         super().__init__()
         check_positive(image_size=image_size, channel_base=channel_base, max_channels=max_channels,
-                       group_size=group_size, num_channels=num_channels)
+                       group_size=group_size, num_channels=num_channels, num_strips=num_strips)
         if image_size < MIN_SIZE or image_size & (image_size - 1):
             raise ValueError(f"image_size must be a power of two and at least {MIN_SIZE}, got {image_size}")
         if channel_base < image_size:
             raise ValueError(f"channel_base must be at least image_size {image_size}, so that there is a channel; "
                              f"got {channel_base}")
+        if num_strips & (num_strips - 1) or num_strips > image_size // _STRIP_ROWS:
+            raise ValueError(f"num_strips must be a power of two and at most image_size / {_STRIP_ROWS} = "
+                             f"{image_size // _STRIP_ROWS}, got {num_strips}")
         self.image_size, self.group_size = image_size, group_size
         sizes = [image_size >> halvings for halvings in range(int(math.log2(image_size // SMALLEST)) + 1)]
         channels = [min(max_channels, channel_base // size) for size in sizes]
-        self.from_rgb = FromRGB(num_channels, channels[0])
+        # Channels only grow on the way, and strips only get shorter.
+        strips = [num_strips if size >= _STRIP_ROWS * num_strips and num_inputs <= _FEW_CHANNELS else None
+                  for size, num_inputs in zip(sizes, channels, strict=True)]
+        self.from_rgb = FromRGB(num_channels, channels[0], strips[0])
         self.blocks = nn.ModuleList(
-            ResidualBlock(num_inputs, num_outputs) for num_inputs, num_outputs in itertools.pairwise(channels))
+            ResidualBlock(num_inputs, num_outputs, block_strips)
+            for (num_inputs, num_outputs), block_strips in zip(itertools.pairwise(channels), strips, strict=False))
         last = channels[-1]
         self.kernel_OIHW = parameter((last, last + 1, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
         self.bias_O = parameter((last,), Constant(0.0), "features")
@@ -102,14 +119,7 @@ class StyleGAN2Discriminator(nn.Module):
             raise ValueError(f"images must be {self.image_size}x{self.image_size}, the discriminator's image_size; "
                              f"got {tuple(images_BCHW.shape)}")
         dtype, wide = context.dtype, torch.promote_types(context.dtype, torch.float32)
-        x_BCHW = (2 * images_BCHW - 1).to(dtype)
-        first, *others = (cast(ResidualBlock, block) for block in self.blocks)
-        if first.few_channels:
-            x_BCHW = first.from_shifted_blocks(self.from_rgb.to_shifted_blocks(x_BCHW))
-        else:
-            x_BCHW = first(self.from_rgb(x_BCHW))
-        for block in others:
-            x_BCHW = block(x_BCHW)
+        x_BCHW = self._features((2 * images_BCHW - 1).to(dtype))
         deviation_B1HW = _group_deviation(x_BCHW.to(wide), self.group_size)
         x_BCHW = torch.cat([x_BCHW, deviation_B1HW.to(dtype)], dim=1)
         x_BCHW = _activate(F.conv2d(x_BCHW, _equalise(self.kernel_OIHW).to(dtype), padding=1), self.bias_O)
@@ -118,49 +128,62 @@ class StyleGAN2Discriminator(nn.Module):
         # A sum of products rather than a matrix product: a TPU would round the factors of the latter to bfloat16.
         return (x_BI.to(wide) * _equalise_dense(self.logit_kernel_IO)[:, 0]).sum(1) + self.logit_bias
 
+    def _features(self, x_BCHW: Tensor) -> Tensor:
+        """Images to what the residual blocks make of them, [B, C, 4, 4]."""
+        x, num_strips = self.from_rgb(x_BCHW), self.from_rgb.num_strips
+        for block in self.blocks:
+            if num_strips and not block.num_strips:
+                x, num_strips = join(x, num_strips), None
+            x = block(x)
+        return join(x, num_strips) if num_strips else x
+
 
 class FromRGB(nn.Module):
-    """A 1x1 convolution from an image's channels, and a leaky rectifier."""
+    """A 1x1 convolution from an image's channels, and a leaky rectifier; in strips where `num_strips` is not None."""
 
-    def __init__(self, num_inputs: int, num_outputs: int):
+    def __init__(self, num_inputs: int, num_outputs: int, num_strips: int | None):
         super().__init__()
+        self.num_strips = num_strips
         self.kernel_OIHW = parameter((num_outputs, num_inputs, 1, 1), Normal(1.0), "out", "in", "kh", "kw")
         self.bias_O = parameter((num_outputs,), Constant(0.0), "features")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, I, H, W] to [B, O, H, W]."""
-        return _activate(F.conv2d(x_BCHW, _equalise(self.kernel_OIHW).to(x_BCHW.dtype)), self.bias_O)
-
-    def to_shifted_blocks(self, x_BCHW: Tensor) -> Tensor:
-        """`shift_blocks` of the result, [B, 4 O, H/2 + 1, W/2 + 1], in one convolution.
-
-        The bias is the weight of a channel of ones, and so absent around the image.
-        """
-        kernel_OIHW = torch.cat([_equalise(self.kernel_OIHW), self.bias_O[:, None, None, None]], dim=1)
+        """[B, I, H, W] to [B, O, H, W], or to [N, 4 O, n + 3, w + 1], what `ResidualBlock` takes."""
+        kernel_OIHW = _equalise(self.kernel_OIHW)
+        if self.num_strips is None:
+            return _activate(F.conv2d(x_BCHW, kernel_OIHW.to(x_BCHW.dtype)), self.bias_O)
+        # The bias is the weight of a channel of ones, and so absent around the image.
         x_BCHW = torch.cat([x_BCHW, torch.ones_like(x_BCHW[:, :1])], dim=1)
-        kernel_OIHW = from_pixels_to_blocks(kernel_OIHW).to(x_BCHW.dtype)
-        return F.leaky_relu(F.conv2d(x_BCHW, kernel_OIHW, stride=2, padding=1), _SLOPE) * _GAIN
+        kernel_OIHW = torch.cat([kernel_OIHW, self.bias_O[:, None, None, None]], dim=1)
+        x_NChw = shift_columns(cut(x_BCHW, self.num_strips, _NEIGHBOURS))
+        return F.leaky_relu(F.conv2d(x_NChw, within_blocks(kernel_OIHW).to(x_NChw.dtype)), _SLOPE) * _GAIN
 
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions, the second to half the size, beside a 1x1 convolution to half the size; their sum / sqrt 2.
 
-    Before they halve the size, both branches blur (`BLUR`).
+    Before they halve the size, both branches blur (`BLUR`). In strips where `num_strips` is not None.
     """
 
-    def __init__(self, num_inputs: int, num_outputs: int):
+    def __init__(self, num_inputs: int, num_outputs: int, num_strips: int | None):
         super().__init__()
-        self.few_channels = num_inputs <= _FEW_CHANNELS
+        self.num_strips = num_strips
         self.kernel_1_OIHW = parameter((num_inputs, num_inputs, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
         self.bias_1_O = parameter((num_inputs,), Constant(0.0), "features")
         self.kernel_2_OIHW = parameter((num_outputs, num_inputs, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
         self.bias_2_O = parameter((num_outputs,), Constant(0.0), "features")
         self.skip_kernel_OIHW = parameter((num_outputs, num_inputs, 1, 1), Normal(1.0), "out", "in", "kh", "kw")
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, I, H, W] to [B, O, h, w]."""
-        if self.few_channels:
-            return self.from_shifted_blocks(shift_blocks(x_BCHW))
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, I, H, W] to [B, O, h, w]; strips [N, I, 2n, W], or those of `FromRGB`, to strips [N, O, n, w]."""
+        if self.num_strips is None:
+            return self._with_blur(x)
+        if x.shape[1] == self.kernel_1_OIHW.shape[1]:
+            x = shift_columns(add_neighbours(x, self.num_strips, _NEIGHBOURS))
+        return self._in_strips(x, self.num_strips)
+
+    def _with_blur(self, x_BCHW: Tensor) -> Tensor:
+        """The blur as a pass."""
         dtype = x_BCHW.dtype
         hidden_BCHW = F.conv2d(x_BCHW, _equalise(self.kernel_1_OIHW).to(dtype), padding=1)
         hidden_BCHW = blur(_activate(hidden_BCHW, self.bias_1_O), 2, 3)  # 3: an even size; what it adds meets zeros
@@ -169,14 +192,16 @@ class ResidualBlock(nn.Module):
         skip_BChw = F.conv2d(blur(x_BCHW, 1, 1, stride=2), _equalise(self.skip_kernel_OIHW).to(dtype))
         return self._merge(out_BChw, skip_BChw)
 
-    def from_shifted_blocks(self, x_BChw: Tensor) -> Tensor:
-        """The same, given `shift_blocks` of the input: [B, 4 I, h + 1, w + 1] to [B, O, h, w]."""
-        dtype = x_BChw.dtype
+    def _in_strips(self, x_NChw: Tensor, num_strips: int) -> Tensor:
+        """The blur folded into kernels: strips with neighbours, in shifted blocks, [N, 4 I, n + 3, w + 1]."""
+        dtype = x_NChw.dtype
         kernel_OIHW = from_blocks_to_blocks(_equalise(self.kernel_1_OIHW)).to(dtype)
-        hidden_BChw = _activate(F.conv2d(x_BChw, kernel_OIHW), repeat(self.bias_1_O, "o -> (pixel o)", pixel=4))
+        hidden_NChw = _activate(F.conv2d(x_NChw, kernel_OIHW), repeat(self.bias_1_O, "o -> (pixel o)", pixel=4))
+        hidden_NChw = zero_outside(hidden_NChw, num_strips, 1)
         kernel_OIHW = space_to_depth(fold_blur(_equalise(self.kernel_2_OIHW))).to(dtype)
         skip_kernel_OIHW = space_to_depth(fold_blur(_equalise(self.skip_kernel_OIHW))).to(dtype)
-        return self._merge(F.conv2d(hidden_BChw, kernel_OIHW, padding=1), F.conv2d(x_BChw, skip_kernel_OIHW))
+        return self._merge(F.conv2d(hidden_NChw, kernel_OIHW, padding=(0, 1)),
+                           F.conv2d(x_NChw[:, :, 1:-1], skip_kernel_OIHW))
 
     def _merge(self, out_BChw: Tensor, skip_BChw: Tensor) -> Tensor:
         return (_activate(out_BChw, self.bias_2_O) + skip_BChw) * math.sqrt(0.5)
