@@ -21,6 +21,7 @@ command="sudo systemctl stop ${UNIT} 2>/dev/null; sudo systemctl reset-failed ${
 command+='sudo systemd-run --unit='"${UNIT}"' --remain-after-exit --uid="$(id -u)" --working-directory="$HOME/vqim"'
 # Hosts that are told to stop agree on a step and save; a large state takes minutes.
 command+=" --property=TimeoutStopSec=900 --setenv=PJRT_DEVICE=TPU --setenv=OMP_WAIT_POLICY=PASSIVE"
+command+=" --setenv=$(quoted "LIBTPU_INIT_ARGS=${POD_LIBTPU_ARGS}")"
 # shellcheck disable=SC2016
 command+=' -- "$HOME/vqim/.venv/bin/python" -m launch.'"$(quoted "${verb}" "$@")"
 on all "${command}"

@@ -4,6 +4,7 @@ No gcloud is needed: a script with that name comes first on PATH, and keeps what
 """
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 
@@ -97,6 +98,16 @@ def test_the_same_command_starts_on_all_machines_word_for_word(dry):
     words = shlex.split(start)
     assert words[:3] == ["sudo", "systemd-run", "--unit=vqim"] and "--setenv=PJRT_DEVICE=TPU" in words
     assert words[words.index("--") + 1:] == ["$HOME/vqim/.venv/bin/python", "-m", "launch.train", *flags]
+
+
+@pytest.mark.parametrize("given", [None, "--xla_tpu_a=b --xla_tpu_c=d", ""])
+def test_options_of_the_tpu_compiler_are_those_of_the_estimates_unless_given(dry, given):
+    text = re.sub(r"\\\n\s*", "", (POD.parents[1] / "docs/tpu_estimates.md").read_text())
+    documented = re.search(r'export LIBTPU_INIT_ARGS="([^"]*)"', text)[1]
+    (command,) = dry("run", "train", **({} if given is None else {"POD_LIBTPU_ARGS": given}))
+    words = shlex.split(command[-2].removeprefix("--command=").split("; ")[-1])
+    (value,) = (word.removeprefix("--setenv=LIBTPU_INIT_ARGS=") for word in words if "LIBTPU_INIT_ARGS" in word)
+    assert value == (documented if given is None else given)
 
 
 def test_logs_are_the_first_machines_or_those_of_a_named_one(dry):
