@@ -69,6 +69,14 @@ def test_flops_bytes_and_collectives_of_a_product_are_those_of_its_shapes(result
 
 
 @needs_compiler
+@pytest.mark.parametrize("computed, reduced, size", [
+    ("bfloat16", None, 2), ("bfloat16", "bfloat16", 2), ("bfloat16", "float32", 4),
+    ("float32", None, 4), ("float32", "float32", 4), ("float32", "bfloat16", 2)])
+def test_gradients_are_summed_over_devices_in_the_dtype_that_is_bound(results, computed, reduced, size):
+    assert results[f"reduced torch.{computed} {reduced}"] == (256 * 128 + 128) * size
+
+
+@needs_compiler
 def test_a_program_that_does_not_fit_says_by_how_much_and_which_arrays(results):
     used, limit, buffers = results["too large"]
     assert (used, limit) == (64, 30.75)

@@ -15,6 +15,9 @@ import numpy as np  # noqa: E402  the environment comes first
 import torch  # noqa: E402
 
 import vqim.registry.components  # noqa: E402, F401
+from vqim.nn.context import Context  # noqa: E402
+from vqim.nn.layers import Dense  # noqa: E402
+from vqim.nn.module import apply, spec  # noqa: E402
 from vqim.registry.config import load  # noqa: E402
 from vqim.runtime.hlo import Module  # noqa: E402
 from vqim.runtime.settings import XlaSettings  # noqa: E402
@@ -90,6 +93,26 @@ def check_product(target, results):
     results["collectives"] = [[one.kind, one.operand_bytes, one.groups.tolist()] for one in module.collectives()]
 
 
+def check_gradients(target, results):
+    """Gradients of a dense layer over four devices, by the dtypes of computation and of their sums over devices."""
+    dense = Dense(256, 128)
+    for dtype in (torch.bfloat16, torch.float32):
+        for reduced in (None, "float32", "bfloat16"):
+            runtime = TopologyRuntime(XlaSettings(gradient_dtype=reduced), target)
+            params = {name: runtime.place(name, leaf, refuse) for name, leaf in spec(dense).items()}
+            batch = runtime.put({"x": np.zeros((4096, 256), np.float32)})
+
+            def step(params, batch, runtime=runtime, dtype=dtype):
+                leaves = {name: array.detach().requires_grad_() for name, array in params.items()}
+                out = apply(dense.forward, leaves, batch["x"], Context(runtime.kernels, dtype))
+                return list(torch.autograd.grad(out.float().square().sum(), list(leaves.values())))
+
+            runtime.compile(step)(params, batch)
+            module = Module(runtime.traced[0].compile(target, runtime.mesh_shape).hlo)
+            results[f"reduced {dtype} {reduced}"] = sum(
+                one.operand_bytes for one in module.collectives() if one.kind == "all-reduce")
+
+
 def check_too_large(target, results):
     """More than a chip has."""
     runtime = TopologyRuntime(XlaSettings(), target)
@@ -109,6 +132,7 @@ def main():
     results["coordinates"], results["hosts"] = target.coordinates.tolist(), list(target.hosts)
     check_step(target, results)
     check_product(target, results)
+    check_gradients(target, results)
     check_too_large(target, results)
     results["chips"] = {name: tpu_compiler.describe_slice(name).num_devices
                         for name in ("v4:4x4x8", "v5e:1x1", "v5e:4x8", "v5p:2x2x2", "v6e:8x8")}

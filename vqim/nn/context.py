@@ -4,7 +4,7 @@ Models are plain functions of (parameters, inputs, context). Whatever differs be
 (a scan or a loop over layers, the attention kernel, how random bits are made) is a method of `Kernels`, and a
 runtime supplies it.
 
-    B batch, T queries, S keys, N heads, H head dimension, L layers
+    B batch, T queries, S keys, N heads, H head dimension, L layers; I inputs of a matrix, O outputs of it
 """
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -28,6 +28,14 @@ class Kernels(Protocol):
 
     def attention(self, q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool) -> Tensor:
         """softmax(q k^T / sqrt(H)) v, in [B, N, T, H]; a causal query t sees the keys s <= t."""
+        ...
+
+    def linear(self, x_I: Tensor, kernel_IO: Tensor, bias_O: Tensor) -> Tensor:
+        """x @ kernel + bias, in x's dtype."""
+        ...
+
+    def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
+        """GELU with the error function, then dropout by `keep_mask`; without a key no dropout."""
         ...
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
     D features, I inputs of a matrix, O outputs of it; ... any leading dimensions
 """
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqim.nn.context import Context
@@ -21,8 +20,7 @@ class Dense(nn.Module):
         self.bias_O = parameter((num_outputs,), Constant(0.0), "features")
 
     def forward(self, x_I: Tensor, context: Context) -> Tensor:
-        dtype = context.dtype
-        return F.linear(x_I.to(dtype), self.kernel_IO.to(dtype).mT, self.bias_O.to(dtype))
+        return context.kernels.linear(x_I.to(context.dtype), self.kernel_IO, self.bias_O)
 
 
 class LayerNorm(nn.Module):
@@ -45,6 +43,11 @@ def dropout(x: Tensor, rate: float, context: Context, purpose: str) -> Tensor:
         return x
     keep = context.kernels.keep_mask(key, rate, tuple(x.shape), x.device)
     return torch.where(keep, x * (1.0 / (1.0 - rate)), torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def gelu_dropout(x: Tensor, rate: float, context: Context, purpose: str) -> Tensor:
+    """GELU with the error function, then `dropout`."""
+    return context.kernels.gelu_dropout(x, context.fold(purpose).key if rate else None, rate)
 
 
 def check_rate(name: str, rate: float) -> None:

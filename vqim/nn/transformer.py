@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqim.nn.attention import Cache, SelfAttention
 from vqim.nn.context import Context
-from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate, dropout
+from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate, dropout, gelu_dropout
 from vqim.nn.module import apply, stack_parameters
 from vqim.state.init import Constant, Init
 
@@ -53,8 +52,8 @@ class TransformerBlock(nn.Module):
         return self._feed_forward(x_B1D + attended, context), new
 
     def _feed_forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        hidden_BTF = F.gelu(self.expand(self.feed_forward_norm(x_BTD, context), context))
-        hidden_BTF = dropout(hidden_BTF, self.dropout_rate, context, "activation")
+        hidden_BTF = self.expand(self.feed_forward_norm(x_BTD, context), context)
+        hidden_BTF = gelu_dropout(hidden_BTF, self.dropout_rate, context, "activation")
         out_BTD = self.contract(hidden_BTF, context)
         return x_BTD + dropout(out_BTD, self.dropout_rate, context, "feed-forward residual")
 

@@ -132,8 +132,8 @@ class AutoregressivePrior(nn.Module):
     def _logits(self, x_BnD: Tensor, level: int, context: Context) -> Tensor:
         """Logits [B, n, V] of one level's codes; -inf for codes that it does not have."""
         columns = slice(self._rows[level], self._rows[level + 1])
-        kernel_DV, bias_V = (array[..., columns].to(context.dtype) for array in (self.head.kernel_IO, self.head.bias_O))
-        logits_BnV = F.linear(x_BnD, kernel_DV.mT, bias_V)
+        kernel_DV, bias_V = (array[..., columns] for array in (self.head.kernel_IO, self.head.bias_O))
+        logits_BnV = context.kernels.linear(x_BnD, kernel_DV, bias_V)
         missing = self.vocabulary - logits_BnV.shape[-1]
         return F.pad(logits_BnV, (0, missing), value=-torch.inf) if missing else logits_BnV
 

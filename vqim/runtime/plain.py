@@ -1,12 +1,13 @@
 """Kernels in plain tensor operations, which any runtime may use.
 
-    B batch, T queries, S keys, N heads, H head dimension
+    B batch, T queries, S keys, N heads, H head dimension; I inputs of a matrix, O outputs of it
 """
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -17,6 +18,11 @@ PRODUCTS = {
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
 }
 """What 'products' keeps: products with weights, and fused attention; not attention's own products, which are large."""
+
+
+def plain_linear(x_I: Tensor, kernel_IO: Tensor, bias_O: Tensor) -> Tensor:
+    """x @ kernel + bias in x's dtype."""
+    return F.linear(x_I, kernel_IO.to(x_I.dtype).mT, bias_O.to(x_I.dtype))
 
 
 def plain_attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool) -> Tensor:

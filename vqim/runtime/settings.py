@@ -38,11 +38,13 @@ class XlaSettings:
       tensor: size of the mesh axis over which heads and hidden features are cut.
       rules: of `vqim.runtime.partition.Partition`; none means that every device holds all of the state.
       matmul_precision: of float32 products on TPU: 'default' (one bfloat16 pass), 'high' (three) or 'highest' (six).
-      remat: what identical blocks keep for the backward pass, which makes the rest again: 'none', results of products
-        and softmax, so that only elementwise operations and sums are repeated; 'products', results of products with
-        weights and of flash attention; 'blocks', each block's input.
+      remat: what identical blocks keep for the backward pass, which makes the rest again: 'none', results of products,
+        GELU and softmax, so that only elementwise operations and sums are repeated; 'products', all of these but
+        plain attention's products and softmax; 'blocks', each block's input.
       attention: 'plain', products and a softmax with all logits in memory; 'flash', Pallas kernels, on TPU alone;
         'auto', flash on TPU for sequences whose length is a multiple of 128 and at least 256.
+      gradient_dtype: 'float32' or 'bfloat16', in which gradients of dense layers' weights leave the products that sum
+        them over a device's part of the batch, and are summed over devices; None: in the dtype of computation.
     """
 
     fsdp: int = 1
@@ -51,10 +53,13 @@ class XlaSettings:
     matmul_precision: str = "default"
     remat: str = "none"
     attention: str = "auto"
+    gradient_dtype: str | None = None
 
     def __post_init__(self) -> None:
         check_one_of("remat", self.remat, REMAT)
         check_one_of("attention", self.attention, ("auto", "plain", "flash"))
+        if self.gradient_dtype is not None:
+            check_one_of("gradient_dtype", self.gradient_dtype, ("float32", "bfloat16"))
         for name in ("fsdp", "tensor"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqim.runtime.hosts import Hosts, OneHost
-from vqim.runtime.plain import loop_scan, plain_attention
+from vqim.runtime.plain import loop_scan, plain_attention, plain_linear
 from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
 from vqim.runtime.settings import TorchSettings
 from vqim.state.init import full_index
@@ -47,6 +47,17 @@ class TorchKernels:
         if q_BNTH.device.type == "cpu" and k_BNSH.shape[2] <= SHORT_SEQUENCE:
             return plain_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal)
         return F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, is_causal=causal)
+
+    def linear(self, x_I: Tensor, kernel_IO: Tensor, bias_O: Tensor) -> Tensor:
+        """torch.nn.functional.linear."""
+        return plain_linear(x_I, kernel_IO, bias_O)
+
+    def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
+        """torch.nn.functional.gelu, and a mask."""
+        y = F.gelu(x)
+        if key is None:
+            return y
+        return torch.where(self.keep_mask(key, rate, tuple(x.shape), x.device), y * (1.0 / (1.0 - rate)), 0.0)
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """torch.matmul: float32 is float32 here, as long as nobody allows TF32."""

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from vqim.runtime.flash import allocate, flash_attention
 from vqim.runtime.flash_blocks import cut
-from vqim.runtime.plain import plain_attention
+from vqim.runtime.plain import plain_attention, plain_linear
 from vqim.runtime.precision import split_matmul
 from vqim.runtime.settings import XlaSettings
+from vqim.runtime.xla_gradients import GeluDropout, Linear
 from vqim.runtime.xla_scan import xla_scan
 from vqim.state.random import mix_bits
 
@@ -47,6 +48,7 @@ class XlaKernels:
                 f"attention = {settings.attention!r} needs jax, which vqim[tpu] brings; 'plain' does without it")
         self._mesh, self._remat, self._attention = mesh, settings.remat, settings.attention
         self._pallas = tpu and settings.attention != "plain"
+        self._gradient_dtype = getattr(torch, settings.gradient_dtype) if settings.gradient_dtype else None
         self._splits_products = tpu and settings.matmul_precision != "highest"
 
     def scan(self, body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any) -> tuple[Tensor, Any]:
@@ -69,15 +71,24 @@ class XlaKernels:
                                    num_parts=self._mesh.shape()["tensor"])
         return plain_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal)
 
+    def linear(self, x_I: Tensor, kernel_IO: Tensor, bias_O: Tensor) -> Tensor:
+        """With gradients in `XlaSettings.gradient_dtype`."""
+        if self._gradient_dtype in (None, x_I.dtype):
+            return plain_linear(x_I, kernel_IO, bias_O)
+        return Linear.apply(x_I, kernel_IO, bias_O, self._gradient_dtype)
+
+    def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
+        """Computed once, with its derivative."""
+        return GeluDropout.apply(x, None if key is None else self._keeps(key, rate, tuple(x.shape)), rate)
+
     def layer_norm(self, x_D: Tensor, gain_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
         """Plain operations: torch_xla would make a batch normalisation of torch.nn.functional.layer_norm."""
         centred_D = x_D - x_D.mean(-1, keepdim=True)
         return centred_D * torch.rsqrt(centred_D.square().mean(-1, keepdim=True) + eps) * gain_D + bias_D
 
     def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Compares 32 hashed bits, as a signed number, with the rate."""
-        keep = self._bits(key, shape) >= round(rate * 2**32) - 2**31
-        # Else XLA draws it anew inside of every product that reads what it masks.
+        """An array in memory: else XLA draws it anew inside of every product that reads what it masks."""
+        keep = self._keeps(key, rate, shape)
         xm.optimization_barrier_([keep])
         return keep
 
@@ -111,6 +122,10 @@ class XlaKernels:
     def _place(self, x_B: Tensor) -> None:
         spec = (BATCH_AXES, *(None,) * (x_B.ndim - 1))
         torch_xla._XLAC._xla_annotate_custom_sharding(x_B, self._mesh.get_op_sharding(spec))
+
+    def _keeps(self, key: Tensor, rate: float, shape: tuple[int, ...]) -> Tensor:
+        """Compares 32 hashed bits, as a signed number, with the rate."""
+        return self._bits(key, shape) >= round(rate * 2**32) - 2**31
 
     def _bits(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
         """32 random bits for each position, as int32; the upper ones are the better.
