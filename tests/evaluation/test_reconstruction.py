@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +73,19 @@ def test_ssim_equals_a_slow_one_on_pictures(emoji_NHWC):
 def test_ssim_refuses_images_smaller_than_its_window():
     with pytest.raises(ValueError, match="at least 11x11"):
         reconstruction.ssim(torch.zeros(1, 3, 10, 20), torch.zeros(1, 3, 10, 20))
+
+
+def test_gradient_energy_of_stripes_and_of_a_step_is_known():
+    stripes_HW = torch.tensor([0.0, 1.0]).repeat(4, 2)  # every pair in a row differs by 1, none in a column
+    step_HW = torch.cat([torch.zeros(2, 4), torch.full((2, 4), 0.5)])  # one of three pairs of rows, by 0.5
+    images_BCHW = torch.stack([stripes_HW, step_HW])[:, None]
+    torch.testing.assert_close(reconstruction.gradient_energy(images_BCHW), torch.tensor([1.0, 0.25 / 3]))
+
+
+def test_blur_takes_gradient_energy_from_every_picture(emoji_NHWC):
+    images_BCHW = reconstruction.unit_range(emoji_NHWC)
+    sharp_BCHW, blurred_BCHW = images_BCHW[..., 1:-1, 1:-1], F.avg_pool2d(images_BCHW, 3, stride=1)
+    assert (reconstruction.gradient_energy(blurred_BCHW) < reconstruction.gradient_energy(sharp_BCHW)).all()
 
 
 @given(st.integers(1, 40), st.integers(1, 9))

@@ -86,11 +86,11 @@ def compiled(torch_runs, work):
 
 @pytest.fixture(scope="module")
 def resumed(compiled, torch_runs, work):
-    """Runs `<mesh>/resumed`, by new processes that go on from the checkpoints of `<mesh>/prior` after half of it.
+    """What torch_xla counted: runs `<mesh>/resumed`, by new processes that go on from `<mesh>/prior` after half of it.
 
     The one on the sharded mesh also reads the torch run's checkpoint, and a torch process the sharded run's.
     """
-    directory = torch_runs.directory
+    directory, results = torch_runs.directory, {}
     for mesh in ("one", "sharded"):
         settings, num_devices = MESHES[mesh]
         copy = directory / mesh / "resumed"
@@ -101,9 +101,9 @@ def resumed(compiled, torch_runs, work):
         if mesh == "sharded":
             settings = [*settings, rules()]
             pieces.append(work.prior("torch", dropout=False, restore=True, arrays=str(directory / "torch_sharded.npz")))
-        torch_runs.run("xla", pieces, settings, num_devices)
+        results[mesh] = torch_runs.run("xla", pieces, settings, num_devices)[0]
     torch_runs.run("torch", [work.prior("sharded", restore=True, arrays=str(directory / "sharded_torch.npz"))])
-    return torch_runs
+    return results
 
 
 def gap(losses, others):
@@ -167,17 +167,22 @@ def test_rules_cut_parameters_and_their_moments(compiled, plans):
 
 
 @pytest.mark.parametrize("mesh", ["one", "sharded"])
-def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_interrupted(resumed, mesh):
-    expected, expected_position = resumed.checkpoint(f"{mesh}/prior", NUM_STEPS)
-    arrays, position = resumed.checkpoint(f"{mesh}/resumed", NUM_STEPS)
+def test_a_resumed_run_compiles_its_step_once(resumed, mesh):
+    assert resumed[mesh]["compiled"] == 1
+
+
+@pytest.mark.parametrize("mesh", ["one", "sharded"])
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_interrupted(resumed, plans, mesh):
+    expected, expected_position = plans.checkpoint(f"{mesh}/prior", NUM_STEPS)
+    arrays, position = plans.checkpoint(f"{mesh}/resumed", NUM_STEPS)
     assert {name: array.tobytes() for name, array in arrays.items()} == {
         name: array.tobytes() for name, array in expected.items()}
     assert position == expected_position
-    assert resumed.losses(f"{mesh}/resumed") == resumed.losses(f"{mesh}/prior")
+    assert plans.losses(f"{mesh}/resumed") == plans.losses(f"{mesh}/prior")
 
 
 @pytest.mark.parametrize("written, read", [("sharded", "sharded_torch"), ("torch", "torch_sharded")])
-def test_a_checkpoint_of_one_runtime_is_read_bit_for_bit_on_the_other(resumed, written, read):
-    expected, arrays = (np.load(resumed.directory / f"{name}.npz") for name in (written, read))
+def test_a_checkpoint_of_one_runtime_is_read_bit_for_bit_on_the_other(resumed, plans, written, read):
+    expected, arrays = (np.load(plans.directory / f"{name}.npz") for name in (written, read))
     assert {name: arrays[name].tobytes() for name in arrays.files} == {
         name: expected[name].tobytes() for name in expected.files}

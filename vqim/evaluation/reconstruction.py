@@ -67,6 +67,12 @@ def ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     return (luminance * structure).mean((1, 2, 3))
 
 
+def gradient_energy(images_BCHW: Tensor) -> Tensor:
+    """Mean squared differences_B of pixels that touch, in rows and in columns: what blur lowers."""
+    across_B = (images_BCHW[..., 1:] - images_BCHW[..., :-1]).square().mean((1, 2, 3))
+    return across_B + (images_BCHW[..., 1:, :] - images_BCHW[..., :-1, :]).square().mean((1, 2, 3))
+
+
 def _window_mean(x_BCHW: Tensor) -> Tensor:
     """Gaussian mean around every position that the window fits: [B, C, H - 10, W - 10]."""
     taps = np.exp(-0.5 * ((np.arange(_WINDOW_SIZE) - _WINDOW_SIZE // 2) / _WINDOW_STD) ** 2)

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vqim.evaluation.codebook import CodebookStatistics
-from vqim.evaluation.reconstruction import Averages, l1, l2, psnr, ssim, to_bytes
+from vqim.evaluation.reconstruction import Averages, gradient_energy, l1, l2, psnr, ssim, to_bytes
 from vqim.nn.context import Kernels
 from vqim.state.leaf import State
 from vqim.tokenizer.grid import join
@@ -21,10 +21,11 @@ from vqim.training.summaries import Histogram
 
 
 class ReconstructionEvaluator:
-    """PSNR, SSIM, l1, l2, logit-Laplace and LPIPS of reconstructions, use of the codebook, and pictures to look at.
+    """PSNR, SSIM, l1, l2, logit-Laplace, LPIPS and sharpness of reconstructions, use of the codebook, and pictures.
 
     The model runs in float32 and in evaluation mode; reconstructions are rounded to 8 bits, as a picture file is,
-    before they are compared. LPIPS is measured where the task trains with it.
+    before they are compared. LPIPS is measured where the task has its network. Sharpness is the gradient energy of all
+    reconstructions over that of all pictures: 1 if they are alike, less if blurred, more if noisy.
 
     The use of codes is measured for each level of tokens: as `codebook/usage` and so on where there is one, as
     `codebook/level_0/usage` and so on where there are several. Of these, `usage_per_batch` is ViT-VQGAN's "Codebook
@@ -67,8 +68,11 @@ class ReconstructionEvaluator:
             use |= {f"{name}/{measure}": value for measure, value in of_level.result().items()}
             counts_K = of_level.counts_K
             use[f"{name}/histogram"] = Histogram(np.repeat(np.arange(len(counts_K)), counts_K))
+        measures = averages.result()
+        energy, of_originals = measures.pop("gradient_energy"), measures.pop("gradient_energy_of_originals")
+        measures["sharpness"] = energy / of_originals if of_originals else 1.0
         return {
-            **{f"evaluation/{name}": value for name, value in averages.result().items()},
+            **{f"evaluation/{name}": value for name, value in measures.items()},
             **use,
             "images/originals_and_reconstructions": _rows_of_pairs(np.stack(shown[:self.num_images])),
         }
@@ -82,7 +86,9 @@ def _measure(task: TokenizerTask, state: State, batch: dict[str, Tensor], kernel
         rounded_BCHW = images_to_float(bytes_BHWC)
         values = {
             "psnr": psnr(images_BCHW, rounded_BCHW), "ssim": ssim(images_BCHW, rounded_BCHW),
-            "l1": l1(images_BCHW, rounded_BCHW), "l2": l2(images_BCHW, rounded_BCHW)}
+            "l1": l1(images_BCHW, rounded_BCHW), "l2": l2(images_BCHW, rounded_BCHW),
+            "gradient_energy": gradient_energy(rounded_BCHW),
+            "gradient_energy_of_originals": gradient_energy(images_BCHW)}
         if reconstruction.location_BCHW is not None and reconstruction.log_scale_BCHW is not None:
             values["logit_laplace"] = logit_laplace(
                 images_BCHW, reconstruction.location_BCHW, reconstruction.log_scale_BCHW).mean((1, 2, 3))
