@@ -158,7 +158,8 @@ class Report:
         limit = self._target.chip.hbm_bytes / GIB
         share = f", {program.num_steps:,} of {self._num_steps():,} steps" if self._step == "train" else ""
         if result.error:
-            return [f"program {program.name}{share}: does not fit {limit:g} GiB. {result.error}",
+            memory_limit = f" {limit:g} GiB" if result.error.limit else ""  # none: it is the vector memory
+            return [f"program {program.name}{share}: does not fit{memory_limit}. {result.error}",
                     *(f"  {buffer.size:>8s}  {buffer.shape}  {buffer.operation}" for buffer in result.error.buffers)]
         assert compiled and found
         numbers = self._program_json(result)
