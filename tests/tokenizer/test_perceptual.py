@@ -187,3 +187,21 @@ def test_on_xla_distances_and_gradients_are_the_same_without_a_fallback():
     result = subprocess.run([sys.executable, "-c", XLA_PROGRAM], capture_output=True, text=True, check=False,
                             cwd=ROOT, env={**os.environ, "PJRT_DEVICE": "CPU"})
     assert result.stdout.endswith("equal\n"), result.stderr
+
+
+@pytest.mark.parametrize("num_strips", [2, 8, 16])
+def test_images_in_strips_have_the_same_distances_and_gradients(params, num_strips):
+    # Without flat surfaces, where rounding decides which of four pixels a pooling takes.
+    a_BCHW, b_BCHW = random_images(6, 2, 3, 64, 32), random_images(7, 2, 3, 64, 32).requires_grad_()
+    results = []
+    for number in (1, num_strips):
+        distances_B = lpips(params, a_BCHW, b_BCHW, num_strips=number)
+        results.append((distances_B, *torch.autograd.grad(distances_B.sum(), b_BCHW)))
+    (expected_B, expected_gradient), (distances_B, gradient) = results
+    torch.testing.assert_close(distances_B, expected_B, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-4 * expected_gradient.abs().max().item())
+
+
+def test_strips_that_two_poolings_cannot_halve_are_refused(params, emoji_BCHW):
+    with pytest.raises(ValueError, match="num_strips must leave strips whose rows are a multiple of 4, got 32 strips"):
+        vgg16_features(params, emoji_BCHW, num_strips=32)

@@ -36,7 +36,7 @@ from vqim.tokenizer.discriminator.blocks import (
     space_to_depth,
     within_blocks,
 )
-from vqim.tokenizer.discriminator.strips import add_neighbours, cut, join, zero_outside
+from vqim.tokenizer.strips import add_neighbours, cut, join, zero_outside
 
 MIN_SIZE = 8
 SMALLEST = 4
