@@ -58,10 +58,9 @@ def _vector_memory(block: Blocks, num_keys: int, itemsize: int) -> int:
     """Bytes that the backward pass takes, whose kernel is the larger one.
 
     Keys and values; their gradients twice, as one is written while the next is made; sums of those in float32, unless
-    they are float32; three arrays of queries twice; about four of logits. Float32 products at the precision 'highest'
-    are of three bfloat16 parts of each factor, for which there is to be room.
+    they are float32; three arrays of queries twice; about four of logits. Of float32, gradients are there once, and the
+    rest is for what products at 'highest' split keys and values into.
     """
     of_keys, of_queries = block.width * num_keys, block.width * block.num_queries
-    sums, parts = (2 * 4, 0) if itemsize < 4 else (0, 3 * 2)
-    of_logits = block.num_queries * num_keys
-    return ((2 + 4) * itemsize + sums) * of_keys + 6 * itemsize * of_queries + (4 * 4 + parts) * of_logits
+    sums = 2 * of_keys * 4 if itemsize < 4 else 0
+    return (2 + 4) * of_keys * itemsize + sums + 6 * of_queries * itemsize + 4 * 4 * block.num_queries * num_keys

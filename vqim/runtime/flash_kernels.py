@@ -66,7 +66,10 @@ def _call(
     of_block = pl.BlockSpec((1, block, blocks.width), lambda b, g, i: (b, i, g))
     of_all = pl.BlockSpec((1, num_keys, blocks.width), lambda b, g, i: (b, 0, g))
     of_all_once = pl.BlockSpec(of_all.block_shape, of_all.index_map, pipeline_mode=pl.Buffered(1))
-    sums = [] if queries.dtype == jnp.float32 else [pltpu.VMEM((num_keys, blocks.width), jnp.float32)] * len(like_keys)
+    if queries.dtype == jnp.float32:
+        sums, of_all = [], of_all_once  # products at 'highest' need the room of the second buffer
+    else:
+        sums = [pltpu.VMEM((num_keys, blocks.width), jnp.float32)] * len(like_keys)
     pairs = block * sum(seen)
 
     def run(*refs: Ref) -> None:
