@@ -52,8 +52,8 @@ def main() -> None:
         raise ConfigError(f"--out must be a new folder; {OUT.value} holds {' and '.join(there)}. Remove them to write "
                           "the cache anew, or name another folder")
     checkpoint = session.open_checkpoint(workdir)
-    spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith("params/tokenizer/")}
-    params = select(restore_arrays(spec, experiment.seed, runtime, checkpoint), "params/tokenizer/")
+    spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith(task.evaluated)}
+    params = select(restore_arrays(spec, experiment.seed, runtime, checkpoint), task.evaluated)
     try:
         check_batch_size(BATCH_SIZE.value, runtime, 1)
     except ValueError as error:

@@ -57,12 +57,13 @@ def emoji():
 
 @pytest.fixture
 def save_run(tmp_path):
-    """`save_run(model, params, name='run', step=1)`: a run directory with a checkpoint of a tokenizer; its path."""
-    def save_params(model, params, name="run", step=1):
+    """`save_run(model, params, name='run', step=1, averages=None)`: a run directory with a tokenizer's checkpoint."""
+    def save_params(model, params, name="run", step=1, averages=None):
         manager = CheckpointManager(tmp_path / name / "checkpoints")
-        arrays = {f"params/tokenizer/{parameter}": array for parameter, array in params.items()}
-        save(TrainState(arrays, step, 0), prefixed("params/tokenizer/", spec(model)), manager, TorchRuntime(),
-             data_position={}, config="", metrics={})
+        networks = {"params/tokenizer/": params} | ({"ema/tokenizer/": averages} if averages else {})
+        arrays = {prefix + name: array for prefix, values in networks.items() for name, array in values.items()}
+        leaves = {name: leaf for prefix in networks for name, leaf in prefixed(prefix, spec(model)).items()}
+        save(TrainState(arrays, step, 0), leaves, manager, TorchRuntime(), data_position={}, config="", metrics={})
         manager.wait()
         return str(tmp_path / name)
     return save_params

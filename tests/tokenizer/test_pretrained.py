@@ -35,6 +35,14 @@ def test_the_newest_checkpoint_is_read(make_tokenizer, draw_params, save_run):
     assert torch.equal(filled["encoder/embed/kernel_IO"], new["encoder/embed/kernel_IO"])
 
 
+def test_of_a_run_with_averages_these_are_read(make_tokenizer, draw_params, save_run):
+    tokenizer = make_tokenizer()
+    averages = draw_params(tokenizer, 1)
+    run = save_run(tokenizer, draw_params(tokenizer, 0), averages=averages)
+    filled = start(Pretrained(tokenizer, run).init_spec(), 0, TorchRuntime()).arrays
+    assert all(torch.equal(filled[name], array) for name, array in averages.items())
+
+
 def test_nothing_is_read_before_it_is_needed(make_tokenizer, tmp_path):
     pretrained = Pretrained(make_tokenizer(), str(tmp_path / "nowhere"))
     leaf = pretrained.init_spec()["quantizer/codebook_VZ"]

@@ -250,3 +250,26 @@ def test_data_of_another_size_or_grid_are_refused(make_task):
         task.check_data(SimpleNamespace(image_size=32))
     with pytest.raises(ValueError, match=r"the token cache must have the tokenizer's grid \[\[4, 4, 1, 32\]\]"):
         task.check_data(SimpleNamespace(image_size=16, levels=[(4, 4, 1, 64)]))
+
+
+def test_evaluation_takes_the_average_of_parameters_where_there_is_one(make_task, batch):
+    task = make_task(ema_decay=0.5)
+    state = make_state(task)
+    for step in range(3):
+        run_step(task, state, batch, step)
+    averages = {name.replace("ema/", "params/"): array for name, array in state.items() if name.startswith("ema/")}
+    plain = make_task()
+    _, _, expected = plain.reconstruct({**state, **averages}, batch, RUNTIME.kernels)
+    _, _, reconstruction = task.reconstruct(state, batch, RUNTIME.kernels)
+    _, _, of_parameters = plain.reconstruct(state, batch, RUNTIME.kernels)
+    assert torch.equal(reconstruction.mean_BCHW, expected.mean_BCHW)
+    assert not torch.equal(reconstruction.mean_BCHW, of_parameters.mean_BCHW)
+
+
+def test_an_average_changes_no_training(make_task, batch):
+    task, plain = make_task(ema_decay=0.9), make_task()
+    state, expected = make_state(task), make_state(plain)
+    for step in range(3):
+        run_step(task, state, batch, step)
+        run_step(plain, expected, batch, step)
+    assert all(torch.equal(state[name], array) for name, array in expected.items())

@@ -1,6 +1,7 @@
 """Trained networks, taken from the checkpoints of another run."""
 import dataclasses
 import hashlib
+import re
 
 import numpy as np
 from torch import nn
@@ -19,7 +20,8 @@ class Pretrained:
       model: the network, built as that run built it.
       run: that run's directory; its newest checkpoint is read, and only when the parameters are needed: a run that
         goes on from a checkpoint of its own has them in there.
-      prefix: of the parameters' names in that run, such as 'params/tokenizer/'.
+      prefix: of the parameters' names in that run, such as 'params/tokenizer/'. Where that run kept their average,
+        under 'ema/' in place of 'params/', it is the average that is read.
     """
 
     def __init__(self, model: nn.Module, run: str, prefix: str = "params/tokenizer/"):
@@ -49,6 +51,9 @@ class Pretrained:
         """
         if self._checkpoint is None:
             self._checkpoint = CheckpointManager(f"{self.run}/checkpoints").open()
+            average = re.sub("^params/", "ema/", self.prefix)
+            if self._checkpoint.names(f"^{re.escape(average)}"):
+                self.prefix = average
             self._checkpoint.check({self.prefix + name: (leaf.shape, np.dtype(np.float32))
                                     for name, leaf in spec(self.model).items()})
         return self._checkpoint.read(self.prefix + name, index)

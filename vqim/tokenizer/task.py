@@ -10,6 +10,7 @@ from torch import Tensor
 from vqim.nn.context import Context, Kernels
 from vqim.nn.layers import check_positive
 from vqim.nn.module import apply, spec
+from vqim.optim.average import average_rate, average_spec, check_decay, update_average
 from vqim.optim.network import accumulate, gradients, trainable, update_network
 from vqim.optim.optimizer import Optimizer
 from vqim.optim.schedules import Schedule
@@ -46,6 +47,11 @@ class TokenizerTask:
       num_micro_batches: each step cuts its batch into so many parts, one after another, to need less memory. What a
         discriminator takes from several pictures, and the adaptive weight, are of each part then.
       dtype: of computation, 'float32' (the paper) or 'bfloat16'; parameters are float32 either way.
+      ema_decay: 0.999, say: evaluators, and runs that start from this one, take an exponential moving average of the
+        tokenizer's parameters (`vqim.optim.average`). None, as in the paper: the parameters themselves.
+
+    Attributes:
+      evaluated: prefix of the parameters' names, or of their average's, that evaluation takes.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class TokenizerTask:
         perceptual: Perceptual | None = None, perceptual_weight: float = 0.1,
         adversary: Adversary | None = None,
         max_gradient_norm: float | None = None, num_micro_batches: int = 1, dtype: str = "float32",
+        ema_decay: float | None = None,
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
@@ -68,6 +75,8 @@ class TokenizerTask:
             raise ValueError(f"max_gradient_norm must be positive or None, got {max_gradient_norm}")
         self.perceptual, self.max_gradient_norm = perceptual, max_gradient_norm
         self.num_micro_batches, self.dtype = num_micro_batches, DTYPES[dtype]
+        check_decay(ema_decay)
+        self.ema_decay, self.evaluated = ema_decay, "params/tokenizer/" if ema_decay is None else "ema/tokenizer/"
         self._params = spec(model)
         self.checked = ["loss", *self._params]
         self.adversary = adversary
@@ -76,10 +85,11 @@ class TokenizerTask:
             self.checked += adversary.checked
 
     def init_spec(self) -> Spec:
-        """`params/tokenizer`, `optimizer/tokenizer`, `frozen/lpips`, the adversary's and the health flags."""
+        """`params/tokenizer`, `ema/tokenizer`, `optimizer/tokenizer`, `frozen/lpips`, the adversary's, health flags."""
         frozen = self.perceptual.init_spec() if self.perceptual else {}
         return {
             **prefixed("params/tokenizer/", self._params),
+            **(average_spec("tokenizer", self._params) if self.ema_decay is not None else {}),
             **prefixed("optimizer/tokenizer/", self.optimizer.init_spec(self._params)),
             **prefixed("frozen/lpips/", frozen),
             **(self.adversary.init_spec() if self.adversary else {}),
@@ -91,10 +101,11 @@ class TokenizerTask:
         check_image_data(data, self.model)
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """Learning rates, the losses' weights, and numbers of the model that change."""
+        """Learning rates, the losses' weights, and numbers of the model and of the average that change."""
         weights = {f"weight/{name}": weight for name, weight in self.weights.items()
                    if name != "perceptual" or self.perceptual and weight}
         return {"learning_rate": self.learning_rate(step), **weights, **self.model.host_scalars(step),
+                **({} if self.ema_decay is None else {"ema_rate": average_rate(self.ema_decay, step)}),
                 **(self.adversary.host_scalars(step) if self.adversary else {})}
 
     def program(self, step: int) -> str:
@@ -124,6 +135,8 @@ class TokenizerTask:
         keep = check_finite(state, checked, scalars["step"])
         metrics |= update_network(
             state, "tokenizer", grads, self.optimizer, scalars, keep, self.max_gradient_norm)
+        if self.ema_decay is not None:
+            update_average(state, "tokenizer", scalars["ema_rate"], keep)
         if adversary:
             metrics |= adversary.update(state, computed["discriminator_grads"], metrics, scalars, keep)
         return metrics | {name: (used > 0).float().mean() for name, used in computed["usage"].items()}
@@ -133,7 +146,7 @@ class TokenizerTask:
     ) -> tuple[Tensor, Quantized, Reconstruction]:
         """Images [B, C, H, W] in [0, 1], their codes and their reconstructions, in evaluation mode and float32."""
         images_BCHW = images_to_float(batch["images"])
-        params = select(state, "params/tokenizer/")
+        params = select(state, self.evaluated)
         quantized, reconstruction = apply(self.model.forward, params, images_BCHW, Context(kernels))
         return images_BCHW, quantized, reconstruction
 
