@@ -16,7 +16,6 @@ from vqim.nn.context import Context
 from vqim.nn.module import apply, spec
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.optim.network import gradients
-from vqim.runtime.plain import loop_scan
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.xla import XlaRuntime
 from vqim.runtime.xla_kernels import XlaKernels
@@ -29,14 +28,6 @@ RULES = [
     ("expand/kernel", {"in": "fsdp", "out": "tensor"}),
     ("contract/kernel", {"in": "tensor", "out": "fsdp"}),
 ]
-
-
-class LoopKernels(XlaKernels):
-    """The layers one after another."""
-
-    def scan(self, body, carry, inputs):
-        """Unrolled."""
-        return loop_scan(body, carry, inputs, "none")
 
 
 class UnfilledKernels(XlaKernels):
@@ -91,7 +82,7 @@ def main():
     rng = np.random.default_rng(1)
     x, weights = rng.standard_normal((2, BATCH, TOKENS, WIDTH)).astype(np.float32)
     batch = {"x": x, "weights": weights}
-    ways = {"loop": LoopKernels(runtime.mesh, XlaSettings())}
+    ways = {"loop": XlaKernels(runtime.mesh, XlaSettings(unroll=True))}
     ways |= {remat: XlaKernels(runtime.mesh, XlaSettings(remat=remat)) for remat in ("none", "products", "blocks")}
     ways["unfilled"] = UnfilledKernels(runtime.mesh, XlaSettings())
     for way, kernels in ways.items():

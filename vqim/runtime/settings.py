@@ -41,6 +41,9 @@ class XlaSettings:
       remat: what identical blocks keep for the backward pass, which makes the rest again: 'none', results of products,
         GELU and softmax, so that only elementwise operations and sums are repeated; 'products', all of these but
         plain attention's products and softmax; 'blocks', each block's input.
+      unroll: identical blocks are written out one after another instead of as a loop, which keeps what the backward
+        pass needs in stacks. Steps of small batches are faster; compiling takes longer with every block. With remat
+        'none' alone.
       attention: 'plain', products and a softmax with all logits in memory; 'flash', Pallas kernels, on TPU alone;
         'auto', flash on TPU for sequences whose length is a multiple of 128 and at least 256.
       gradient_dtype: 'float32' or 'bfloat16', in which gradients of dense layers' weights leave the products that sum
@@ -52,11 +55,14 @@ class XlaSettings:
     rules: Sequence[tuple[str, Mapping[str, str]]] = ()
     matmul_precision: str = "default"
     remat: str = "none"
+    unroll: bool = False
     attention: str = "auto"
     gradient_dtype: str | None = None
 
     def __post_init__(self) -> None:
         check_one_of("remat", self.remat, REMAT)
+        if self.unroll and self.remat != "none":
+            raise ValueError(f"unroll needs remat = 'none', got {self.remat!r}")
         check_one_of("attention", self.attention, ("auto", "plain", "flash"))
         if self.gradient_dtype is not None:
             check_one_of("gradient_dtype", self.gradient_dtype, ("float32", "bfloat16"))

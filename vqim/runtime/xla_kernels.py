@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqim.runtime.flash import allocate, flash_attention
 from vqim.runtime.flash_blocks import cut
-from vqim.runtime.plain import plain_attention, plain_linear
+from vqim.runtime.plain import loop_scan, plain_attention, plain_linear
 from vqim.runtime.precision import split_matmul
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.xla_gradients import GeluDropout, Linear
@@ -32,7 +32,7 @@ LONG_SEQUENCE = 256
 
 
 class XlaKernels:
-    """One loop for all layers, flash attention, and random bits by hashing positions, which no mesh can change.
+    """Layers as one loop, flash attention, and random bits by hashing positions, which no mesh can change.
 
     Args:
       mesh: of torch_xla, with the axes data, fsdp and tensor.
@@ -46,13 +46,21 @@ class XlaKernels:
         if tpu and settings.attention != "plain" and not importlib.util.find_spec("jax"):
             raise ValueError(
                 f"attention = {settings.attention!r} needs jax, which vqim[tpu] brings; 'plain' does without it")
-        self._mesh, self._remat, self._attention = mesh, settings.remat, settings.attention
+        self._mesh, self._attention = mesh, settings.attention
+        self._remat, self._unroll = settings.remat, settings.unroll
         self._pallas = tpu and settings.attention != "plain"
         self._gradient_dtype = getattr(torch, settings.gradient_dtype) if settings.gradient_dtype else None
         self._splits_products = tpu and settings.matmul_precision != "highest"
 
     def scan(self, body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any) -> tuple[Tensor, Any]:
-        """A loop of the program, whose carry stays cut over the devices that share a batch, [B, ...]."""
+        """A loop of the program, or its steps written out; the carry stays cut over the devices that share a batch."""
+        if self._unroll:
+            def step(carry: Tensor, part: Any) -> tuple[Tensor, Any]:
+                carry, output = body(carry, part)
+                self._place(carry)
+                return carry, output
+
+            return loop_scan(step, carry, inputs, "none")
         return xla_scan(body, carry, inputs, remat=self._remat, place=self._place,
                         allocate=self._allocate if self._pallas and self._mesh.shape()["tensor"] == 1 else None)
 
