@@ -78,6 +78,11 @@ def test_another_word_for_rematerialisation_is_refused(settings):
         settings(remat="all")
 
 
+def test_layers_written_out_are_not_made_again():
+    with pytest.raises(ValueError, match="unroll needs remat = 'none', got 'blocks'"):
+        XlaSettings(unroll=True, remat="blocks")
+
+
 class CountedKernels(TorchKernels):
     """Counts the masks that it draws."""
 
