@@ -1,5 +1,6 @@
 """Trained networks, taken from the checkpoints of another run."""
 import dataclasses
+import functools
 import hashlib
 import re
 
@@ -28,7 +29,6 @@ class Pretrained:
         if not prefix.endswith("/"):
             raise ValueError(f"prefix must end with '/', such as 'params/tokenizer/'; got {prefix!r}")
         self.model, self.run, self.prefix = model, run, prefix
-        self._checkpoint: Checkpoint | None = None
 
     def fingerprint(self) -> str:
         """A hash of what decides about tokens: the values of all parameters but the decoder's."""
@@ -49,14 +49,17 @@ class Pretrained:
           NoCheckpointError: the run has none.
           ValueError: the run trained a network of another shape.
         """
-        if self._checkpoint is None:
-            self._checkpoint = CheckpointManager(f"{self.run}/checkpoints").open()
-            average = re.sub("^params/", "ema/", self.prefix)
-            if self._checkpoint.names(f"^{re.escape(average)}"):
-                self.prefix = average
-            self._checkpoint.check({self.prefix + name: (leaf.shape, np.dtype(np.float32))
-                                    for name, leaf in spec(self.model).items()})
-        return self._checkpoint.read(self.prefix + name, index)
+        checkpoint, prefix = self._source
+        return checkpoint.read(prefix + name, index)
+
+    @functools.cached_property
+    def _source(self) -> tuple[Checkpoint, str]:
+        """The run's newest checkpoint, and what the parameters' names, or their averages', begin with."""
+        checkpoint = CheckpointManager(f"{self.run}/checkpoints").open()
+        average = re.sub("^params/", "ema/", self.prefix)
+        prefix = average if checkpoint.names(f"^{re.escape(average)}") else self.prefix
+        checkpoint.check({prefix + name: (leaf.shape, np.dtype(np.float32)) for name, leaf in spec(self.model).items()})
+        return checkpoint, prefix
 
 
 @dataclasses.dataclass(frozen=True)
