@@ -48,17 +48,29 @@ def test_a_rule_for_one_network_leaves_the_slots_of_another_alone():
 
 def test_an_uneven_cut_is_refused_with_the_rule_and_the_array():
     with pytest.raises(ValueError, match=r"rule 'query/kernel' cuts axis 'in' of params/query/kernel \(3, 62, 32\) "
-                                         r"over mesh axis 'fsdp', but 62 is not a multiple of 4"):
+                                         r"over 'fsdp' of the mesh, but 62 is not a multiple of 4"):
         Partition(RULES).spec("params/query/kernel", Leaf((3, 62, 32), axes=("layers", "in", "out")), MESH)
 
 
 def test_two_dimensions_over_one_mesh_axis_are_refused_with_the_rule_and_the_array():
-    with pytest.raises(ValueError, match="rule 'kernel' cuts two dimensions of params/kernel .* one mesh axis"):
+    with pytest.raises(ValueError, match="rule 'kernel' cuts params/kernel .* twice over one mesh axis"):
         Partition([("kernel", {"in": "fsdp", "out": "fsdp"})]).spec("params/kernel", KERNEL, MESH)
 
 
+def test_a_rule_may_cut_one_axis_over_several_of_the_mesh():
+    rules = [("kernel", {"out": ["tensor", "fsdp"]})]
+    assert Partition(rules).spec("params/kernel", KERNEL, MESH) == (None, None, ("tensor", "fsdp"))
+
+
+def test_an_axis_that_several_of_the_mesh_cut_is_refused_unless_their_product_divides_it():
+    with pytest.raises(ValueError, match=r"over \('tensor', 'fsdp'\) of the mesh, but 12 is not a multiple of 8"):
+        Partition([("kernel", {"out": ("tensor", "fsdp")})]).spec(
+            "params/kernel", Leaf((3, 64, 12), axes=("layers", "in", "out")), MESH)
+
+
 @pytest.mark.parametrize("rule", [
-    ("kernel", {"in": "model"}), ("kernel", {"layers": "fsdp"}), ("kernel(", {"in": "fsdp"})])
+    ("kernel", {"in": "model"}), ("kernel", {"layers": "fsdp"}), ("kernel(", {"in": "fsdp"}), ("kernel", {"in": ()}),
+    ("kernel", {"in": ("fsdp", "model")})])
 def test_settings_refuse_rules_that_no_mesh_can_have(rule):
     with pytest.raises(ValueError, match="rules"):
         XlaSettings(rules=[rule])

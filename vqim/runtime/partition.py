@@ -1,5 +1,6 @@
 """Where the arrays of a state live on a mesh: a table of rules, applied to parameters and optimizer state alike."""
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,8 @@ MESH_AXES = ("data", "fsdp", "tensor")
 PartitionSpec = tuple[str | tuple[str, ...] | None, ...]
 """For each dimension of an array the mesh axis, or axes, over which it is cut; None where it is whole."""
 
+Rule = tuple[str, Mapping[str, str | Sequence[str]]]
+"""Of `Partition`: a regular expression, and by which mesh axis, or axes, each axis of the arrays it names is cut."""
 
 _SLOT = re.compile(r"^optimizer/([^/]+)/[^/]+/")
 
@@ -20,8 +23,9 @@ class Partition:
     """Rules from array names to mesh axes.
 
     A rule is (regular expression, {axis of the array: axis of the mesh}), such as
-    ('attention/(query|key|value)/kernel', {'in': 'fsdp', 'out': 'tensor'}). The first rule whose expression is found
-    in an array's name decides; an array that no rule matches is replicated. What an optimizer keeps of a parameter,
+    ('attention/(query|key|value)/kernel', {'in': 'fsdp', 'out': 'tensor'}); several axes of the mesh, such as
+    {'out': ('tensor', 'fsdp')}, cut an axis over the first of them first. The first rule whose expression is found in
+    an array's name decides; an array that no rule matches is replicated. What an optimizer keeps of a parameter,
     `optimizer/<network>/<slot>/<path>`, goes by the parameter's name, `params/<network>/<path>`. Axes are named, not
     counted, so that moments, int8 scales and factored second moments, whose shapes lack some of the parameter's axes,
     lie where it lies. 'layers' stays whole.
@@ -30,7 +34,7 @@ class Partition:
       rules: the table.
     """
 
-    rules: Sequence[tuple[str, Mapping[str, str]]] = ()
+    rules: Sequence[Rule] = ()
 
     def __post_init__(self) -> None:
         for pattern, axes in self.rules:
@@ -38,35 +42,42 @@ class Partition:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"rules: expected regular expressions, got {pattern!r}: {error}") from error
-            for axis, mesh_axis in axes.items():
-                if mesh_axis not in MESH_AXES or axis == "layers":
+            for axis, cut in axes.items():
+                if not mesh_axes(cut) or not set(mesh_axes(cut)) <= set(MESH_AXES) or axis == "layers":
                     raise ValueError(
-                        f"rules: {pattern!r} maps {axis!r} to {mesh_axis!r}; expected an axis of the array other than "
-                        f"'layers', mapped to one of {MESH_AXES}")
+                        f"rules: {pattern!r} maps {axis!r} to {cut!r}; expected an axis of the array other than "
+                        f"'layers', mapped to one or more of {MESH_AXES}")
 
     def spec(self, name: str, leaf: Leaf, mesh_shape: Mapping[str, int]) -> PartitionSpec:
-        """The mesh axis of each dimension of an array, None where it is not cut.
+        """The mesh axis, or axes, of each dimension of an array, None where it is not cut.
 
         Raises:
-          ValueError: a dimension cannot be cut evenly, or two would be cut over one mesh axis; names the rule and
-            the array.
+          ValueError: a dimension cannot be cut evenly, or a mesh axis would cut twice; names the rule and the array.
         """
         for pattern, axes in self.rules:
             if not re.search(pattern, _SLOT.sub(r"params/\1/", name)):
                 continue
-            spec = tuple(axes.get(axis) for axis in leaf.axes)
-            used = [mesh_axis for mesh_axis in spec if mesh_axis]
+            cuts = [mesh_axes(axes.get(axis)) for axis in leaf.axes]
+            used = [mesh_axis for cut in cuts for mesh_axis in cut]
             if len(set(used)) < len(used):
                 raise ValueError(
-                    f"rule {pattern!r} cuts two dimensions of {name} {leaf.shape}, {leaf.axes}, over one mesh axis: "
-                    f"expected a mesh axis of its own for each, got {dict(axes)}")
-            for size, axis, mesh_axis in zip(leaf.shape, leaf.axes, spec, strict=True):
-                if mesh_axis and size % mesh_shape[mesh_axis]:
+                    f"rule {pattern!r} cuts {name} {leaf.shape}, {leaf.axes}, twice over one mesh axis: expected each "
+                    f"mesh axis once, got {dict(axes)}")
+            for size, axis, cut in zip(leaf.shape, leaf.axes, cuts, strict=True):
+                count = math.prod(mesh_shape[mesh_axis] for mesh_axis in cut)
+                if size % count:
                     raise ValueError(
-                        f"rule {pattern!r} cuts axis {axis!r} of {name} {leaf.shape} over mesh axis {mesh_axis!r}, but "
-                        f"{size} is not a multiple of {mesh_shape[mesh_axis]}: change the rule or the mesh")
-            return spec
+                        f"rule {pattern!r} cuts axis {axis!r} of {name} {leaf.shape} over {axes[axis]!r} of the mesh, "
+                        f"but {size} is not a multiple of {count}: change the rule or the mesh")
+            return tuple((cut if len(cut) > 1 else cut[0]) if cut else None for cut in cuts)
         return (None,) * len(leaf.shape)
+
+
+def mesh_axes(cut: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Those that cut one dimension, the outermost first."""
+    if cut is None:
+        return ()
+    return tuple(cut) if isinstance(cut, (tuple, list)) else (cut,)
 
 
 def part_of(
@@ -83,7 +94,7 @@ def part_of(
     index = []
     for size, cut in zip(shape, spec, strict=True):
         number, count = 0, 1
-        for axis in (cut,) if isinstance(cut, str) else cut or ():
+        for axis in mesh_axes(cut):
             number, count = number * mesh_shape[axis] + position[axis], count * mesh_shape[axis]
         index.append(slice(size // count * number, size // count * (number + 1)))
     return tuple(index)

@@ -1,8 +1,8 @@
 """The settings of each runtime: what gin binds, without loading torch_xla."""
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from vqim.runtime.partition import Partition
+from vqim.runtime.partition import Partition, Rule
 
 REMAT = ("none", "products", "blocks")
 """What the backward pass of a scan makes again: nothing, all but matrix products, or all but each block's input."""
@@ -52,7 +52,7 @@ class XlaSettings:
 
     fsdp: int = 1
     tensor: int = 1
-    rules: Sequence[tuple[str, Mapping[str, str]]] = ()
+    rules: Sequence[Rule] = ()
     matmul_precision: str = "default"
     remat: str = "none"
     unroll: bool = False

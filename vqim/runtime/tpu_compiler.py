@@ -14,7 +14,7 @@ import numpy as np
 
 from vqim.runtime.chips import CHIPS, Chip
 from vqim.runtime.hlo import operation_name
-from vqim.runtime.partition import MESH_AXES, PartitionSpec
+from vqim.runtime.partition import MESH_AXES, PartitionSpec, mesh_axes
 
 REQUIRED = {"jax": "0.7.1", "jaxlib": "0.7.1", "libtpu": "0.0.23"}
 """With which all of this was tested: the calls below are not jax's public ones, and libtpu 0.0.21, which torch_xla[tpu]
@@ -175,7 +175,7 @@ def describe_slice(name: str) -> Slice:
 
 def sharding_text(spec: PartitionSpec, mesh_shape: Mapping[str, int]) -> str:
     """How HLO writes that an array is cut in this way over a mesh whose devices are numbered in its order."""
-    cuts = [(cut,) if isinstance(cut, str) else cut or () for cut in spec]
+    cuts = [mesh_axes(cut) for cut in spec]
     used = [axis for cut in cuts for axis in cut]
     if not used:
         return "{replicated}"
