@@ -76,8 +76,11 @@ def main() -> None:
         logging.info("Compiling %s for %s", program.name, TOPOLOGY.value)
         report.add(program, runtime, DUMP_HLO.value)
     print(json.dumps(report.as_json(), indent=2) if JSON.value else report.as_text(TOP.value))
-    if not report.fits:
-        sys.exit(1)
+    # Without libtpu's own end: after a long compilation it can take more than half a minute, whereupon libtpu kills
+    # the process, and the exit code is lost.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if report.fits else 1)
 
 
 @dataclasses.dataclass(frozen=True)
