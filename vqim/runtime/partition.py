@@ -43,7 +43,8 @@ class Partition:
             except re.error as error:
                 raise ValueError(f"rules: expected regular expressions, got {pattern!r}: {error}") from error
             for axis, cut in axes.items():
-                if not mesh_axes(cut) or not set(mesh_axes(cut)) <= set(MESH_AXES) or axis == "layers":
+                known = isinstance(cut, (str, tuple, list)) and set(mesh_axes(cut)) <= set(MESH_AXES)
+                if not known or not cut or axis == "layers":
                     raise ValueError(
                         f"rules: {pattern!r} maps {axis!r} to {cut!r}; expected an axis of the array other than "
                         f"'layers', mapped to one or more of {MESH_AXES}")
@@ -77,7 +78,7 @@ def mesh_axes(cut: str | Sequence[str] | None) -> tuple[str, ...]:
     """Those that cut one dimension, the outermost first."""
     if cut is None:
         return ()
-    return tuple(cut) if isinstance(cut, (tuple, list)) else (cut,)
+    return (cut,) if isinstance(cut, str) else tuple(cut)
 
 
 def part_of(
