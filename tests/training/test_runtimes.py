@@ -1,7 +1,7 @@
 """Both stages on the torch runtime, on one XLA device, and on eight: the same losses; exact restarts; one program each.
 
 Eight virtual devices of a CPU come as data = 8, and as data = 2, fsdp = 2, tensor = 2 with the partition rules of
-gin/run/shard_transformers.gin, and of shard_narrow_transformers.gin for the tokenizer.
+gin/run/shard_transformers.gin, and of shard_hidden_features.gin for the tokenizer.
 """
 import pathlib
 import shutil
@@ -28,7 +28,7 @@ MESHES = {
     "one": ([], 1),
     "data": ([], 8),
     "sharded": ([*SHARDED, rules("shard_transformers.gin")], 8),
-    "narrow": ([*SHARDED, rules("shard_narrow_transformers.gin")], 8),
+    "hidden": ([*SHARDED, rules("shard_hidden_features.gin")], 8),
 }
 
 
@@ -78,7 +78,7 @@ def compiled(torch_runs, work):
     results = {}
     for mesh, (settings, num_devices) in MESHES.items():
         pieces = {"tokenizer": work.tokenizer(mesh)}
-        if mesh != "narrow":
+        if mesh != "hidden":
             pieces["prior"] = work.prior(mesh)
         if mesh == "one":
             pieces |= {"prior_without_dropout": work.prior(mesh, dropout=False), "probe": work.probe(mesh)}
@@ -120,7 +120,7 @@ def test_xla_gives_the_losses_of_torch(compiled, plans, run):
 
 
 @pytest.mark.parametrize(("mesh", "run"), [
-    ("data", "tokenizer"), ("data", "prior"), ("sharded", "tokenizer"), ("sharded", "prior"), ("narrow", "tokenizer")])
+    ("data", "tokenizer"), ("data", "prior"), ("sharded", "tokenizer"), ("sharded", "prior"), ("hidden", "tokenizer")])
 def test_eight_devices_give_the_losses_of_one_also_with_dropout(compiled, plans, mesh, run):
     assert gap(plans.losses(f"one/{run}"), plans.losses(f"{mesh}/{run}")) < TOLERANCE
 
