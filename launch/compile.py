@@ -36,7 +36,7 @@ STEP = absl_flags.DEFINE_enum(
     "What is compiled: the training step, the evaluators of the configuration, or a step of launch.sample.")
 JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object to standard output instead of text.")
 DUMP_HLO = absl_flags.DEFINE_string("dump_hlo", None, "Folder for each program as traced and as compiled.")
-TOP = absl_flags.DEFINE_integer("top", 0, "How many of the most expensive operations to list.", lower_bound=0)
+TOP = absl_flags.DEFINE_integer("top", 0, "How many of the most expensive kinds of work to list.", lower_bound=0)
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 64, "Pictures at a time, with --step=sample.", lower_bound=1)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vqim.runtime import tpu_compiler
-from vqim.runtime.estimate import Estimate, Work, estimate, peak_share
+from vqim.runtime.estimate import Estimate, Work, estimate, kinds, peak_share
 from vqim.runtime.hlo import Module
 
 GIB = 2**30
@@ -100,7 +100,7 @@ class Report:
         }
 
     def as_text(self, top: int) -> str:
-        """The same for people, with the `top` most expensive operations of each program."""
+        """The same for people, with the `top` most expensive kinds of work of each program."""
         everything, chip = self.as_json(), self._target.chip
         mesh = " x ".join(f"{axis} {size}" for axis, size in everything["mesh"].items())
         lines = [
@@ -180,8 +180,9 @@ class Report:
         lines += [f"  {one.kind}: {one.count} of {one.num_bytes / GIB:.4g} GiB, estimate {one.seconds:.4g} s, "
                   f"{one.exposed_seconds:.4g} s not hidden" for one in found.exchanges]
         if top:
-            lines.append("  most expensive (estimate: ms, share of step, runs, TFLOP, GiB of HBM, bound, what)")
-            lines += [f"    {self._work_line(work, found.step_seconds)}" for work in found.work[:top]]
+            lines.append("  most expensive kinds of work (estimate: ms, share of step, runs, TFLOP, GiB of HBM, "
+                         "bound, what)")
+            lines += [f"    {self._work_line(work, found.step_seconds)}" for work in kinds(found.work)[:top]]
         return lines
 
     def _speed(self, numbers: dict[str, Any]) -> str:

@@ -89,7 +89,7 @@ def test_sampling_and_its_decoding_are_compiled_as_launch_sample_runs_them():
     process = compile_("--gin_file=gin/debug/prior_tiny.gin", "--topology=v4:2x2x1", "--step=sample", "--top=1")
     assert process.returncode == 0, process.stderr
     assert "Sampler._step" in process.stdout and "decode_tokens" in process.stdout
-    assert process.stdout.count("most expensive (estimate") == 2
+    assert process.stdout.count("most expensive kinds of work (estimate") == 2
 
 
 @pytest.mark.parametrize("topology, message", [("v4:4x4", "have 3 dimensions"), ("tpu", "expected v4, v5e, v5p, v6e")])

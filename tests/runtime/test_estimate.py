@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from vqim.runtime.chips import CHIPS
-from vqim.runtime.estimate import HOP_SECONDS, KERNEL_EFFICIENCY, collective_seconds, estimate, peak_share
+from vqim.runtime.estimate import HOP_SECONDS, KERNEL_EFFICIENCY, collective_seconds, estimate, kinds, peak_share
 from vqim.runtime.hlo import Collective, Module
 
 V4, V5E = CHIPS["v4"], CHIPS["v5e"]
@@ -93,3 +93,20 @@ def test_a_step_is_its_work_and_the_collectives_that_nothing_hides(found):
 
 def test_the_share_of_peak_is_of_all_chips():
     assert peak_share(275e12 * 128, 2.0, V4, 128) == 0.5
+
+
+WRITTEN_OUT = """HloModule program, is_scheduled=true
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %one = f32[4]{0} negate(%x), metadata={op_name="blocks/negate"}, backend_config={"estimated_cycles":"1050"}
+  %other = f32[4]{0} exponential(%one), metadata={op_name="head/exp"}, backend_config={"estimated_cycles":"2100"}
+  ROOT %two = f32[4]{0} negate(%other), metadata={op_name="blocks/negate"}, backend_config={"estimated_cycles":"2000"}
+}
+"""
+
+
+def test_work_of_blocks_that_are_written_out_is_listed_as_one_kind():
+    work = estimate(Module(WRITTEN_OUT), V4, BOX, PLACES).work
+    listed = [(kind.instruction.name, kind.count, round(kind.seconds * V4.hertz)) for kind in kinds(work)]
+    assert listed == [("two", 2, 3050), ("other", 1, 2100)]

@@ -2,11 +2,12 @@
 
 Everything here is an estimate.
 """
+import collections
 import dataclasses
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -123,6 +124,24 @@ def estimate(module: Module, chip: Chip, shape: Sequence[int], coordinates: np.n
         work.append(Work(seconds * count, count, source, own_flops * count, num_bytes * count, instruction))
     work.sort(key=lambda one: -one.seconds)
     return Estimate(work, _exchanges(module.collectives(), chip, shape, coordinates), flops)
+
+
+def kinds(work: Iterable[Work]) -> list[Work]:
+    """Work that does the same, such as in blocks that are written out, as one: most expensive first.
+
+    The same is what has its operation, line of the program and FLOPs in common; the most expensive instruction of
+    each kind stands for it.
+    """
+    found = collections.defaultdict(list)
+    for one in work:
+        found[one.instruction.operation, one.instruction.source, one.source, one.flops / one.count].append(one)
+    merged = []
+    for same in found.values():
+        first = max(same, key=lambda one: one.seconds)
+        merged.append(dataclasses.replace(
+            first, seconds=sum(one.seconds for one in same), count=sum(one.count for one in same),
+            flops=sum(one.flops for one in same), num_bytes=sum(one.num_bytes for one in same)))
+    return sorted(merged, key=lambda one: -one.seconds)
 
 
 def kernel_cost(kernel: Instruction) -> tuple[float, float]:
