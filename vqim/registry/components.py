@@ -7,9 +7,9 @@ from vqim.classifier import resnet
 from vqim.classifier import task as classifier_task
 from vqim.data import folder, images, source, token_cache, transforms
 from vqim.evaluation import classifier as evaluation_classifier
+from vqim.evaluation import lpips, rejection
 from vqim.evaluation import prior as evaluation_prior
 from vqim.evaluation import probe as evaluation_probe
-from vqim.evaluation import rejection
 from vqim.evaluation import tokenizer as evaluation_tokenizer
 from vqim.optim import adafactor, adamw, groups, schedules
 from vqim.prior import autoregressive
@@ -40,7 +40,7 @@ for module, components in {
     "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepBest),
     "evaluation": (evaluation_tokenizer.ReconstructionEvaluator, evaluation_prior.LikelihoodEvaluator,
                    evaluation_prior.SamplesEvaluator, evaluation_probe.AccuracyEvaluator,
-                   evaluation_classifier.ClassifierEvaluator, rejection.RejectionEvaluator),
+                   evaluation_classifier.ClassifierEvaluator, rejection.RejectionEvaluator, lpips.AlexNetLpips),
 }.items():
     for component in components:
         gin.register(component, module=module)

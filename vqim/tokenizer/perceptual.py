@@ -1,5 +1,7 @@
 """LPIPS, the perceptual distance of Zhang et al. (2018), version 0.1 on VGG16, as functions of arrays.
 
+On AlexNet, for judging pictures alone, it is in vqim/evaluation/lpips.py.
+
 ViT-VQGAN's section 3.3 has it as the perceptual loss ("based on VGG network"), weight 0.1. The weights are
 constants of the training state: placed by the runtime under `frozen/`, not trained, not in checkpoints.
 
@@ -47,36 +49,47 @@ class Perceptual:
           ValueError: `num_strips` is less than 1.
         """
         check_positive(num_strips=num_strips)
-        self._weights_path, self._num_strips = pretrained.find_weights(weights_path), num_strips
+        self._spec, self._num_strips = lpips_spec("vgg16", weights_path), num_strips
 
     def init_spec(self) -> Spec:
         """The 14.7 million constants, read from the file when the runtime fills them."""
-        spec: Spec = {  # as state, too: a constant made inside the step would travel to the device at every step
-            "input/shift_C": Leaf((3,), FromArray(lambda: np.array(_SHIFT, np.float32)), ("features",), saved=False),
-            "input/scale_C": Leaf((3,), FromArray(lambda: np.array(_SCALE, np.float32)), ("features",), saved=False),
-        }
-        num_inputs = 3
-        for stage, channels in enumerate(pretrained.TRUNK, start=1):
-            for i, num_outputs in enumerate(channels, start=1):
-                kernel_shape = (num_outputs, num_inputs, 3, 3)
-                name = f"conv{stage}_{i}"
-                spec[f"{name}/kernel_OIHW"] = self._leaf(f"{name}/kernel_OIHW", kernel_shape, "out", "in", "kh", "kw")
-                spec[f"{name}/bias_O"] = self._leaf(f"{name}/bias_O", (num_outputs,), "features")
-                num_inputs = num_outputs
-            spec[f"head{stage}/weight_C"] = self._leaf(f"head{stage}/weight_C", (num_inputs,), "features")
-        return spec
-
-    def _leaf(self, name: str, shape: tuple[int, ...], *axes: str) -> Leaf:
-        def load() -> np.ndarray:  # a copy: the cached arrays must not become somebody's training state
-            return pretrained.read_weights(self._weights_path)[name].copy()
-
-        return Leaf(shape, FromArray(load), axes, saved=False)
+        return self._spec
 
     def __call__(
         self, params: dict[str, Tensor], a_BCHW: Tensor, b_BCHW: Tensor, dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """The distances between images of two batches; see `lpips`."""
         return lpips(params, a_BCHW, b_BCHW, dtype, self._num_strips)
+
+
+def lpips_spec(network: str, weights_path: str | None) -> Spec:
+    """The constants of LPIPS on 'vgg16' or 'alexnet': of its input, its convolutions and its five heads.
+
+    Raises:
+      FileNotFoundError: as `pretrained.find_weights`.
+    """
+    path = pretrained.find_weights(network, weights_path)
+
+    def leaf(name: str, shape: tuple[int, ...], *axes: str) -> Leaf:
+        def load() -> np.ndarray:  # a copy: the cached arrays must not become somebody's training state
+            return pretrained.read_weights(network, path)[name].copy()
+
+        return Leaf(shape, FromArray(load), axes, saved=False)
+
+    spec: Spec = {  # as state, too: a constant made inside the step would travel to the device at every step
+        "input/shift_C": Leaf((3,), FromArray(lambda: np.array(_SHIFT, np.float32)), ("features",), saved=False),
+        "input/scale_C": Leaf((3,), FromArray(lambda: np.array(_SCALE, np.float32)), ("features",), saved=False),
+    }
+    num_inputs = 3
+    for stage, convolutions in enumerate(pretrained.TRUNKS[network], start=1):
+        for i, (kernel_size, num_outputs) in enumerate(convolutions, start=1):
+            kernel, bias = f"conv{stage}_{i}/kernel_OIHW", f"conv{stage}_{i}/bias_O"
+            spec[kernel] = leaf(kernel, (num_outputs, num_inputs, kernel_size, kernel_size), "out", "in", "kh", "kw")
+            spec[bias] = leaf(bias, (num_outputs,), "features")
+            num_inputs = num_outputs
+        head = f"head{stage}/weight_C"
+        spec[head] = leaf(head, (num_inputs,), "features")
+    return spec
 
 
 def lpips(
@@ -102,7 +115,8 @@ def lpips(
     # Two passes, not one over both: during training only one of the batches has a backward pass.
     pairs = zip(vgg16_features(params, a_BCHW, dtype, num_strips), vgg16_features(params, b_BCHW, dtype, num_strips),
                 strict=True)
-    distances = [_distance(a, b, params[f"head{stage}/weight_C"]) for stage, (a, b) in enumerate(pairs, start=1)]
+    distances = [feature_distance(a, b, params[f"head{stage}/weight_C"])
+                 for stage, (a, b) in enumerate(pairs, start=1)]
     distances = [reduce(distances_N, "(b s) -> b", "mean", b=len(a_BCHW)) for distances_N in distances]
     return functools.reduce(torch.add, distances)
 
@@ -132,14 +146,13 @@ def vgg16_features(
     if num_strips > 1 and images_BCHW.shape[2] % (num_strips * _STRIP_ROWS):
         raise ValueError(f"num_strips must leave strips whose rows are a multiple of {_STRIP_ROWS}, "
                          f"got {num_strips} strips of {images_BCHW.shape[2]} rows")
-    shift_C, scale_C = params["input/shift_C"], params["input/scale_C"]
-    x_BCHW = ((2 * images_BCHW.float() - 1 - shift_C[:, None, None]) / scale_C[:, None, None]).to(dtype)
+    x_BCHW = standardised(params, images_BCHW).to(dtype)
     if num_strips > 1:
         x_BCHW = cut(x_BCHW, num_strips, 0)
     features = []
-    for stage, channels in enumerate(pretrained.TRUNK, start=1):
+    for stage, convolutions in enumerate(pretrained.TRUNKS["vgg16"], start=1):
         kernels = [(params[f"conv{stage}_{i}/kernel_OIHW"].to(dtype), params[f"conv{stage}_{i}/bias_O"].to(dtype))
-                   for i in range(1, len(channels) + 1)]
+                   for i in range(1, len(convolutions) + 1)]
         if stage > 1:
             x_BCHW = F.max_pool2d(x_BCHW, kernel_size=2)
         if num_strips > 1 and stage == _STAGES_IN_STRIPS + 1:
@@ -148,6 +161,12 @@ def vgg16_features(
         x_BCHW = _stage_in_strips(x_BCHW, kernels, num_strips) if in_strips else _stage(x_BCHW, kernels)
         features.append(x_BCHW)
     return features
+
+
+def standardised(params: dict[str, Tensor], images_BCHW: Tensor) -> Tensor:
+    """Images in [0, 1] as LPIPS gives them to its networks, in float32."""
+    shift_C, scale_C = params["input/shift_C"], params["input/scale_C"]
+    return (2 * images_BCHW.float() - 1 - shift_C[:, None, None]) / scale_C[:, None, None]
 
 
 def _stage(x_BCHW: Tensor, kernels: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -166,8 +185,8 @@ def _stage_in_strips(x_NCHW: Tensor, kernels: list[tuple[Tensor, Tensor]], num_s
     return x_NCHW
 
 
-def _distance(a_BCHW: Tensor, b_BCHW: Tensor, weight_C: Tensor) -> Tensor:
-    """Mean over positions of the channel-weighted squared difference of unit features."""
+def feature_distance(a_BCHW: Tensor, b_BCHW: Tensor, weight_C: Tensor) -> Tensor:
+    """Mean over positions of the channel-weighted squared difference of unit features: float32 [B]."""
     difference_BCHW = _unit_length(a_BCHW.float()) - _unit_length(b_BCHW.float())
     # A sum of products rather than a matrix product: a TPU would round the factors of the latter to bfloat16.
     return (difference_BCHW.square() * weight_C[:, None, None]).sum(1).mean((1, 2))
