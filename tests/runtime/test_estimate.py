@@ -101,7 +101,9 @@ ENTRY %main (x: f32[4]) -> f32[4] {
   %x = f32[4]{0} parameter(0)
   %one = f32[4]{0} negate(%x), metadata={op_name="blocks/negate"}, backend_config={"estimated_cycles":"1050"}
   %other = f32[4]{0} exponential(%one), metadata={op_name="head/exp"}, backend_config={"estimated_cycles":"2100"}
-  ROOT %two = f32[4]{0} negate(%other), metadata={op_name="blocks/negate"}, backend_config={"estimated_cycles":"2000"}
+  %nameless = f32[4]{0} sine(%other), backend_config={"estimated_cycles":"1000"}
+  %too = f32[4]{0} cosine(%nameless), backend_config={"estimated_cycles":"900"}
+  ROOT %two = f32[4]{0} negate(%too), metadata={op_name="blocks/negate"}, backend_config={"estimated_cycles":"2000"}
 }
 """
 
@@ -109,4 +111,4 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 def test_work_of_blocks_that_are_written_out_is_listed_as_one_kind():
     work = estimate(Module(WRITTEN_OUT), V4, BOX, PLACES).work
     listed = [(kind.instruction.name, kind.count, round(kind.seconds * V4.hertz)) for kind in kinds(work)]
-    assert listed == [("two", 2, 3050), ("other", 1, 2100)]
+    assert listed == [("two", 2, 3050), ("other", 1, 2100), ("nameless", 1, 1000), ("too", 1, 900)]

@@ -130,11 +130,12 @@ def kinds(work: Iterable[Work]) -> list[Work]:
     """Work that does the same, such as in blocks that are written out, as one: most expensive first.
 
     The same is what has its operation, line of the program and FLOPs in common; the most expensive instruction of
-    each kind stands for it.
+    each kind stands for it. An instruction that carries no operation is a kind by itself.
     """
     found = collections.defaultdict(list)
     for one in work:
-        found[one.instruction.operation, one.instruction.source, one.source, one.flops / one.count].append(one)
+        operation = one.instruction.operation or one.instruction.name
+        found[operation, one.instruction.source, one.source, one.flops / one.count].append(one)
     merged = []
     for same in found.values():
         first = max(same, key=lambda one: one.seconds)
