@@ -6,16 +6,17 @@ import pytest
 import torch
 import torchvision
 
+from tests.tokenizer.published_lpips import published_lpips, weights
 from vqim.evaluation.lpips import AlexNetLpips
 
 EMOJI = pathlib.Path(__file__).parents[2] / "third_party/noto_emoji/noto_emoji_64.npz"
-HEADS = {1: "head1", 4: "head2", 7: "head3", 9: "head4", 11: "head5"}  # by torchvision's rectifiers
+RECTIFIERS = (1, 4, 7, 9, 11)
+"""Of torchvision's AlexNet."""
 
 
 @pytest.fixture(scope="module")
 def params():
-    return {name: torch.from_numpy(leaf.init(name, leaf.shape, 0, tuple(slice(0, n) for n in leaf.shape)))
-            for name, leaf in AlexNetLpips().init_spec().items()}
+    return weights(AlexNetLpips().init_spec())
 
 
 @pytest.fixture(name="emoji_BCHW", scope="module")
@@ -24,33 +25,12 @@ def read_emoji():
         return torch.from_numpy(arrays["images"][200:1800:400]).movedim(-1, 1).float() / 255
 
 
-def reference(params, a_BCHW, b_BCHW):
-    """Equation 1 of the paper in float64 NumPy."""
-    trunk = torchvision.models.alexnet(weights=None).features
-    convolutions = [layer for layer in trunk if isinstance(layer, torch.nn.Conv2d)]
-    for stage, layer in enumerate(convolutions, start=1):
-        layer.weight.data, layer.bias.data = params[f"conv{stage}_1/kernel_OIHW"], params[f"conv{stage}_1/bias_O"]
-
-    def unit_features(x):
-        x, maps = (2 * x - 1 - torch.tensor([-0.030, -0.088, -0.188])[:, None, None]), {}
-        x = x / torch.tensor([0.458, 0.448, 0.450])[:, None, None]
-        for i, layer in enumerate(trunk[:12]):
-            x = layer(x)
-            if i in HEADS:
-                f = x.detach().double().numpy().copy()
-                maps[HEADS[i]] = f / np.linalg.norm(f, axis=1, keepdims=True).clip(1e-10)
-        return maps
-
-    a, b = unit_features(a_BCHW), unit_features(b_BCHW)
-    return sum(np.einsum("bchw,c->bhw", (a[head] - b[head]) ** 2, params[f"{head}/weight_C"].numpy()).mean((1, 2))
-               for head in HEADS.values())
-
-
 @pytest.mark.parametrize("size", [64, 32])
 def test_it_equals_the_published_formula_on_torchvision_features(params, emoji_BCHW, size):
     pictures_BCHW = emoji_BCHW[..., :size, :size]
     blurred_BCHW = torchvision.transforms.functional.gaussian_blur(pictures_BCHW, [5, 5], [1.0, 1.0])
-    expected_B = reference(params, pictures_BCHW, blurred_BCHW)
+    trunk = torchvision.models.alexnet(weights=None).features
+    expected_B = published_lpips(trunk, RECTIFIERS, params, pictures_BCHW, blurred_BCHW)
     np.testing.assert_allclose(AlexNetLpips()(params, pictures_BCHW, blurred_BCHW).numpy(), expected_B, rtol=2e-5)
 
 

@@ -9,17 +9,19 @@ import pytest
 import torch
 import torchvision
 
+from tests.tokenizer.published_lpips import published_lpips, weights
 from vqim.state.leaf import State
 from vqim.tokenizer.perceptual import Perceptual, lpips, vgg16_features
 
 ROOT = pathlib.Path(__file__).parents[2]
 EMOJI = ROOT / "third_party/noto_emoji/noto_emoji_64.npz"
+RECTIFIERS = (3, 8, 15, 22, 29)
+"""The last of each stage, of torchvision's VGG16."""
 
 
 @pytest.fixture(scope="module")
 def params() -> State:
-    return {name: torch.from_numpy(leaf.init(name, leaf.shape, 0, tuple(slice(0, n) for n in leaf.shape)))
-            for name, leaf in Perceptual().init_spec().items()}
+    return weights(Perceptual().init_spec())
 
 
 @pytest.fixture(name="emoji_BCHW", scope="module")
@@ -33,34 +35,10 @@ def random_images(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).random(shape, np.float32))
 
 
-def reference_lpips(params: State, a_BCHW: torch.Tensor, b_BCHW: torch.Tensor) -> np.ndarray:
-    """The paper's equation 1 in float64 NumPy, on the features of torchvision's own VGG16 module."""
-    trunk = torchvision.models.vgg16(weights=None).features
-    names = sorted(name for name in params if name.startswith("conv") and name.endswith("kernel_OIHW"))
-    convolutions = [layer for layer in trunk if isinstance(layer, torch.nn.Conv2d)]
-    for layer, name in zip(convolutions, names, strict=True):
-        layer.weight.data = params[name]
-        layer.bias.data = params[name.replace("kernel_OIHW", "bias_O")]
-    outputs = {3: "head1", 8: "head2", 15: "head3", 22: "head4", 29: "head5"}  # the last ReLU of each stage
-
-    def unit_features(x: torch.Tensor) -> dict[str, np.ndarray]:
-        shift, scale = (torch.tensor(v)[:, None, None] for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
-        x, maps = (2 * x - 1 - shift) / scale, {}
-        for i, layer in enumerate(trunk[:30]):
-            x = layer(x)
-            if i in outputs:
-                f = x.detach().double().numpy().copy()
-                maps[outputs[i]] = f / np.linalg.norm(f, axis=1, keepdims=True).clip(1e-10)
-        return maps
-
-    a, b = unit_features(a_BCHW), unit_features(b_BCHW)
-    return sum(np.einsum("bchw,c->bhw", (a[head] - b[head]) ** 2, params[f"{head}/weight_C"].numpy()).mean((1, 2))
-               for head in outputs.values())
-
-
 def test_it_equals_the_published_formula_on_torchvision_features(params, emoji_BCHW):
     noisy_BCHW = (emoji_BCHW + 0.1 * random_images(0, *emoji_BCHW.shape)).clamp(0, 1)
-    expected_B = reference_lpips(params, emoji_BCHW, noisy_BCHW)
+    trunk = torchvision.models.vgg16(weights=None).features
+    expected_B = published_lpips(trunk, RECTIFIERS, params, emoji_BCHW, noisy_BCHW)
     np.testing.assert_allclose(lpips(params, emoji_BCHW, noisy_BCHW).numpy(), expected_B, rtol=2e-5)
 
 
