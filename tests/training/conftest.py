@@ -17,10 +17,11 @@ class Plans:
     def __init__(self, directory):
         self.directory = directory
 
-    def run(self, runtime, work, settings=(), num_devices=1, returncode=0):
+    def run(self, runtime, work, settings=(), num_devices=1, files=(), returncode=0):
         """Does the pieces of work in one process; returns their results."""
         plan, results = self.directory / "plan.json", self.directory / "results.json"
-        plan.write_text(json.dumps({"settings": list(settings), "work": work, "results": str(results)}))
+        plan.write_text(json.dumps(
+            {"files": list(files), "settings": list(settings), "work": work, "results": str(results)}))
         # XLA's CPU compiler without optimisation takes half as long.
         environment = os.environ | {
             "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(num_devices), "OMP_NUM_THREADS": "1",

@@ -2,7 +2,8 @@
 
     python -m tests.training.plan torch|xla plan.json
 
-plan.json: {"settings": [bindings of the runtime], "work": [piece ...], "results": path}. A piece trains:
+plan.json: {"files": [gin files], "settings": [bindings of the runtime], "work": [piece ...], "results": path}.
+A piece trains:
     {"gin": file, "bindings": [...], "workdir": path}
 or, with "restore": true, reads the newest checkpoint in workdir onto the devices. More may be asked of a piece:
     "signal": [step, name]: the process sends itself a signal after that step.
@@ -72,7 +73,7 @@ def main():
     plan = json.loads(pathlib.Path(path).read_text())
     runtime, results = None, []
     for piece in plan["work"]:
-        config = load([piece["gin"]], [*piece["bindings"], *plan["settings"]], [])
+        config = load([piece["gin"], *plan["files"]], [*piece["bindings"], *plan["settings"]], [])
         runtime = runtime or session.make_runtime(config, runtime_name)
         results.append(do(piece, config, runtime))
     pathlib.Path(plan["results"]).write_text(json.dumps(results))

@@ -3,7 +3,6 @@
 Eight virtual devices of a CPU come as data = 8, and as data = 2, fsdp = 2, tensor = 2 with the partition rules of
 gin/run/shard_transformers.gin, and of shard_hidden_features.gin for the tokenizer.
 """
-import pathlib
 import shutil
 
 import numpy as np
@@ -11,25 +10,19 @@ import pytest
 
 pytest.importorskip("torch_xla")
 
-RULES = pathlib.Path(__file__).parents[2] / "gin/run"
 NUM_STEPS = 20
 HALF = 10
 TOLERANCE = 1e-5
 """Of losses, relative. Measured over these 20 steps: up to 1.5e-6, between any two."""
 
-
-def rules(file):
-    """The binding of the partition rules, which an include would give."""
-    return "runtime.Xla.rules = " + " ".join((RULES / file).read_text().partition("rules = ")[2].splitlines())
-
-
 SHARDED = ["runtime.Xla.fsdp = 2", "runtime.Xla.tensor = 2"]
 MESHES = {
     "one": ([], 1),
     "data": ([], 8),
-    "sharded": ([*SHARDED, rules("shard_transformers.gin")], 8),
-    "hidden": ([*SHARDED, rules("shard_hidden_features.gin")], 8),
+    "sharded": (SHARDED, 8, ["gin/run/shard_transformers.gin"]),
+    "hidden": (SHARDED, 8, ["gin/run/shard_hidden_features.gin"]),
 }
+"""Settings, number of devices and gin files of each."""
 
 
 class Work:
@@ -76,13 +69,13 @@ def torch_runs(plans, work):
 def compiled(torch_runs, work):
     """What torch_xla counted: runs on every mesh."""
     results = {}
-    for mesh, (settings, num_devices) in MESHES.items():
+    for mesh, place in MESHES.items():
         pieces = {"tokenizer": work.tokenizer(mesh)}
         if mesh != "hidden":
             pieces["prior"] = work.prior(mesh)
         if mesh == "one":
             pieces |= {"prior_without_dropout": work.prior(mesh, dropout=False), "probe": work.probe(mesh)}
-        counted = torch_runs.run("xla", list(pieces.values()), settings, num_devices)
+        counted = torch_runs.run("xla", list(pieces.values()), *place)
         results[mesh] = dict(zip(pieces, counted, strict=True))
     return results
 
@@ -95,7 +88,6 @@ def resumed(compiled, torch_runs, work):
     """
     directory, results = torch_runs.directory, {}
     for mesh in ("one", "sharded"):
-        settings, num_devices = MESHES[mesh]
         copy = directory / mesh / "resumed"
         shutil.copytree(directory / mesh / "prior", copy)
         shutil.rmtree(copy / "checkpoints" / f"{NUM_STEPS:08d}")
@@ -103,7 +95,7 @@ def resumed(compiled, torch_runs, work):
         pieces[0]["bindings"].append("train.evaluators = []")
         if mesh == "sharded":
             pieces.append(work.prior("torch", dropout=False, restore=True, arrays=str(directory / "torch_sharded.npz")))
-        results[mesh] = torch_runs.run("xla", pieces, settings, num_devices)[0]
+        results[mesh] = torch_runs.run("xla", pieces, *MESHES[mesh])[0]
     torch_runs.run("torch", [work.prior("sharded", restore=True, arrays=str(directory / "sharded_torch.npz"))])
     return results
 
