@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from absl import app, flags
 
+from vqim.contracts.optimizer import Optimizer
+from vqim.contracts.runtime import Runtime
 from vqim.optim.adafactor import Adafactor
 from vqim.optim.adamw import AdamW
-from vqim.optim.optimizer import Optimizer
-from vqim.runtime.runtime import Runtime
 from vqim.runtime.settings import TorchSettings, XlaSettings
 from vqim.state.init import Normal
 from vqim.state.leaf import Leaf, Spec, State

@@ -15,19 +15,19 @@ from absl import flags as absl_flags
 from absl import logging
 from torch import Tensor
 
+from vqim.contracts.context import Context
+from vqim.contracts.runtime import Runtime
 from vqim.data.images import Images
 from vqim.data.source import SPLITS
 from vqim.data.token_cache import TokenCacheWriter
-from vqim.nn.context import Context
+from vqim.frozen.from_run import FromRun
 from vqim.nn.module import apply
 from vqim.registry.config import ConfigError
-from vqim.runtime.runtime import Runtime
-from vqim.state.leaf import State, select
+from vqim.state import sections
+from vqim.state.leaf import State
 from vqim.tokenizer.model import ImageTokenizer, images_to_float
-from vqim.tokenizer.pretrained import Pretrained
-from vqim.tokenizer.task import TokenizerTask
+from vqim.tokenizer.objective import TokenizerObjective
 from vqim.training.loop import check_batch_size
-from vqim.training.state import restore_arrays
 
 from . import flags, session
 
@@ -38,32 +38,30 @@ BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Pictures at a time.",
 
 def main() -> None:
     """Writes both splits."""
-    workdir = session.run_directory()
-    config = session.load_run_config(workdir)
-    runtime = session.make_runtime(config, flags.RUNTIME.value)
-    experiment = config.call("train")
-    task, data = experiment.task, experiment.data
-    if not isinstance(task, TokenizerTask):
-        raise ConfigError(f"--workdir must be the run of a tokenizer, {workdir} trains a "
-                          f"{type(task).__name__}")
-    config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
+    config, run = session.open_run()
+    objective, data, runtime = run.experiment.task.objective, run.experiment.data, run.runtime
+    if not isinstance(objective, TokenizerObjective):
+        raise ConfigError(f"--workdir must be the run of a tokenizer, {flags.WORKDIR.value} trains a {objective.name}")
+    if not isinstance(data, Images):
+        raise ConfigError(f"train.data must be images to be encoded, such as @data.Images(), got {type(data).__name__}")
+    config.refuse_unused(except_for=session.READING_BINDINGS)
     there = [split for split in SPLITS if (Path(OUT.value) / split).exists()]
     if there:
         raise ConfigError(f"--out must be a new folder; {OUT.value} holds {' and '.join(there)}. Remove them to write "
                           "the cache anew, or name another folder")
-    checkpoint = session.open_checkpoint(workdir)
-    spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith(task.evaluated)}
-    params = select(restore_arrays(spec, experiment.seed, runtime, checkpoint), task.evaluated)
     try:
         check_batch_size(BATCH_SIZE.value, runtime, 1)
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
-    write_cache(OUT.value, task.model, params, data, runtime, fingerprint=Pretrained(task.model, workdir).fingerprint(),
-                batch_size=BATCH_SIZE.value, seed=experiment.seed, num_views=NUM_VIEWS.value)
+    tokenizer = objective.tokenizer
+    fingerprint = FromRun(tokenizer, flags.WORKDIR.value).fingerprint(tokenizer.deciding_arrays())
+    write_cache(OUT.value, tokenizer, sections.network_arrays(run.arrays, objective.name), data, runtime,
+                fingerprint=fingerprint, batch_size=BATCH_SIZE.value, seed=run.experiment.seed,
+                num_views=NUM_VIEWS.value)
 
 
 def write_cache(
-    out: str | os.PathLike[str], model: ImageTokenizer, params: State, data: Images, runtime: Runtime, *,
+    out: str | os.PathLike[str], model: ImageTokenizer, arrays: State, data: Images, runtime: Runtime, *,
     fingerprint: str, batch_size: int, seed: int, num_views: int,
 ) -> None:
     """Encodes both splits. Each process loads and encodes its share of every batch, and process 0 writes them all.
@@ -71,7 +69,7 @@ def write_cache(
     Args:
       out: the folder.
       model: the tokenizer.
-      params: its arrays.
+      arrays: its arrays.
       data: pictures.
       runtime: where to run.
       fingerprint: of the tokenizer and its weights.
@@ -79,9 +77,9 @@ def write_cache(
       seed: of the augmentation.
       num_views: augmented passes over the training split.
     """
-    def encode(params: State, batch: dict[str, Tensor]) -> list[Tensor]:
+    def encode(arrays: State, batch: dict[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            tokens_BNK = apply(model.tokens, params, images_to_float(batch["images"]), Context(runtime.kernels))
+            tokens_BNK = apply(model.tokens, arrays, images_to_float(batch["images"]), Context(runtime.kernels))
             return [tokens_BNK, batch["labels"], batch["valid"]]
 
     program = runtime.compile(encode)
@@ -95,7 +93,7 @@ def write_cache(
                 out, split, levels=model.grid.as_lists(), fingerprint=fingerprint, image_size=data.image_size,
                 class_names=data.class_names, num_views=views) if writes else contextlib.nullcontext()) as writer:
             for batch in batches:
-                written = runtime.fetch(program(params, runtime.put(batch)))
+                written = runtime.fetch(program(arrays, runtime.put(batch)))
                 if writer is not None:
                     writer.write(*written)
         logging.info("%s: %d views of %d pictures in %s", split, views, data.num_examples(split), out)

@@ -9,7 +9,6 @@ means that it does not fit.
 """
 import collections
 import contextlib
-import dataclasses
 import json
 import logging as python_logging
 import os
@@ -17,14 +16,11 @@ import sys
 import time
 from typing import Any
 
-import gin
 import numpy as np
 from absl import flags as absl_flags
 from absl import logging
 
-from vqim.data.source import Example
-from vqim.registry.config import Config, ConfigError, load
-from vqim.registry.config_text import expand
+from vqim.registry.config import ConfigError
 from vqim.runtime import tpu_compiler
 
 from . import compile_report, flags
@@ -54,14 +50,14 @@ def main() -> None:
 
     from . import session  # noqa: F401  gin knows the components from here on
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it tells what compiling without a backend means
-    config = load_config()
+    config = flags.load_config()
     try:
         target = tpu_compiler.describe_slice(TOPOLOGY.value)
         runtime = TopologyRuntime(config.call("runtime.Xla"), target)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    experiment = config.call("train")
-    config.refuse_unused(except_for=(*session.RUNTIME_BINDINGS, r"vqim\.sample\."))
+    experiment = config.call("train", needs_data=False)
+    config.refuse_unused(except_for=(*session.READING_BINDINGS, r"vqim\.sample\."))
     begin = time.perf_counter()
     trace = {"train": trace_training, "evaluate": trace_evaluators, "sample": trace_sampling}[STEP.value]
     try:
@@ -83,48 +79,6 @@ def main() -> None:
     os._exit(0 if report.fits else 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class NoPictures:
-    """Stands in for a source of `data.Images`, whose files need not be here: one white picture.
-
-    Attributes:
-      split: is not looked at.
-      num_classes: as many as the configuration says that there are.
-    """
-
-    split: str
-    num_classes: int
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Numbers."""
-        return tuple(map(str, range(self.num_classes)))
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Example:
-        return Example(np.full((64, 64, 3), 255, np.uint8), 0, "no picture")
-
-
-gin.register(NoPictures, module="compile")
-
-
-def load_config() -> Config:
-    """The configuration of launch.train, with `NoPictures` for the source of `data.Images`."""
-    config = flags.load_config()
-    macros = {name: binding.value for name, binding in config.bindings.items()}
-    sources = [name for name in config.bindings if name.endswith("data.Images.source")]
-    classes = [expand(binding.value, macros) for name, binding in config.bindings.items()
-               if name.endswith(".num_classes")]
-    if not sources:
-        return config
-    stand_in = [f"{name} = @compile.NoPictures" for name in sources]
-    return load(flags.GIN_FILE.value, [*flags.GIN_BINDINGS.value, *stand_in,
-                                       f"compile.NoPictures.num_classes = {max(classes, default=0)}"],
-                flags.GIN_SEARCH_PATH.value)
-
-
 def trace_training(experiment: Any, runtime: Any) -> list[compile_report.Program]:
     """Every program of the run, with the number of its steps."""
     from vqim.runtime.meta import step_flops
@@ -133,15 +87,9 @@ def trace_training(experiment: Any, runtime: Any) -> list[compile_report.Program
     task = experiment.task
     check_batch_size(experiment.batch_size, runtime, task.num_micro_batches)
     spec, programs = task.init_spec(), Programs(task, runtime)
-    loader = experiment.data.training(1, experiment.seed)
-    try:
-        one = next(loader)
-    finally:
-        loader.close()
-    size = experiment.batch_size // runtime.process_count
-    host_batch = {name: np.broadcast_to(array, (size, *array.shape[1:])) for name, array in one.items()}
+    host_batch = experiment.data.batch_like(experiment.batch_size // runtime.process_count)
     found = []
-    names = list(map(task.program, range(experiment.num_steps)))
+    names = list(map(task.objective.program, range(experiment.num_steps)))
     for name, count in collections.Counter(names).items():
         state = start(spec, experiment.seed, runtime)
         state.step = names.index(name)
@@ -154,6 +102,7 @@ def trace_training(experiment: Any, runtime: Any) -> list[compile_report.Program
 
 def trace_evaluators(experiment: Any, runtime: Any) -> list[compile_report.Program]:
     """What each evaluator runs before it first reads a result."""
+    from vqim.evaluation.passes import evaluate
     from vqim.runtime.topology import NothingComputedError
     from vqim.training.state import start
     if not experiment.evaluators:
@@ -161,27 +110,49 @@ def trace_evaluators(experiment: Any, runtime: Any) -> list[compile_report.Progr
     for evaluator in experiment.evaluators:
         state = start(experiment.task.init_spec(), experiment.seed, runtime)
         with contextlib.suppress(NothingComputedError):
-            evaluator(experiment.task, experiment.data, state.arrays, runtime)
+            evaluate(evaluator.begin(experiment.task, OneBatch(experiment.data), state.arrays, runtime))
     return [compile_report.Program(traced.name, traced) for traced in runtime.traced]
 
 
+class OneBatch:
+    """Stands in for data that need not be here: one batch of zeros.
+
+    Args:
+      data: says what a batch looks like.
+    """
+
+    num_classes, class_names = 0, ()
+
+    def __init__(self, data: Any):
+        self._data, self.image_size = data, data.image_size
+
+    def num_examples(self, split: str) -> int:
+        """Enough for one batch."""
+        return 1
+
+    def evaluation(self, batch_size: int, **where: Any) -> list[dict[str, np.ndarray]]:
+        """The batch."""
+        return [self._data.batch_like(batch_size)]
+
+
 def trace_sampling(experiment: Any, runtime: Any) -> list[compile_report.Program]:
-    """What launch.sample runs for a batch: the step that draws one position, and what makes pictures of tokens."""
-    from vqim.evaluation.prior import decode_tokens
-    from vqim.prior.sampler import Sampler
-    from vqim.prior.task import PriorTask
+    """What launch.sample runs for a batch: the step that makes one draw, and what makes images of tokens."""
+    from vqim.contracts.context import Context
+    from vqim.evaluation.passes import bind_sampler
     from vqim.runtime.topology import NothingComputedError
-    from vqim.state.leaf import select
+    from vqim.state import sections
     from vqim.training.state import start
-    task = experiment.task
-    if not isinstance(task, PriorTask):
-        raise ConfigError(f"--step=sample needs a prior, the configuration trains a {type(task).__name__}")
-    spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith(("params/", "frozen/"))}
-    arrays = start(spec, experiment.seed, runtime).arrays
-    sampler = Sampler(task.prior, runtime, BATCH_SIZE.value, dtype=task.dtype)
-    tokens_BNK = sampler(select(arrays, "params/prior/"), np.zeros(BATCH_SIZE.value, np.int32), 0)
+    task, size = experiment.task, BATCH_SIZE.value
+    try:
+        draw = bind_sampler(task, runtime, size)
+    except ValueError as error:
+        raise ConfigError(f"--step=sample: {error}") from error
+    arrays = start(sections.reading_spec(task.init_spec()), experiment.seed, runtime).arrays
+    prior_arrays = task.objective.prior_arrays(arrays)
+    tokens_BNK = draw(prior_arrays, np.zeros(size, np.int32), np.arange(size), 0)
+    decode = runtime.compile(lambda state, tokens: task.objective.images(state, tokens, Context(runtime.kernels)))
     with contextlib.suppress(NothingComputedError):
-        decode_tokens(task, arrays, runtime, tokens_BNK)
+        runtime.fetch([decode(arrays, tokens_BNK)])
     return [compile_report.Program(traced.name, traced) for traced in runtime.traced]
 
 

@@ -5,7 +5,7 @@
         --workdir=runs/dvae
 
 The gin file describes a training run of the same network. What is written is the checkpoint before its first step, with
-those weights: launch.evaluate measures it, launch.cache_tokens and priors (tokenizer.Pretrained) use its tokens, and
+those weights: launch.evaluate measures it, launch.cache_tokens and priors (frozen.FromRun) use its tokens, and
 launch.train trains it further. The weights are files of the user's; third_party/taming_vqgan and third_party/dalle_dvae
 say what they are.
 """
@@ -19,19 +19,21 @@ from absl import flags as absl_flags
 from absl import logging
 
 from vqim.checkpoint.manager import CheckpointManager
+from vqim.contracts.runtime import Runtime
 from vqim.nn.module import spec
 from vqim.registry.config import ConfigError
-from vqim.runtime.runtime import Runtime
+from vqim.state import sections
 from vqim.state.init import FromArray
 from vqim.third_party import dalle_dvae, taming_vqgan
-from vqim.tokenizer.task import TokenizerTask
+from vqim.tokenizer.objective import TokenizerObjective
 from vqim.training.experiment import Experiment
+from vqim.training.facts import write_facts
 from vqim.training.state import save, start
 
 from . import flags, session
 from .torch_weights import convert, read_weights
 
-PREFIX = "params/tokenizer/"
+PREFIX = sections.params("tokenizer")
 ADAPTERS: dict[str, ModuleType] = {"taming": taming_vqgan, "dalle": dalle_dvae}
 FORMAT = absl_flags.DEFINE_enum("format", None, sorted(ADAPTERS), "Whose weights they are.", required=True)
 WEIGHTS = absl_flags.DEFINE_multi_string(
@@ -42,10 +44,10 @@ def main() -> None:
     """Reads the weights, fits them to the gin file's tokenizer, and writes step 0."""
     config = flags.load_config()
     runtime = session.make_runtime(config, flags.RUNTIME.value)
-    experiment = config.call("train")
-    if not isinstance(experiment.task, TokenizerTask):
-        raise ConfigError(f"the gin file must train a tokenizer, it trains a {type(experiment.task).__name__}")
-    config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
+    experiment = session.experiment_with_data(config)
+    objective = experiment.task.objective
+    if not isinstance(objective, TokenizerObjective):
+        raise ConfigError(f"the gin file must train a tokenizer, it trains a {objective.name}")
     adapter = ADAPTERS[FORMAT.value]
     if len(WEIGHTS.value) != len(adapter.FILES):
         raise ConfigError(f"--weights must be given {len(adapter.FILES)} times for --format={FORMAT.value}, "
@@ -53,7 +55,7 @@ def main() -> None:
     weights = {prefix + name: array
                for prefix, path in zip(adapter.FILES, WEIGHTS.value, strict=True)
                for name, array in read_weights(path).items()}
-    params = convert(weights, spec(experiment.task.model), adapter)
+    params = convert(weights, spec(objective.tokenizer), adapter)
     workdir = session.claim_workdir(config, flags.WORKDIR.value, runtime.hosts)
     write(experiment, params, workdir, runtime, config.operative())
     logging.info("%s has %d arrays of %s.", workdir, len(params), ", ".join(WEIGHTS.value))
@@ -76,6 +78,8 @@ def write(
         name: dataclasses.replace(leaf, init=FromArray(functools.partial(params.__getitem__, name[len(PREFIX):])))
         if name.startswith(PREFIX) else leaf
         for name, leaf in experiment.task.init_spec().items()}
+    if runtime.process_index == 0:
+        write_facts(workdir, experiment.data)
     loader = experiment.data.training(
         experiment.batch_size // runtime.process_count, experiment.seed,
         process_index=runtime.process_index, process_count=runtime.process_count)

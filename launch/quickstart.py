@@ -21,17 +21,19 @@ import numpy as np
 from absl import flags as absl_flags
 from absl import logging
 
-from vqim.evaluation.reconstruction import downscaled_copy, mean_image_psnr, psnr, unit_range
+from vqim.checkpoint.manager import CheckpointManager
+from vqim.evaluation.distances import downscaled_copy, mean_image_psnr, psnr, unit_range
+from vqim.evaluation.passes import evaluate
 from vqim.evaluation.report import Bar, Measure, ProbeAccuracies, Report, write_report
 from vqim.registry.config import load
-from vqim.runtime.runtime import Runtime
+from vqim.registry.runtimes import make_runtime
+from vqim.tokenizer.objective import TokenizerObjective
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
-from vqim.tokenizer.task import TokenizerTask
+from vqim.trained import open_run
 from vqim.training.experiment import Experiment
-from vqim.training.state import restore_arrays
 from vqim.training.summaries import read_metrics
 
-from . import flags, session
+from . import flags
 
 GIN_FOLDER = absl_flags.DEFINE_string(
     "gin_folder", "gin/exp/quickstart", "Folder of tokenizer.gin, prior.gin, probe.gin and pixel_probe.gin.")
@@ -101,7 +103,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
     }
     measures = _measures(summary)
     summary["bars_passed"] = {m.name: all(bar.passed(m.value) for bar in m.bars) for m in measures}
-    model = cast(TokenizerTask, tokenizer.task).model
+    model = cast(TokenizerObjective, tokenizer.task.objective).tokenizer
     level, quantizer = model.grid.levels[0], cast(VectorQuantizer, model.quantizer)
     summary |= {
         "image_size": model.image_size, "patch_size": model.image_size // level.height, "codes": level.vocabulary,
@@ -110,7 +112,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
         "steps": {stage: _last(workdir / stage)["step"] for stage in STAGES},
     }
     # Rows of eight originals, each over the row of their reconstructions.
-    rows = stage1["images/originals_and_reconstructions"]
+    rows = stage1["images/reconstructions"]
     pairs = rows.reshape(-1, 2, 8, *rows.shape[1:])
     originals_BHWC, reconstructions_BHWC = (pairs[:, i].reshape(-1, *rows.shape[1:]) for i in (0, 1))
     samples = stage2["images/samples"].reshape(len(names), -1, *rows.shape[1:])
@@ -154,13 +156,11 @@ def _measures(summary: dict[str, float]) -> list[Measure]:
 def _evaluate(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
     """A stage's experiment, and what its evaluators say of its newest checkpoint."""
     config = load([str(workdir / "config.gin")], [], [])
-    runtime: Runtime = session.make_runtime(config, flags.RUNTIME.value)
-    experiment = config.call("train")
-    checkpoint = session.open_checkpoint(str(workdir))
-    arrays = restore_arrays(experiment.task.init_spec(), experiment.seed, runtime, checkpoint)
+    run = open_run(config, str(workdir), make_runtime(config, flags.RUNTIME.value), needs_data=True)
+    experiment = run.experiment
     results: dict[str, Any] = {}
     for evaluator in experiment.evaluators:
-        results |= evaluator(experiment.task, experiment.data, arrays, runtime)
+        results |= evaluate(evaluator.begin(experiment.task, experiment.data, run.arrays, run.runtime))
     return experiment, results
 
 
@@ -195,7 +195,7 @@ def _losses(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def _device(workdir: Path) -> str:
-    metadata = session.open_checkpoint(str(workdir / "tokenizer")).metadata
+    metadata = CheckpointManager(f"{workdir}/tokenizer/checkpoints").open().metadata
     return f"{metadata['runtime']} runtime on {metadata['device']}, torch {metadata['torch']}"
 
 

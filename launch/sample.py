@@ -19,12 +19,10 @@ from absl import logging
 from PIL import Image
 
 from vqim.checkpoint.errors import NoCheckpointError
+from vqim.evaluation.passes import bind_sampler
 from vqim.evaluation.rejection import Candidates, CandidateSampler, accepted, num_needed
-from vqim.prior.sampler import Sampler
-from vqim.prior.task import PriorTask
 from vqim.registry.config import ConfigError
-from vqim.state.leaf import State
-from vqim.training.state import restore_arrays
+from vqim.trained import Trained
 from vqim.training.summaries import image_grid
 
 from . import flags, session
@@ -34,82 +32,75 @@ LABELS = absl_flags.DEFINE_list("labels", [], "Class numbers or names, used in t
 OUT = absl_flags.DEFINE_string("out", None, "Folder for the pictures; <workdir>/samples unless given.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 64, "Pictures drawn at a time.", lower_bound=1)
 SEED = absl_flags.DEFINE_integer("seed", 0, "The same seed draws the same pictures.", lower_bound=0)
-TEMPERATURE = absl_flags.DEFINE_float("temperature", 1.0, "Of the distribution; 0 takes the likeliest.", lower_bound=0)
-TOP_K = absl_flags.DEFINE_integer("top_k", None, "Only the k likeliest codes; all unless given.", lower_bound=1)
-TOP_P = absl_flags.DEFINE_float("top_p", None, "Only the nucleus of this probability; all unless given.",
-                                lower_bound=0.0, upper_bound=1.0)
+TEMPERATURE = absl_flags.DEFINE_float("temperature", None, "Divides the logits; 0 takes the likeliest.", lower_bound=0)
+TOP_K = absl_flags.DEFINE_integer("top_k", None, "Only the k likeliest codes.", lower_bound=1)
+TOP_P = absl_flags.DEFINE_float(
+    "top_p", None, "Only the nucleus of this probability.", lower_bound=0.0, upper_bound=1.0)
+GUIDANCE = absl_flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance.", lower_bound=0.0)
 
 
 def main() -> None:
-    """Draws and writes the pictures."""
-    workdir = session.run_directory()
-    config = session.load_run_config(workdir)
-    runtime = session.make_runtime(config, flags.RUNTIME.value)
-    experiment = config.call("train")
-    task = experiment.task
-    if not isinstance(task, PriorTask):
-        raise ConfigError(f"--workdir must be the run of a prior, {workdir} trains a {type(task).__name__}")
+    """Draws and writes the images."""
+    config, run = session.open_run()
+    try:
+        prior = run.prior
+    except ValueError as error:
+        raise ConfigError(f"--workdir: {error}") from error
     rejection = config.call("sample")
-    config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
-    rate = rejection.acceptance_rate
-    names = tuple(experiment.data.class_names)
-    labels_N = _labels(task.num_classes, names)
+    config.refuse_unused(except_for=session.READING_BINDINGS)
+    rate, names = rejection.acceptance_rate, run.facts.class_names
+    labels_N = _labels(run)
     if rate < 1 and labels_N.min() < 0:
         raise ConfigError(f"sample.acceptance_rate {rate} needs a class for every picture: there is none to judge by")
-    checkpoint = session.open_checkpoint(workdir)
+    given = {"temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "guidance": GUIDANCE.value}
     try:
-        sampler = Sampler(task.prior, runtime, BATCH_SIZE.value, temperature=TEMPERATURE.value, top_k=TOP_K.value,
-                          top_p=TOP_P.value, dtype=task.dtype)
+        sampler = prior.sampler.with_settings(**{name: value for name, value in given.items() if value is not None})
+        draw = bind_sampler(run.experiment.task, run.runtime, BATCH_SIZE.value, sampler)
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
     try:
-        candidates = CandidateSampler(task, sampler, [rejection.classifier] if rate < 1 else [])
+        candidates = CandidateSampler(run.experiment.task, run.runtime, draw, BATCH_SIZE.value,
+                                      rejection.classifier if rate < 1 else None)
     except (ValueError, NoCheckpointError) as error:
         raise ConfigError(f"sample.classifier: {error}") from error
-    # The optimizer's slots are not needed.
-    spec = {name: leaf for name, leaf in task.init_spec().items() if name.startswith(("params/", "frozen/"))}
-    arrays = restore_arrays(spec, experiment.seed, runtime, checkpoint)
-    out = Path(OUT.value or Path(workdir) / "samples")
+    out = Path(OUT.value or Path(session.run_directory()) / "samples")
     out.mkdir(parents=True, exist_ok=True)
     places = {label: iter(np.flatnonzero(labels_N == label).tolist()) for label in set(labels_N.tolist())}
     drawn: dict[int, np.ndarray] = {}
-    for batch in _draw(candidates, arrays, labels_N, rate):
+    for batch in _draw(candidates, run, labels_N, rate):
         for image, label in zip(batch.images_BHWC, batch.labels_B.tolist(), strict=True):
             number = next(places[label])
             word = names[label].replace(" ", "_").replace("/", "_") if label >= 0 else "any"
-            if runtime.process_index == 0:  # every host has all of them
+            if run.runtime.process_index == 0:  # every host has all of them
                 Image.fromarray(image).save(out / f"{number:05d}_{word}.png")
             drawn[number] = image
         logging.info("%d of %d pictures", len(drawn), len(labels_N))
-    if runtime.process_index == 0:
+    if run.runtime.process_index == 0:
         grid = image_grid(np.stack([drawn[number] for number in range(len(labels_N))]))
         Image.fromarray(grid).save(out / "grid.png")
         print(f"{len(drawn)} pictures in {out}")
 
 
-def _draw(candidates: CandidateSampler, arrays: State, labels_N: np.ndarray, rate: float) -> Iterator[Candidates]:
+def _draw(candidates: CandidateSampler, run: Trained, labels_N: np.ndarray, rate: float) -> Iterator[Candidates]:
     """A picture for each label, in any order; below a rate of 1, the accepted of as many candidates as that takes."""
     if rate == 1:
-        return candidates(arrays, labels_N, SEED.value)
+        return candidates(run.arrays, labels_N, SEED.value)
     labels, counts = np.unique(labels_N, return_counts=True)
     needed_N = np.repeat(labels, [num_needed(count, rate) for count in counts])
-    return accepted(candidates(arrays, needed_N, SEED.value), rate)
+    return accepted(candidates(run.arrays, needed_N, SEED.value), rate)
 
 
-def _labels(num_classes: int, names: tuple[str, ...]) -> np.ndarray:
+def _labels(run: Trained) -> np.ndarray:
     """The class of each picture to draw, int32; -1 for a prior without classes."""
+    num_classes = run.prior.num_classes
     if LABELS.value and not num_classes:
         raise ConfigError(f"--labels needs a prior that was trained with classes, got {','.join(LABELS.value)}")
-    wanted = []
-    for word in LABELS.value or [str(label) for label in range(num_classes)] or ["-1"]:
-        if word in names:
-            wanted.append(names.index(word))
-        elif word == "-1" or word.isdigit() and int(word) < num_classes:
-            wanted.append(int(word))
-        else:
-            raise ConfigError(f"--labels must be class numbers below {num_classes} or names among {list(names)}; "
-                              f"got {word!r}")
-    return np.resize(np.array(wanted, np.int32), NUM_IMAGES.value)
+    if not LABELS.value:
+        return np.resize(np.arange(num_classes) if num_classes else np.array([-1]), NUM_IMAGES.value).astype(np.int32)
+    try:
+        return np.resize(run.labels(LABELS.value), NUM_IMAGES.value)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
 
 
 def run() -> None:

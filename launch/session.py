@@ -1,18 +1,16 @@
 """What the launch verbs share: the runtime that a flag asks for, and a run directory that belongs to one experiment."""
-import glob
 import os
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
-from vqim.checkpoint.errors import NoCheckpointError
-from vqim.checkpoint.manager import CheckpointManager
-from vqim.checkpoint.reader import Checkpoint
-from vqim.registry.config import Config, ConfigError, load
-from vqim.runtime.hosts import Hosts
+from vqim.contracts.runtime import Hosts, Runtime
+from vqim.registry.config import Config, ConfigError
+from vqim.registry.runtimes import make_runtime
+from vqim.runtime.arrays import to_tensor
 from vqim.runtime.meta import step_flops
-from vqim.runtime.runtime import Runtime, to_tensor
+from vqim.trained import Trained, read_config
+from vqim.trained import open_run as trained_run
 from vqim.training.experiment import Experiment
 
 from . import flags
@@ -20,38 +18,15 @@ from . import flags
 RUNTIME_BINDINGS = (r"runtime\.",)
 """A file may set both runtimes; a run uses one."""
 
+READING_BINDINGS = (*RUNTIME_BINDINGS, r"data\.")
+"""A verb that reads a run may do so where its data are not."""
+
 MAY_CHANGE = (
     r"vqim\.train\.(num_steps|log_every|save_every|keep|evaluators)$", r"evaluation\.", r"checkpoint\.", r"runtime\.",
+    r"prior\.PriorObjective\.sampler$", r"prior\.StepwiseSampler\.",
     r"data\.Images\.num_threads$",
 )
 """Bindings that a run may be resumed with other values of: none of them changes what an update computes."""
-
-
-def make_runtime(config: Config, name: str) -> Runtime:
-    """The runtime of --runtime: 'torch', 'xla', or 'auto' for a TPU if there is one, else torch.
-
-    Raises:
-      ConfigError: XLA is asked for and torch_xla is not installed, or a setting does not fit the devices.
-    """
-    if name == "auto":
-        name = "xla" if _has_tpu() else "torch"
-    try:
-        if name == "torch":
-            from vqim.runtime.torch import TorchRuntime
-            return TorchRuntime(config.call("runtime.Torch"))
-        try:
-            from vqim.runtime.xla import XlaRuntime
-        except ImportError as error:
-            raise ConfigError(f"--runtime=xla needs torch_xla, which is there for Linux alone: pip install torch_xla "
-                              f"({error})") from error
-        return XlaRuntime(config.call("runtime.Xla"))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _has_tpu() -> bool:
-    """Whether this machine has TPU chips, found without loading torch_xla."""
-    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")) and find_spec("torch_xla") is not None
 
 
 def claim_workdir(config: Config, workdir: str | None, hosts: Hosts) -> str:
@@ -104,13 +79,9 @@ def _claim(config: Config, workdir: str) -> None:
 def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
     """Parameters, state, operations and device of an experiment, for a dry run."""
     spec = experiment.task.init_spec()
-    loader = experiment.data.training(experiment.batch_size // runtime.process_count, experiment.seed)
-    try:
-        batch = {name: to_tensor(array[:1]).expand(experiment.batch_size, *array.shape[1:])
-                 for name, array in next(loader).items()}
-    finally:
-        loader.close()
-    programs = Counter(map(experiment.task.program, range(experiment.num_steps)))
+    batch = {name: to_tensor(array[:1]).expand(experiment.batch_size, *array.shape[1:])
+             for name, array in experiment.data.batch_like(experiment.batch_size).items()}
+    programs = Counter(map(experiment.task.objective.program, range(experiment.num_steps)))
     flops = {program: step_flops(experiment.task, spec, batch, program) for program in programs}
     mean_flops = sum(flops[program] * count for program, count in programs.items()) / experiment.num_steps
     saved_bytes = sum(leaf.num_bytes for leaf in spec.values() if leaf.saved)
@@ -127,30 +98,38 @@ def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
     return "\n".join(lines)
 
 
-def run_directory() -> str:
-    """What --workdir says, for the verbs that read a run.
+def experiment_with_data(config: Config) -> Experiment:
+    """What the configuration describes, its data found and checked."""
+    experiment: Experiment = config.call("train")
+    config.refuse_unused(except_for=RUNTIME_BINDINGS)
+    return experiment
+
+
+def experiment_without_data(config: Config) -> Experiment:
+    """What the configuration describes, for a verb that needs none of its data."""
+    experiment: Experiment = config.call("train", needs_data=False)
+    config.refuse_unused(except_for=READING_BINDINGS)
+    return experiment
+
+
+def open_run(needs_data: bool = False) -> tuple[Config, Trained]:
+    """The run that --workdir names, with what --gin_file and --gin_bindings set, which wins over its configuration.
+
+    Args:
+      needs_data: whether its data have to be here.
 
     Raises:
-      ConfigError: there is no run.
+      ConfigError: there is no run, or it has no checkpoint yet.
     """
+    workdir = run_directory()
+    config = read_config(workdir, flags.GIN_FILE.value, flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
+    return config, trained_run(
+        config, workdir, make_runtime(config, flags.RUNTIME.value), needs_data=needs_data)
+
+
+def run_directory() -> str:
+    """What --workdir says, for the verbs that read a run; ConfigError where there is no run."""
     workdir = flags.WORKDIR.value
     if not workdir or not (Path(workdir) / "config.gin").exists():
         raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir}")
     return workdir
-
-
-def load_run_config(workdir: str) -> Config:
-    """The configuration of a run; --gin_file and --gin_bindings win over it."""
-    return load([f"{workdir}/config.gin", *flags.GIN_FILE.value], flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
-
-
-def open_checkpoint(workdir: str) -> Checkpoint:
-    """The newest checkpoint of a run.
-
-    Raises:
-      ConfigError: it has none yet.
-    """
-    try:
-        return CheckpointManager(f"{workdir}/checkpoints").open()
-    except NoCheckpointError as error:
-        raise ConfigError(str(error)) from error

@@ -30,8 +30,7 @@ def main() -> None:
     profile_steps = _steps(PROFILE_STEPS.value)
     config = flags.load_config()
     runtime = session.make_runtime(config, flags.RUNTIME.value)
-    experiment = config.call("train")
-    config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
+    experiment = session.experiment_without_data(config) if DRY_RUN.value else session.experiment_with_data(config)
     try:
         check_batch_size(experiment.batch_size, runtime, experiment.task.num_micro_batches)
     except ValueError as error:

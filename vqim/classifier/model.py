@@ -7,21 +7,20 @@ from typing import Protocol
 from einops import reduce
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
+from vqim.frozen.from_run import FromRun
 from vqim.nn.layers import Dense, LayerNorm
-from vqim.nn.module import apply
 from vqim.state.init import Constant
 from vqim.state.leaf import Spec, State
 from vqim.tokenizer.model import Encoder
-from vqim.tokenizer.pretrained import Pretrained
 
 
 class Classifier(Protocol):
-    """A trained classifier, for whatever selects or judges pictures.
+    """A trained classifier: a frozen network (`vqim.contracts.frozen.Frozen`) that selects or judges images.
 
     Attributes:
       num_classes: Y.
-      image_size: height and width of the pictures that it takes.
+      image_size: height and width of the images that it takes.
     """
 
     num_classes: int
@@ -31,8 +30,8 @@ class Classifier(Protocol):
         """The frozen arrays that it needs."""
         ...
 
-    def logits(self, frozen: State, images_BCHW: Tensor, context: Context) -> Tensor:
-        """Class logits, float32 [B, Y], of pictures in [0, 1]."""
+    def __call__(self, arrays: State, images_BCHW: Tensor, *, context: Context) -> Tensor:
+        """Class logits, float32 [B, Y], of images in [0, 1]."""
         ...
 
 
@@ -63,8 +62,8 @@ class ImageClassifier(nn.Module):
         return self.head(self.norm(pooled_BD, context), context).float()
 
 
-class TrainedClassifier:
-    """A classifier that another run has trained (`vqim.classifier.task`).
+class TrainedClassifier(FromRun):
+    """A classifier that another run has trained (`vqim.classifier.objective`).
 
     Args:
       network: built as that run built it.
@@ -72,13 +71,5 @@ class TrainedClassifier:
     """
 
     def __init__(self, network: ImageClassifier, run: str):
-        self.network, self.image_size, self.num_classes = network, network.image_size, network.num_classes
-        self._pretrained = Pretrained(network, run, "params/classifier/")
-
-    def init_spec(self) -> Spec:
-        """The network's parameters, filled from the checkpoint."""
-        return self._pretrained.init_spec()
-
-    def logits(self, frozen: State, images_BCHW: Tensor, context: Context) -> Tensor:
-        """See `Classifier`."""
-        return apply(self.network.forward, frozen, images_BCHW, context)
+        super().__init__(network, run, "classifier")
+        self.image_size, self.num_classes = network.image_size, network.num_classes

@@ -2,11 +2,14 @@
 
     B batch per process, H and W height and width
 """
+import functools
+
 import numpy as np
 
+from vqim.contracts.data import Batch
 from vqim.data.decode import CorruptImageError, decode
 from vqim.data.faults import CorruptRecords
-from vqim.data.loader import Batch, Evaluation, Loader
+from vqim.data.loader import Evaluation, Loader
 from vqim.data.order import augmentation_rng, stream_key
 from vqim.data.source import SPLITS, Source, SourceFactory, check_split
 from vqim.data.transforms import CenterCrop, RandomResizedCrop, Transform
@@ -21,7 +24,6 @@ class Images:
 
     Attributes:
       image_size: height and width of the pictures in pixels.
-      class_names: of the labels; empty without classes.
     """
 
     def __init__(
@@ -29,7 +31,7 @@ class Images:
         training_transform: Transform | None = None, evaluation_transform: Transform | None = None,
         max_corrupt_fraction: float = 0.05, num_threads: int = 2,
     ):
-        """Opens both splits.
+        """Keeps the settings; both splits are opened when something of them is needed first.
 
         Args:
           source: called with `split="train"` and with `split="validation"`.
@@ -40,7 +42,8 @@ class Images:
           num_threads: batches that are decoded at the same time.
 
         Raises:
-          ValueError: an argument is out of range, or the splits have different classes; and what the source raises.
+          ValueError: an argument is out of range. What needs the splits also raises what the source raises, and
+            ValueError where the splits have different classes.
         """
         if not callable(source):
             raise ValueError("source: expected what opens a split, such as @data.Emoji without parentheses, "
@@ -51,18 +54,31 @@ class Images:
             raise ValueError(f"max_corrupt_fraction: expected a number in [0, 1), got {max_corrupt_fraction}")
         if not isinstance(num_threads, int) or num_threads < 1:
             raise ValueError(f"num_threads: expected an integer >= 1, got {num_threads!r}")
-        self._sources: dict[str, Source] = {split: source(split=split) for split in SPLITS}
-        classes = {split: tuple(opened.class_names) for split, opened in self._sources.items()}
+        self._open, self.image_size = source, image_size
+        self._training_transform = training_transform or RandomResizedCrop()
+        self._evaluation_transform = evaluation_transform or CenterCrop()
+        self._num_threads, self._max_corrupt_fraction = num_threads, max_corrupt_fraction
+
+    @functools.cached_property
+    def _sources(self) -> dict[str, Source]:
+        """Both splits, open."""
+        sources = {split: self._open(split=split) for split in SPLITS}
+        classes = {split: tuple(opened.class_names) for split, opened in sources.items()}
         if classes["train"] != classes["validation"]:
             raise ValueError(f"source: expected the same classes in both splits, got {classes['train']} for training "
                              f"and {classes['validation']} for validation")
-        self.image_size = image_size
-        self.class_names = classes["train"]
-        self._training_transform = training_transform or RandomResizedCrop()
-        self._evaluation_transform = evaluation_transform or CenterCrop()
-        self._num_threads = num_threads
-        self._corrupt = {split: CorruptRecords(len(opened), max_corrupt_fraction)
-                         for split, opened in self._sources.items()}
+        return sources
+
+    @functools.cached_property
+    def _corrupt(self) -> dict[str, CorruptRecords]:
+        """What could not be decoded, by split."""
+        return {split: CorruptRecords(len(opened), self._max_corrupt_fraction)
+                for split, opened in self._sources.items()}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the labels; empty without classes."""
+        return tuple(self._sources["train"].class_names)
 
     @property
     def num_classes(self) -> int:
@@ -73,6 +89,17 @@ class Images:
         """Pictures in one split, over all processes."""
         check_split(split)
         return len(self._sources[split])
+
+    def batch_like(self, batch_size: int) -> Batch:
+        """See `vqim.contracts.data.Dataset`."""
+        size = self.image_size
+        shapes = {"images": ((size, size, 3), np.uint8), "labels": ((), np.int32), "valid": ((), bool)}
+        return {name: np.broadcast_to(np.zeros((), dtype), (batch_size, *shape))
+                for name, (shape, dtype) in shapes.items()}
+
+    def prepare(self, image_HWC: np.ndarray) -> np.ndarray:
+        """An image of any size as evaluation sees it: uint8 [image_size, image_size, 3]."""
+        return self._evaluation_transform(image_HWC, self.image_size, np.random.default_rng(0))
 
     def training(self, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1) -> Loader:
         """Endless shuffled, augmented batches of the training split; `batch_size` is this process's part."""

@@ -10,10 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vqim.contracts.data import Batch
 from vqim.data.order import host_positions, shuffled
 from vqim.data.prefetch import ReadAhead
-
-Batch = dict[str, np.ndarray]
 
 
 class ReadBatch(Protocol):

@@ -19,7 +19,8 @@ from typing import BinaryIO, Self
 
 import numpy as np
 
-from vqim.data.loader import Batch, Evaluation, Loader
+from vqim.contracts.data import Batch
+from vqim.data.loader import Evaluation, Loader
 from vqim.data.source import SPLITS, check_labels, check_split
 
 FORMAT = 1
@@ -225,6 +226,14 @@ class Tokens:
         """Pictures in one split, over all processes; views do not count."""
         check_split(split)
         return self._splits[split].metadata.num_examples
+
+    def batch_like(self, batch_size: int) -> Batch:
+        """See `vqim.contracts.data.Dataset`."""
+        metadata = self._splits["train"].metadata
+        shapes = {"tokens": ((metadata.num_tokens, metadata.num_channels), np.int32), "labels": ((), np.int32),
+                  "valid": ((), bool)}
+        return {name: np.broadcast_to(np.zeros((), dtype), (batch_size, *shape))
+                for name, (shape, dtype) in shapes.items()}
 
     def check_written_by(self, levels: Sequence[Sequence[int]], fingerprint: str) -> None:
         """Raises ValueError unless a tokenizer with this grid and fingerprint wrote the cache."""

@@ -4,8 +4,7 @@
 """
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,16 @@ import torch
 from torch import Tensor
 
 from vqim.classifier.model import Classifier
-from vqim.evaluation.reconstruction import to_bytes
-from vqim.nn.context import Context
-from vqim.prior.sampler import Sampler
-from vqim.prior.sampling import check_sampling
-from vqim.prior.task import PriorTask
+from vqim.contracts.context import Context
+from vqim.contracts.evaluation import About, Items, Tally
+from vqim.contracts.frozen import Frozen
+from vqim.contracts.prior import Draw
+from vqim.contracts.runtime import Runtime
+from vqim.contracts.task import Task
+from vqim.evaluation.passes import draw_batches, place_frozen
+from vqim.state import sections
 from vqim.state.leaf import State, select
-from vqim.tokenizer.model import images_to_float
+from vqim.tokenizer.model import float_to_images
 
 NUM_SHOWN = 8
 """Classes of which the evaluator shows a picture."""
@@ -76,67 +78,68 @@ class Candidates:
 
 
 class CandidateSampler:
-    """Draws pictures from a prior and has classifiers look at them, as 8-bit pictures, in float32.
+    """Draws images from a prior and has a classifier look at them, as 8-bit images, in float32.
 
     Args:
-      task: of the prior.
-      sampler: of its tokens.
-      classifiers: may be none.
+      task: with a prior.
+      runtime: where to run.
+      draw: what draws its tokens.
+      batch_size: of `draw`.
+      classifier: may be none.
 
     Raises:
-      ValueError: a classifier is for other classes or pictures than the prior's.
+      ValueError: the classifier is for other classes or images than the prior's.
     """
 
-    def __init__(self, task: PriorTask, sampler: Sampler, classifiers: Sequence[Classifier] = ()):
-        for classifier in classifiers:
-            for name, wanted, got in (("num_classes", task.num_classes, classifier.num_classes),
-                                      ("image_size", task.tokenizer.image_size, classifier.image_size)):
-                if got != wanted:
-                    raise ValueError(f"classifier must have the prior's {name}, {wanted}, got {got}")
-        self.task, self.sampler, self.runtime, self.classifiers = task, sampler, sampler.runtime, tuple(classifiers)
-        self._frozen = [_place(classifier, self.runtime) for classifier in self.classifiers]
-        self._look = self.runtime.compile(self._look_at)
+    def __init__(self, task: Task, runtime: Runtime, draw: Draw, batch_size: int, classifier: Classifier | None = None):
+        objective: Any = task.objective
+        if classifier is not None:
+            check_classifier(classifier, objective.num_classes, objective.tokenizer.image_size)
+        self._task, self._runtime, self._draw, self._batch_size = task, runtime, draw, batch_size
+        self._classifiers: dict[str, Any] = {"classifier": classifier} if classifier is not None else {}
+        self._frozen = place_frozen(self._classifiers, runtime)
+        self._look = runtime.compile(self._look_at)
 
     def __call__(self, state: State, labels_N: np.ndarray, seed: int) -> Iterator[Candidates]:
-        """Draws one picture for each label, batch by batch.
+        """Draws one image for each label, batch by batch.
 
         Args:
-          state: with the prior's `params` and its tokenizer's `frozen` arrays.
+          state: with the prior's arrays and its tokenizer's `frozen` ones.
           labels_N: int32 classes; -1, only without classifiers, where none is told.
-          seed: the same seed draws the same pictures, on one kind of runtime.
+          seed: image number i of a seed is the same whatever the batch, on one kind of runtime.
         """
-        batch_size = self.sampler.batch_size
-        for first in range(0, len(labels_N), batch_size):
-            labels_B = labels_N[first:first + batch_size]
-            count = len(labels_B)
-            padded_B = np.pad(labels_B, (0, batch_size - count), constant_values=-1)
-            batch_seed = int(np.random.SeedSequence([seed, first]).generate_state(1)[0]) >> 1
-            tokens_BNK = self.sampler(select(state, "params/prior/"), padded_B, batch_seed)
-            images_BHWC, *logits_MBY = self.runtime.fetch(self._look(state, self._frozen, tokens_BNK))
-            yield Candidates(labels_B, images_BHWC[:count], *_verdicts(logits_MBY, labels_B))
+        batches = draw_batches(
+            self._draw, self._task, state, self._runtime, labels_N, self._batch_size, seed)
+        for first, batch in zip(range(0, len(labels_N), self._batch_size), batches, strict=True):
+            labels_B = labels_N[first:first + self._batch_size]
+            images_BHWC, *logits_MBY = self._runtime.fetch(self._look(state, self._frozen, batch["tokens"]))
+            verdicts = verdicts_of([logits_BY[:len(labels_B)] for logits_BY in logits_MBY], labels_B)
+            yield Candidates(labels_B, images_BHWC[:len(labels_B)], *verdicts)
 
-    def _look_at(self, state: State, frozen: list[State], tokens_BNK: Tensor) -> list[Tensor]:
-        """Pictures of tokens, uint8 [B, H, W, C], and each classifier's logits [B, Y]."""
+    def _look_at(self, state: State, frozen: State, tokens_BNK: Tensor) -> list[Tensor]:
+        """Images of tokens, uint8 [B, H, W, C], and the classifier's logits [B, Y]."""
         with torch.no_grad():
-            images_BHWC = to_bytes(self.task.images(state, tokens_BNK, self.runtime.kernels))
-            context = Context(self.runtime.kernels)
-            return [images_BHWC, *(
-                classifier.logits(arrays, images_to_float(images_BHWC), context)
-                for classifier, arrays in zip(self.classifiers, frozen, strict=True))]
+            context, objective = Context(self._runtime.kernels), self._task.objective
+            images_BCHW = objective.images(state, tokens_BNK, context)  # type: ignore[attr-defined]
+            logits = [classifier(select(frozen, sections.frozen(name)), images_BCHW, context=context)
+                      for name, classifier in self._classifiers.items()]
+            return [float_to_images(images_BCHW), *logits]
 
 
-def _place(classifier: Classifier, runtime: Any) -> State:
-    """A classifier's arrays on the devices."""
-    return {name: runtime.place(f"frozen/classifier/{name}", leaf, partial(leaf.init, name, leaf.shape, 0))
-            for name, leaf in classifier.init_spec().items()}
+def check_classifier(classifier: Classifier, num_classes: int, image_size: int) -> None:
+    """Raises ValueError unless a classifier is for a prior's classes and images."""
+    for name, wanted, got in (("num_classes", num_classes, classifier.num_classes),
+                              ("image_size", image_size, classifier.image_size)):
+        if got != wanted:
+            raise ValueError(f"classifier must have the prior's {name}, {wanted}, got {got}")
 
 
-def _verdicts(logits_MBY: list[np.ndarray], labels_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and hits, [M, B] each."""
+def verdicts_of(logits_MBY: list[np.ndarray], labels_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each classifier the log-probabilities of the wanted classes and whether they are the likeliest, [M, B]."""
     shape, here_B = (len(logits_MBY), len(labels_B)), np.arange(len(labels_B))
     scores_MB, hits_MB = np.empty(shape, np.float32), np.empty(shape, bool)
     for m, logits_BY in enumerate(logits_MBY):
-        shifted_BY = logits_BY[:len(labels_B)] - logits_BY[:len(labels_B)].max(1, keepdims=True)
+        shifted_BY = logits_BY - logits_BY.max(1, keepdims=True)
         scores_MB[m] = shifted_BY[here_B, labels_B] - np.log(np.exp(shifted_BY).sum(1))
         hits_MB[m] = shifted_BY.argmax(1) == labels_B
     return scores_MB, hits_MB
@@ -175,7 +178,7 @@ def _join(a: Candidates, b: Candidates) -> Candidates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rejection:
+class Acceptance:
     """What `launch.sample` does with what it draws; in gin files, `sample`.
 
     Attributes:
@@ -193,62 +196,78 @@ class Rejection:
                              "sample.classifier = @classifier.TrainedClassifier()")
 
 
-class RejectionEvaluator:
-    """Draws candidates of every class, and judges those that a classifier accepts, at several acceptance rates.
+class Rejection:
+    """Judges those samples that a classifier accepts, at several acceptance rates: a metric of `evaluation.Samples`.
 
-    The classifier that accepts pictures finds what it accepted more accurate by construction, also where it is wrong;
-    a judge that had no part in it says how much of that is true.
+    The classifier that accepts images finds what it accepted more accurate by construction, also where it is wrong; a
+    judge that had no part in it says how much of that is true.
+
+    For every rate and classifier, the share of accepted images whose wanted class it holds likeliest (`top1`) and its
+    mean probability of that class; and an accepted image of each of eight classes.
 
     Args:
       classifier: selects.
-      num_candidates: of each class.
-      batch_size: pictures drawn at a time.
       rates: of acceptance; Table 6's unless given.
       judge: another classifier, trained on its own; None does without.
-      every: steps between two measurements; 0 for the end alone.
-      temperature, top_k, top_p: see `vqim.prior.sampling.sample_logits`.
-      seed: of the draws.
     """
 
+    needs = ("images_BCHW", "labels_B")
+
     def __init__(
-        self, classifier: Classifier, num_candidates: int, batch_size: int,
-        rates: Sequence[float] = (1.0, 0.5, 0.25), judge: Classifier | None = None, every: int = 0,
-        temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0,
+        self, classifier: Classifier, rates: Sequence[float] = (1.0, 0.5, 0.25), judge: Classifier | None = None,
     ):
         for rate in rates:
             check_rate("rates", rate)
-            if num_candidates < num_needed(1, rate):
-                raise ValueError(f"num_candidates must be at least {num_needed(1, rate)} for one to be accepted at the "
-                                 f"rate {rate:g}, got {num_candidates}")
-        check_sampling(temperature, top_k, top_p)
-        self.classifiers = {"classifier": classifier} | ({"judge": judge} if judge else {})
-        self.num_candidates, self.batch_size, self.rates = num_candidates, batch_size, tuple(rates)
-        self.every, self.seed = every, seed
-        self.settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        self._sampler: CandidateSampler | None = None
+        self.rates = tuple(rates)
+        self._classifiers: dict[str, Classifier] = {"classifier": classifier} | ({"judge": judge} if judge else {})
+        self.frozen: Mapping[str, Frozen] = dict(self._classifiers)
 
-    def __call__(self, task: PriorTask, data: Any, state: State, runtime: Any) -> dict[str, Any]:
-        """See `vqim.training.task.Evaluator`.
+    def observe(self, items: Items, frozen: Mapping[str, State], context: Context) -> dict[str, Tensor]:
+        """See `Metric`."""
+        assert items.images_BCHW is not None and items.labels_B is not None
+        logits = {f"logits/{name}": classifier(frozen[name], items.images_BCHW, context=context)
+                  for name, classifier in self._classifiers.items()}
+        return {"labels": items.labels_B, "images": float_to_images(items.images_BCHW), **logits}
 
-        Returns: for every rate and classifier, the share of accepted pictures whose wanted class it holds likeliest
-        (`top1`) and its mean probability of that class; and an accepted picture of each of eight classes."""
-        if self._sampler is None:
-            sampler = Sampler(task.prior, runtime, self.batch_size, dtype=task.dtype, **self.settings)
-            self._sampler = CandidateSampler(task, sampler, list(self.classifiers.values()))
-        labels_N = np.repeat(np.arange(task.num_classes, dtype=np.int32), self.num_candidates)
-        shown, scores, hits = [], [], []
-        for batch in self._sampler(state, labels_N, self.seed):
-            scores.append(batch.scores_MB)
-            hits.append(batch.hits_MB)
-            shown.append(batch.images_BHWC[batch.labels_B < NUM_SHOWN])
-        scores_MN, hits_MN, shown_NHWC = np.concatenate(scores, 1), np.concatenate(hits, 1), np.concatenate(shown)
+    def tally(self, about: About) -> Tally:
+        """See `Metric`."""
+        for name, classifier in self._classifiers.items():
+            if classifier.num_classes != about.num_classes:
+                raise ValueError(f"{name} must have the prior's num_classes, {about.num_classes}, got "
+                                 f"{classifier.num_classes}")
+        return _Judged(list(self._classifiers), self.rates)
+
+
+class _Judged:
+    """Scores of all samples, and images of a few classes."""
+
+    def __init__(self, names: list[str], rates: Sequence[float]):
+        self._names, self._rates = names, rates
+        self._seen: list[Candidates] = []
+
+    def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
+        """See `Tally`."""
+        labels_B = observed["labels"][valid_B]
+        verdicts = verdicts_of([observed[f"logits/{name}"][valid_B] for name in self._names], labels_B)
+        images_BHWC = observed["images"][valid_B]
+        # Of most classes no image is shown, and none is kept.
+        images_BHWC = images_BHWC if (labels_B < NUM_SHOWN).any() else images_BHWC[:, :0, :0]
+        self._seen.append(Candidates(labels_B, images_BHWC, *verdicts))
+
+    def result(self) -> dict[str, Any]:
+        """See `Rejection`."""
+        labels_N = np.concatenate([part.labels_B for part in self._seen])
+        scores_MN = np.concatenate([part.scores_MB for part in self._seen], 1)
+        hits_MN = np.concatenate([part.hits_MB for part in self._seen], 1)
+        images_N = [image for part in self._seen for image in part.images_BHWC]
         results: dict[str, Any] = {}
-        for rate in self.rates:
+        for rate in self._rates:
             accepted_N = accept(scores_MN[0], labels_N, rate)
-            for m, name in enumerate(self.classifiers):
+            for m, name in enumerate(self._names):
                 results[f"rejection/{name}_top1_at_{rate:g}"] = float(hits_MN[m, accepted_N].mean())
                 results[f"rejection/{name}_probability_at_{rate:g}"] = float(np.exp(scores_MN[m, accepted_N]).mean())
             # Of every class the first that is accepted: not the best one.
-            _, first = np.unique(labels_N[accepted_N], return_index=True)
-            results[f"images/accepted_at_{rate:g}"] = shown_NHWC[np.flatnonzero(accepted_N)[first[:NUM_SHOWN]]]
+            classes, first = np.unique(labels_N[accepted_N], return_index=True)
+            chosen = np.flatnonzero(accepted_N)[first[classes < NUM_SHOWN]]
+            results[f"images/accepted_at_{rate:g}"] = np.stack([images_N[number] for number in chosen])
         return results

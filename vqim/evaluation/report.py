@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from vqim.evaluation import charts, codebook, reconstruction
+from vqim.evaluation import charts, codebook, distances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _reconstructions(report: Report, numbered: _Numbering) -> str:
     originals, copies = report.originals_BHWC, report.reconstructions_BHWC
     if originals is None or copies is None or not len(originals):
         return ""
-    psnr_B = reconstruction.psnr(*map(reconstruction.unit_range, (originals, copies))).tolist()
+    psnr_B = distances.psnr(*map(distances.unit_range, (originals, copies))).tolist()
     names = report.picture_names or [f"picture {i}" for i in range(1, len(originals) + 1)]
     pairs = "".join(
         f'<div class="pair">{_image(original, f"{name}, original")}{_image(copy, f"{name}, reconstruction")}'

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.layers import Dense, dropout
 from vqim.state.init import Constant, Init
 

@@ -4,12 +4,14 @@ The blocks are those of VQGAN (Esser et al., 2021, Table 7), which MoVQ and SeQ-
 
     B batch, C channels, H height, W width; O I of a kernel: output and input channels
 """
+from typing import Protocol
+
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from vqim.contracts.context import Context
 from vqim.nn.attention import SelfAttention
-from vqim.nn.context import Context
 from vqim.nn.layers import check_positive, check_rate, dropout
 from vqim.nn.module import parameter
 from vqim.state.init import Constant, Init, Uniform
@@ -52,6 +54,26 @@ class Conv2d(nn.Module):
         return F.conv2d(x_BCHW, self.kernel_OIHW.to(dtype), self.bias_O.to(dtype), self.stride, (top, left))
 
 
+class Norm(Protocol):
+    """A normalisation, which may look at a condition: MoVQ's, for one, is modulated by the codes' vectors."""
+
+    def __call__(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] to the same; the condition's size divides the image's."""
+        ...
+
+
+class MakeNorm(Protocol):
+    """A normalisation's class, with what else it needs bound."""
+
+    def __call__(self, num_features: int) -> Norm: ...
+
+
+class MakeAttention(Protocol):
+    """The class of a block that attends over an image, with what else it needs bound."""
+
+    def __call__(self, num_features: int, *, norm: MakeNorm) -> "AttentionBlock": ...
+
+
 class GroupNorm(nn.Module):
     """Normalises groups of channels over the image (Wu and He, 2018), in float32; returns the context's dtype."""
 
@@ -65,8 +87,8 @@ class GroupNorm(nn.Module):
         self.gain_C = parameter((num_features,), Constant(1.0), "features")
         self.bias_C = parameter((num_features,), Constant(0.0), "features")
 
-    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
-        """[B, C, H, W] to the same."""
+    def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
+        """See `Norm`; the condition is ignored."""
         return F.group_norm(x_BCHW.float(), self.num_groups, self.gain_C, self.bias_C, self.eps).to(context.dtype)
 
 
@@ -76,20 +98,20 @@ class ResidualBlock(nn.Module):
     Dropout acts before the second convolution.
     """
 
-    def __init__(self, num_inputs: int, num_outputs: int, dropout_rate: float = 0.0):
+    def __init__(self, num_inputs: int, num_outputs: int, dropout_rate: float = 0.0, norm: MakeNorm = GroupNorm):
         super().__init__()
         check_rate("dropout_rate", dropout_rate)
         self.dropout_rate = dropout_rate
-        self.norm_1 = GroupNorm(num_inputs)
+        self.norm_1 = norm(num_inputs)
         self.conv_1 = Conv2d(num_inputs, num_outputs, kernel_size=3)
-        self.norm_2 = GroupNorm(num_outputs)
+        self.norm_2 = norm(num_outputs)
         self.conv_2 = Conv2d(num_outputs, num_outputs, kernel_size=3)
         self.shortcut = None if num_inputs == num_outputs else Conv2d(num_inputs, num_outputs, kernel_size=1)
 
-    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
-        """[B, num_inputs, H, W] to [B, num_outputs, H, W]."""
-        hidden_BCHW = self.conv_1(F.silu(self.norm_1(x_BCHW, context)), context)
-        hidden_BCHW = F.silu(self.norm_2(hidden_BCHW, context))
+    def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
+        """[B, num_inputs, H, W] to [B, num_outputs, H, W]; the condition is for the normalisations."""
+        hidden_BCHW = self.conv_1(F.silu(self.norm_1(x_BCHW, context, condition_BZhw)), context)
+        hidden_BCHW = F.silu(self.norm_2(hidden_BCHW, context, condition_BZhw))
         hidden_BCHW = dropout(hidden_BCHW, self.dropout_rate, context, "residual block")
         if self.shortcut is not None:
             x_BCHW = self.shortcut(x_BCHW, context)
@@ -99,14 +121,14 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """x + attention(norm(x)), one head over all positions of the image; the identity before training."""
 
-    def __init__(self, num_features: int):
+    def __init__(self, num_features: int, *, norm: MakeNorm = GroupNorm):
         super().__init__()
-        self.norm = GroupNorm(num_features)
+        self.norm = norm(num_features)
         self.attention = SelfAttention(num_features, 1, causal=False)
 
-    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
-        """[B, C, H, W] to the same."""
-        positions_BTC = rearrange(self.norm(x_BCHW, context), "b c h w -> b (h w) c")
+    def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] to the same; the condition is for the normalisation."""
+        positions_BTC = rearrange(self.norm(x_BCHW, context, condition_BZhw), "b c h w -> b (h w) c")
         attended_BTC = self.attention(positions_BTC, context)
         return x_BCHW + rearrange(attended_BTC, "b (h w) c -> b c h w", h=x_BCHW.shape[2])
 

@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import parameter
 from vqim.state.init import Constant, Init, xavier_uniform
 

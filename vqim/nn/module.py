@@ -1,12 +1,12 @@
-"""Modules that hold descriptions of parameters, and how they are called with actual arrays.
+"""Modules that hold descriptions of arrays, and how they are called with actual ones.
 
-A module is built once, on the meta device, and never owns an array. Its parameters say their shape, initial
-value and axes; `spec` lists them, a runtime fills them, and `apply` calls a method of the module with a dict
-of arrays in their place: a pure function of (parameters, inputs, context).
+A module is built once, on the meta device, and never owns an array. Its parameters and statistics say their shape,
+initial value and axes; `arrays_spec` lists them, a runtime fills them, and `apply` calls a method of the module with
+a dict of arrays in their place: a pure function of (arrays, inputs, context).
 """
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,25 @@ from torch import Tensor, nn
 from vqim.state.init import Init, Normal, Uniform
 from vqim.state.leaf import Leaf, Spec
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class Parameter(nn.Parameter):
-    """A parameter without data that knows its `Leaf`."""
+    """A parameter or a statistic without data that knows its `Leaf`.
+
+    Attributes:
+      leaf: what it is.
+      trained: whether gradients move it; False for statistics.
+    """
 
     leaf: Leaf
+    trained: bool
 
-    def __new__(cls, leaf: Leaf) -> "Parameter":
-        parameter = super().__new__(cls, torch.empty(leaf.shape, dtype=leaf.dtype, device="meta"))
-        parameter.leaf = leaf
+    def __new__(cls, leaf: Leaf, trained: bool = True) -> "Parameter":
+        parameter = super().__new__(
+            cls, torch.empty(leaf.shape, dtype=leaf.dtype, device="meta"), requires_grad=trained)
+        parameter.leaf, parameter.trained = leaf, trained
         return parameter
 
 
@@ -31,33 +41,50 @@ def parameter(shape: tuple[int, ...], init: Init, *axes: str) -> Parameter:
     return Parameter(Leaf(shape, init, axes))
 
 
+def statistic(shape: tuple[int, ...], init: Init, *axes: str) -> Parameter:
+    """Declares an array that gradients do not move: a running mean, an EMA codebook and its counts.
+
+    It has no slots and no moving average. `Advancing.advance` gives its new values.
+    """
+    return Parameter(Leaf(shape, init, axes), trained=False)
+
+
 def spec(module: nn.Module) -> Spec:
     """All parameters of a module by name, with slashes for dots."""
-    leaves: Spec = {}
+    return {name: value.leaf for name, value in _declared(module).items() if value.trained}
+
+
+def statistics_spec(module: nn.Module) -> Spec:
+    """All statistics of a module by name, with slashes for dots."""
+    return {name: value.leaf for name, value in _declared(module).items() if not value.trained}
+
+
+def arrays_spec(module: nn.Module) -> Spec:
+    """Parameters and statistics: all that calls of the module need."""
+    return spec(module) | statistics_spec(module)
+
+
+def _declared(module: nn.Module) -> dict[str, Parameter]:
+    declared: dict[str, Parameter] = {}
     for name, value in module.named_parameters():
         if not isinstance(value, Parameter):
             raise TypeError(f"{type(module).__name__}.{name} is a plain nn.Parameter: declare it with nn.parameter()")
-        leaves[name.replace(".", "/")] = value.leaf
-    return leaves
+        declared[name.replace(".", "/")] = value
+    return declared
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Number of elements of all parameters of a module."""
-    return sum(leaf.size for leaf in spec(module).values())
-
-
-def apply(method: Callable[..., Any], params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    """Calls `module.method(*args, **kwargs)` with arrays for the module's parameters.
+def apply(method: Callable[P, T], arrays: Mapping[str, Tensor], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls `module.method(*args, **kwargs)` with arrays for the module's parameters and statistics.
 
     Args:
       method: a bound method of a module, such as `model.encode`.
-      params: every parameter of that module, named as in `spec(module)`.
+      arrays: every array of that module, named as in `arrays_spec(module)`.
 
     Raises:
       RuntimeError: names that are missing or not expected.
     """
     module: nn.Module = method.__self__  # type: ignore[attr-defined]
-    named = {f"module.{name.replace('/', '.')}": array for name, array in params.items()}
+    named = {f"module.{name.replace('/', '.')}": array for name, array in arrays.items()}
     return torch.func.functional_call(
         _Method(module), named, (method.__name__, *args), kwargs, tie_weights=False, strict=True)
 
@@ -82,5 +109,6 @@ def stack_parameters(block: nn.Module, num_layers: int) -> None:
             init = leaf.init
             if isinstance(init, Normal | Uniform):
                 init = dataclasses.replace(init, num_stacked=init.num_stacked + 1)
-            setattr(module, name, Parameter(dataclasses.replace(
-                leaf, shape=(num_layers, *leaf.shape), init=init, axes=("layers", *leaf.axes))))
+            stacked = dataclasses.replace(
+                leaf, shape=(num_layers, *leaf.shape), init=init, axes=("layers", *leaf.axes))
+            setattr(module, name, Parameter(stacked, value.trained))

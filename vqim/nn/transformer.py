@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqim.contracts.context import Context
 from vqim.nn.attention import Cache, SelfAttention
-from vqim.nn.context import Context
 from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate, dropout, gelu_dropout
 from vqim.nn.module import apply, stack_parameters
 from vqim.state.init import Constant, Init

@@ -3,11 +3,12 @@
 The algorithm is Shazeer and Stern's (2018) in the form that authors of the paper published in praxis
 (`ShardedAdafactor`), with the row mean taken as T5X does. docs/optimizers.md has the formulas and the choices.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from vqim.contracts.optimizer import check_names
 from vqim.optim import adafactor_cpu
 from vqim.optim.adamw import one_minus_power
 from vqim.optim.arguments import require, require_step_count
@@ -15,7 +16,6 @@ from vqim.optim.gradients import combine_norms
 from vqim.optim.groups import Group, Treatment, assign
 from vqim.optim.int8 import dequantise, expand, quantise, rounding_noise
 from vqim.optim.layout import Layout, lay_out
-from vqim.optim.optimizer import check_names
 from vqim.state.leaf import Leaf, Spec, State
 from vqim.state.random import step_key
 
@@ -99,9 +99,9 @@ class Adafactor:
         self._layouts: dict[str, Layout] = {}
         self._slots: dict[str, list[str]] = {}
 
-    def init_spec(self, params: Spec) -> Spec:
+    def init_spec(self, params: Spec, untrained: Iterable[str] = ()) -> Spec:
         """The slots of each parameter; see `Optimizer.init_spec`."""
-        self._treatments = assign(params, self.groups, self.weight_decay)
+        self._treatments = assign(params, self.groups, self.weight_decay, untrained)
         self._layouts = lay_out(params, self.min_factored_size, self.factor_rules)
         slots = {name: self._first_moment_slots(layout) | _second_moment_slots(layout)
                  for name, layout in self._layouts.items()}

@@ -1,14 +1,14 @@
 """Adam with decoupled weight decay (Kingma and Ba, 2014; Loshchilov and Hutter, 2017)."""
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from vqim.contracts.optimizer import check_names
 from vqim.optim.arguments import require
 from vqim.optim.gradients import combine_norms
 from vqim.optim.groups import Group, Treatment, assign
-from vqim.optim.optimizer import check_names
 from vqim.state.init import Constant
 from vqim.state.leaf import Leaf, Spec, State
 
@@ -49,9 +49,9 @@ class AdamW:
         self.groups = tuple(groups)
         self._treatments: dict[str, Treatment] = {}
 
-    def init_spec(self, params: Spec) -> Spec:
+    def init_spec(self, params: Spec, untrained: Iterable[str] = ()) -> Spec:
         """Two float32 slots for each parameter, of its shape and axes; see `Optimizer.init_spec`."""
-        self._treatments = assign(params, self.groups, self.weight_decay)
+        self._treatments = assign(params, self.groups, self.weight_decay, untrained)
         return {
             f"{slot}/{name}": Leaf(leaf.shape, Constant(0.0), leaf.axes)
             for slot in ("m", "v") for name, leaf in params.items()

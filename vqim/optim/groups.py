@@ -1,7 +1,7 @@
 """Parameter groups: which parameters are decayed, and by which factor each one's learning rate is scaled."""
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vqim.optim.arguments import require
 from vqim.state.leaf import Leaf, Spec
@@ -41,19 +41,23 @@ class Treatment:
     weight_decay: float
 
 
-def assign(params: Spec, groups: Sequence[Group], weight_decay: float) -> dict[str, Treatment]:
+def assign(
+    params: Spec, groups: Sequence[Group], weight_decay: float, untrained: Iterable[str] = (),
+) -> dict[str, Treatment]:
     """Gives each parameter the treatment of the one group that matches it.
 
     Args:
       params: the parameters.
       groups: they must cover every parameter exactly once.
       weight_decay: of the matrices and tables in groups that do not set their own.
+      untrained: names of parameters that are not trained: a group may hold nothing else.
 
     Raises:
       ValueError: where a parameter is in no group or in several, or a group holds no parameter.
     """
     treatments = {}
-    unused = {group.pattern for group in groups}
+    frozen = list(untrained)
+    unused = {group.pattern for group in groups if not any(re.fullmatch(group.pattern, name) for name in frozen)}
     for name, leaf in params.items():
         matching = [group for group in groups if re.fullmatch(group.pattern, name)]
         if len(matching) != 1:

@@ -5,17 +5,8 @@ tensor, so that a new learning rate is no new program.
 """
 import dataclasses
 import math
-from typing import Protocol
 
 from vqim.optim.arguments import require, require_step_count
-
-
-class Schedule(Protocol):
-    """What a training loop asks of a schedule."""
-
-    def __call__(self, step: int) -> float:
-        """The learning rate of update number `step`."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,19 +4,22 @@
     V largest vocabulary of a level, T all levels' vocabularies together
 """
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vqim.contracts.context import Context
+from vqim.contracts.grid import TokenGrid
 from vqim.nn.attention import Cache
-from vqim.nn.context import Context
 from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate
 from vqim.nn.module import parameter
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.state.init import Normal
-from vqim.tokenizer.grid import TokenGrid
+
+NATS_PER_BIT = math.log(2)
 
 _INIT = Normal(0.02)
 
@@ -54,7 +57,7 @@ class AutoregressivePrior(nn.Module):
         check_rate("class_dropout_rate", class_dropout_rate)
         self.grid, self.num_classes, self.class_dropout_rate = grid, num_classes, class_dropout_rate
         sizes = [level.vocabulary for level in grid.levels]
-        self.num_tokens, self.vocabulary = grid.num_positions, max(sizes)
+        self.num_steps, self.vocabulary = grid.num_positions, max(sizes)
         # Where levels begin, and the last one ends: positions in the sequence, rows of the table.
         self._starts = list(itertools.accumulate((level.num_positions for level in grid.levels), initial=0))
         self._rows = list(itertools.accumulate(sizes, initial=0))
@@ -77,9 +80,24 @@ class AutoregressivePrior(nn.Module):
         return torch.cat([self._logits(x_BND[:, start:end], level, context)
                           for level, (start, end) in enumerate(itertools.pairwise(self._starts))], 1)
 
-    def loss(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
-        """Mean of -log P over tokens, in nats."""
-        return self.token_losses(tokens_BNK, labels_B, context).mean()
+    def loss(
+        self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean of -log P over tokens, in nats, shown in bits too."""
+        loss = self.token_losses(tokens_BNK, labels_B, context).mean()
+        return loss, {"loss/bits_per_token": loss.detach() / NATS_PER_BIT}
+
+    def measure(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> dict[str, Tensor]:
+        """Of each image the mean bits of a token, and the share of tokens that are the likeliest ones."""
+        logits_BNV = self(tokens_BNK, labels_B, context).float()
+        tokens_BN = tokens_BNK[..., 0]
+        nats_BN = F.cross_entropy(rearrange(logits_BNV, "b n v -> b v n"), tokens_BN, reduction="none")
+        return {"bits_per_token": nats_BN.mean(1) / NATS_PER_BIT,
+                "token_accuracy": (logits_BNV.argmax(-1) == tokens_BN).float().mean(1)}
+
+    def expected(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
+        """The likeliest code at each position, given the true ones before it: int64 [B, N, 1]."""
+        return self(tokens_BNK, labels_B, context).float().argmax(-1)[..., None]
 
     def token_losses(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """-log P of each token, float32 [B, N], in nats.
@@ -98,36 +116,31 @@ class AutoregressivePrior(nn.Module):
         x_BMD = torch.cat([self._embed_class(tokens_BNK, None, context), self._embed_tokens(tokens_BNK, context)], 1)
         return self.blocks.collect(x_BMD, context, lambda x_BMD: x_BMD[:, 1:].float().mean(1))
 
-    def empty_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> Cache:
-        """Keys and values of no position yet."""
-        shape = (self.num_layers, batch_size, self.num_heads, self.num_tokens, self.width // self.num_heads)
-        return Cache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+    def empty_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """Keys and values of no position yet, [L, B, heads, N, width of a head]."""
+        shape = (self.num_layers, batch_size, self.num_heads, self.num_steps, self.width // self.num_heads)
+        return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("keys", "values")}
 
     def step(
-        self, previous_B: Tensor, labels_B: Tensor | None, cache: Cache, position: Tensor, context: Context,
-    ) -> tuple[Tensor, Cache]:
-        """Logits of the token at one position, given those before it.
-
-        Args:
-          previous_B: the token at `position - 1`; ignored at position 0, where the class token is the input.
-          labels_B: classes, -1 or None where not told.
-          cache: of the positions before.
-          position: int64 scalar tensor.
-
-        Returns:
-          Float32 logits [B, V], and the new entries of the cache, [L, B, N, 1, H] each.
-        """
-        class_B1D = self._embed_class(previous_B, labels_B, context)
+        self, drawn_BS: Tensor, labels_B: Tensor | None, cache: dict[str, Tensor], step: Tensor, context: Context,
+    ) -> Tensor:
+        """Logits of the token at one position, float32 [B, V], given those before it; see `Stepwise.step`."""
+        position = step.long()
         before = (position - 1).clamp_min(0)
+        previous_B = drawn_BS.index_select(1, before.reshape(1))[:, 0]
+        class_B1D = self._embed_class(previous_B, labels_B, context)
         position_D = F.embedding(before, self._positions())
         token_BD = F.embedding(previous_B + self._first_row(before), self.token_table_VD)
         x_B1D = torch.where(position == 0, class_B1D, (token_BD + position_D)[:, None].to(context.dtype))
-        x_B1D, new = self.blocks.step(x_B1D, cache, position, context)
+        x_B1D, new = self.blocks.step(x_B1D, Cache(cache["keys"], cache["values"]), position, context)
+        here_N1 = (torch.arange(self.num_steps, device=x_B1D.device) == position)[:, None]
+        for name, entry in (("keys", new.keys), ("values", new.values)):
+            cache[name].copy_(torch.where(here_N1, entry, cache[name]))
         x_B1D = self.norm(x_B1D, context)
         logits_B1V = self._logits(x_B1D, 0, context)
         for level, start in enumerate(self._starts[1:-1], 1):
             logits_B1V = torch.where(position >= start, self._logits(x_B1D, level, context), logits_B1V)
-        return logits_B1V[:, 0].float(), new
+        return logits_B1V[:, 0].float()
 
     def _logits(self, x_BnD: Tensor, level: int, context: Context) -> Tensor:
         """Logits [B, n, V] of one level's codes; -inf for codes that it does not have."""
@@ -149,7 +162,7 @@ class AutoregressivePrior(nn.Module):
         return rows
 
     def _embed_tokens(self, tokens_BNK: Tensor, context: Context) -> Tensor:
-        positions_N = torch.arange(self.num_tokens, device=tokens_BNK.device)
+        positions_N = torch.arange(self.num_steps, device=tokens_BNK.device)
         tokens_BND = F.embedding(tokens_BNK[..., 0].long() + self._first_row(positions_N), self.token_table_VD)
         return (tokens_BND + self._positions()).to(context.dtype)
 

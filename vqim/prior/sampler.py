@@ -1,84 +1,146 @@
-"""Draws token sequences from a prior, one position at a time, against a cache of keys and values.
+"""Draws token sequences from priors that give one code at a time: raster, channel and depth orders in one loop.
 
-    B batch, N tokens of an image, K = 1 codes a position
+    B images of a batch, G branches of guidance, N positions, K codes a position, S = N K draws, V vocabulary
 """
+import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
-from vqim.nn.attention import Cache
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
+from vqim.contracts.prior import Draw, Sampler, Stepwise, check_numbers
+from vqim.contracts.runtime import Runtime
 from vqim.nn.module import apply
-from vqim.prior.autoregressive import AutoregressivePrior
 from vqim.prior.sampling import check_sampling, sample_logits
 from vqim.state.leaf import State
-from vqim.state.random import fold_key, step_key
+from vqim.state.random import fold_key, step_key, uniform_rows
+
+STEPWISE = ("num_steps", "vocabulary", "empty_cache", "step")
 
 
-class Sampler:
-    """Samples from P(x | class), position by position; one program serves every position.
+@dataclasses.dataclass(frozen=True)
+class StepwiseSampler:
+    """Draws one code after another from P(x | class), against a cache; one program serves every step.
 
-    Without temperature, top_k and top_p it draws from the model's own distribution, as all figures of ViT-VQGAN do.
+    Without its settings it draws from the model's own distribution, as all figures of ViT-VQGAN do.
 
-    Args:
-      prior: the network.
-      runtime: where to run.
-      batch_size: of every call.
-      temperature, top_k, top_p: see `vqim.prior.sampling.sample_logits`.
-      dtype: of computation.
+    Attributes:
+      temperature: divides the logits; 0 takes the likeliest code.
+      top_k: only the k likeliest codes; None keeps all.
+      top_p: only the likeliest codes whose probabilities first sum to p; None keeps all.
+      guidance: scale s of classifier-free guidance: logits c + (s - 1) (c - u), c with the class and u without it. With
+        1.0 there is no second branch. The prior has to know images without classes (`class_dropout_rate`).
     """
 
-    def __init__(
-        self, prior: AutoregressivePrior, runtime: Any, batch_size: int, *,
-        temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        dtype: torch.dtype = torch.float32,
-    ):
-        check_sampling(temperature, top_k, top_p)
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.top_k, self.top_p)
+        if not self.guidance >= 0:
+            raise ValueError(f"guidance must be at least 0, got {self.guidance}")
+
+    def with_settings(self, **settings: float | int | None) -> Sampler:
+        """See `Sampler.with_settings`."""
+        return with_settings(self, **settings)
+
+    def bind(self, prior: Any, runtime: Runtime, batch_size: int, dtype: torch.dtype) -> Draw:
+        """See `Sampler.bind`."""
+        missing = [name for name in STEPWISE if not hasattr(prior, name)]
+        if missing:
+            raise ValueError(f"sampler must fit the prior: StepwiseSampler draws code by code, and "
+                             f"{type(prior).__name__} has no {', '.join(missing)}")
         if batch_size % runtime.num_batch_shards:
             raise ValueError(f"batch_size must be a multiple of {runtime.num_batch_shards}, got {batch_size}")
-        self.prior, self.runtime, self.batch_size, self.dtype = prior, runtime, batch_size, dtype
-        self.settings: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if self.guidance != 1.0 and not prior.num_classes:
+            raise ValueError(f"guidance must be 1.0 for a prior without classes, got {self.guidance}")
+        return _StepwiseDraw(self, prior, runtime, batch_size, dtype)
+
+
+class _StepwiseDraw:
+    """A sampler bound to a prior."""
+
+    def __init__(
+        self, sampler: StepwiseSampler, prior: Stepwise, runtime: Runtime, batch_size: int, dtype: torch.dtype,
+    ):
+        self._sampler, self._prior, self._runtime = sampler, prior, runtime
+        self._batch_size, self._dtype = batch_size, dtype
+        self._branches = 1 if sampler.guidance == 1.0 else 2
+        self._has_top_p = sampler.top_p is not None and sampler.top_p < 1  # at 1, rounding would drop the far tail
         self._program = runtime.compile(self._step)
 
-    def __call__(self, params: State, labels_B: np.ndarray, seed: int) -> Tensor:
-        """Draws one sequence for each label.
-
-        Args:
-          params: of the prior.
-          labels_B: int32 [batch_size] classes; -1 where none is told.
-          seed: the same seed draws the same tokens, on one kind of runtime.
-
-        Returns:
-          int64 tokens [B, N, 1] on the device.
-        """
-        if labels_B.shape != (self.batch_size,):
-            raise ValueError(f"labels_B must have shape ({self.batch_size},), got {labels_B.shape}")
-        share = self.batch_size // self.runtime.process_count
-        own_B = labels_B[self.runtime.process_index * share:][:share].astype(np.int32)
-        device = self.runtime.put({"labels": own_B, "tokens": np.zeros((share, self.prior.num_tokens), np.int64)})
-        empty = self.prior.empty_cache(self.batch_size, self.dtype, device["tokens"].device)
-        cache = Cache(*self.runtime.cut([empty.keys, empty.values], axis=1))
-        for position in range(self.prior.num_tokens):
-            scalars = self.runtime.scalars({"position": position, "seed": seed})
-            self._program(params, device["tokens"], device["labels"], cache, scalars)
-        return device["tokens"][..., None]
+    def __call__(
+        self, arrays: State, labels_B: np.ndarray, numbers_B: np.ndarray, seed: int,
+        given_BNK: np.ndarray | None = None,
+    ) -> Tensor:
+        """See `Sampler.bind`."""
+        runtime, grid = self._runtime, self._prior.grid
+        check_numbers(labels_B, self._batch_size, "labels_B")
+        check_numbers(numbers_B, self._batch_size)
+        shape = (self._batch_size, grid.num_positions, grid.num_channels)
+        given_BNK = np.full(shape, -1, np.int64) if given_BNK is None else given_BNK
+        if given_BNK.shape != shape:
+            raise ValueError(f"given_BNK must have shape {shape}, -1 where tokens are to be drawn; got "
+                             f"{given_BNK.shape}")
+        share = self._batch_size // runtime.process_count
+        own = slice(runtime.process_index * share, (runtime.process_index + 1) * share)
+        device = runtime.put({
+            "labels": labels_B[own].astype(np.int32), "numbers": numbers_B[own].astype(np.int32),
+            "drawn": given_BNK[own].reshape(share, -1).astype(np.int64)})
+        empty = self._prior.empty_cache(self._branches * self._batch_size, self._dtype, device["drawn"].device)
+        cache = dict(zip(empty, runtime.cut(list(empty.values()), axis=1), strict=True))
+        settings = {"temperature": self._sampler.temperature, "guidance": self._sampler.guidance,
+                    "top_p": self._sampler.top_p or 1.0}
+        for step in range(self._prior.num_steps):
+            self._program(arrays, device, cache, runtime.scalars({"step": step, "seed": seed, **settings}))
+        return rearrange(device["drawn"], "b (n k) -> b n k", k=grid.num_channels)
 
     def _step(
-        self, params: State, tokens_BN: Tensor, labels_B: Tensor, cache: Cache, scalars: dict[str, Tensor],
+        self, arrays: State, images: dict[str, Tensor], cache: dict[str, Tensor], scalars: dict[str, Tensor],
     ) -> None:
-        """Draws the token at one position, in place."""
+        """Makes one draw, in place, where none is given."""
+        drawn_BS, labels_B = images["drawn"], images["labels"]
         with torch.no_grad():
-            kernels, position = self.runtime.kernels, scalars["position"].to(tokens_BN.device)
-            here_N = torch.arange(self.prior.num_tokens, device=tokens_BN.device) == position
-            before_1 = (position.long() - 1).clamp_min(0).reshape(1)
-            previous_B = tokens_BN.index_select(1, before_1)[:, 0]
-            context = Context(kernels, self.dtype)
-            logits_BV, new = apply(self.prior.step, params, previous_B, labels_B, cache, position, context)
-            key = fold_key(step_key(scalars["seed"], scalars["position"], "sample"), "code")
-            uniform_BV = kernels.uniform(key, tuple(logits_BV.shape), logits_BV.device)
-            drawn_B = sample_logits(logits_BV, uniform_BV, **self.settings)
-            tokens_BN.copy_(torch.where(here_N, drawn_B[:, None], tokens_BN))
-            for array, entry in ((cache.keys, new.keys), (cache.values, new.values)):
-                array.copy_(torch.where(here_N[:, None], entry, array))
+            step = scalars["step"].to(drawn_BS.device)
+            logits_BV = self._logits(arrays, drawn_BS, labels_B, cache, step, scalars)
+            key = fold_key(step_key(scalars["seed"], scalars["step"], "sample"), "code")
+            keys_B = fold_key(key.to(drawn_BS.device), images["numbers"])
+            codes_B = sample_logits(
+                logits_BV, uniform_rows(keys_B, logits_BV.shape[-1]),
+                temperature=0.0 if self._sampler.temperature == 0 else scalars["temperature"],
+                top_k=self._sampler.top_k, top_p=scalars["top_p"] if self._has_top_p else None)
+            here_S = torch.arange(drawn_BS.shape[1], device=drawn_BS.device) == step
+            drawn_BS.copy_(torch.where(here_S & (drawn_BS < 0), codes_B[:, None], drawn_BS))
+
+    def _logits(
+        self, arrays: State, drawn_BS: Tensor, labels_B: Tensor, cache: dict[str, Tensor], step: Tensor,
+        scalars: dict[str, Tensor],
+    ) -> Tensor:
+        """Logits of this step's codes; with guidance of both branches, which lie side by side, on the same device."""
+        context = Context(self._runtime.kernels, self._dtype)
+        known_BS = drawn_BS.clamp_min(0)
+        if self._branches == 1:
+            return apply(self._prior.step, arrays, known_BS, labels_B, cache, step, context)
+        untold_B = torch.full_like(labels_B, -1)
+        labels_G = rearrange([labels_B, untold_B], "g b -> (b g)")
+        both_GV = apply(
+            self._prior.step, arrays, repeat(known_BS, "b s -> (b g) s", g=2), labels_G, cache, step, context)
+        with_BV, without_BV = rearrange(both_GV, "(b g) v -> g b v", g=2)
+        guided_BV = with_BV + (scalars["guidance"] - 1) * (with_BV - without_BV)
+        # -inf - -inf is no number: what a level does not have stays out.
+        return torch.where(torch.isinf(with_BV), with_BV, guided_BV)
+
+
+def with_settings(sampler: Any, **settings: float | int | None) -> Any:
+    """A sampler, a dataclass, with other settings; ValueError for those that it does not have."""
+    names = [field.name for field in dataclasses.fields(sampler)]
+    unknown = sorted(settings.keys() - set(names))
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: {type(sampler).__name__} has no such setting; it has "
+                         f"{', '.join(names)}")
+    return dataclasses.replace(sampler, **settings)

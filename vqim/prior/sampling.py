@@ -10,30 +10,26 @@ from vqim.nn.gumbel import gumbel_noise
 
 def sample_logits(
     logits_BV: Tensor, uniform_BV: Tensor, *,
-    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+    temperature: float | Tensor = 1.0, top_k: int | None = None, top_p: float | Tensor | None = None,
 ) -> Tensor:
     """Draws one code a row from softmax(logits / temperature), by the Gumbel-max trick.
 
     Args:
       logits_BV: float32.
       uniform_BV: independent draws from U[0, 1).
-      temperature: 0 takes the likeliest code.
+      temperature: the number 0 takes the likeliest code; a scalar tensor is above 0.
       top_k: only the k likeliest codes (and any that tie with the last of them); None keeps all, as ViT-VQGAN does.
       top_p: only the likeliest codes whose probabilities, after temperature and top_k, first sum to p; None keeps all.
 
     Returns:
       int64 [B].
-
-    Raises:
-      ValueError: a setting is out of its range.
     """
-    check_sampling(temperature, top_k, top_p)
-    if temperature == 0:
+    if not isinstance(temperature, Tensor) and temperature == 0:
         return logits_BV.argmax(-1)
     logits_BV = logits_BV / temperature
     if top_k is not None:
         logits_BV = keep_top_k(logits_BV, top_k)
-    if top_p is not None and top_p < 1:  # at 1, rounding of the sums would drop the far tail
+    if top_p is not None:
         logits_BV = keep_top_p(logits_BV, top_p)
     return (logits_BV + gumbel_noise(uniform_BV)).argmax(-1)
 
@@ -44,7 +40,7 @@ def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
     return logits_BV.masked_fill(logits_BV < smallest_B1, -torch.inf)
 
 
-def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
+def keep_top_p(logits_BV: Tensor, p: float | Tensor) -> Tensor:
     """-inf outside the nucleus: the smallest set of likeliest codes whose probabilities sum to at least p."""
     sorted_BV, order_BV = logits_BV.sort(-1, descending=True)
     probabilities_BV = sorted_BV.softmax(-1)

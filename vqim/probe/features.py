@@ -1,27 +1,27 @@
-"""Frozen features of pictures, one vector a layer, for linear probes.
+"""Frozen features of images, one vector a layer, for linear probes.
 
     B batch, L layers, D features, C image channels, H W image size
 """
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
+from vqim.contracts.prior import Featuring
+from vqim.frozen.from_run import FromRun
 from vqim.nn.module import apply
-from vqim.prior.autoregressive import AutoregressivePrior
+from vqim.prior.objective import MakePrior
 from vqim.state.leaf import Spec, State, prefixed, select
 from vqim.tokenizer.model import ImageTokenizer, images_to_float
-from vqim.tokenizer.pretrained import Pretrained
 
 
 class Features(Protocol):
-    """Turns pictures into features.
+    """A frozen network (`vqim.contracts.frozen.Frozen`) that turns batches into features.
 
     Attributes:
-      image_size: of the pictures.
+      image_size: of the images.
       num_layers: L.
       width: D, the same in every layer.
     """
@@ -34,13 +34,13 @@ class Features(Protocol):
         """The frozen arrays that it needs."""
         ...
 
-    def __call__(self, frozen: State, batch: dict[str, Tensor], context: Context) -> Tensor:
+    def __call__(self, arrays: State, batch: dict[str, Tensor], *, context: Context) -> Tensor:
         """Features [L, B, D], float32."""
         ...
 
 
 class PriorFeatures:
-    """Every block's output of a trained prior, averaged over the tokens of a picture. ViT-VQGAN section 4.2.
+    """Every block's output of a trained prior, averaged over the tokens of an image. ViT-VQGAN section 4.2.
 
     Args:
       tokenizer: built as the prior's run built it.
@@ -49,41 +49,40 @@ class PriorFeatures:
       run: directory of the prior's run, whose checkpoints also hold the tokenizer.
     """
 
-    def __init__(
-        self, tokenizer: ImageTokenizer, prior: Callable[..., AutoregressivePrior], num_classes: int, run: str,
-    ):
+    def __init__(self, tokenizer: ImageTokenizer, prior: MakePrior, num_classes: int, run: str):
         self.tokenizer = tokenizer
         self.prior = prior(grid=tokenizer.grid, num_classes=num_classes)
+        if not isinstance(self.prior, Featuring):
+            raise ValueError(f"prior must give features of its layers, {type(self.prior).__name__} gives none")
         self.image_size = tokenizer.image_size
         self.num_layers, self.width = self.prior.num_layers, self.prior.width
-        self._pretrained = {
-            "tokenizer/": Pretrained(self.tokenizer, run, "frozen/tokenizer/"),
-            "prior/": Pretrained(self.prior, run, "params/prior/")}
+        assert isinstance(self.prior, nn.Module)
+        self._networks = {"tokenizer/": FromRun(self.tokenizer, run), "prior/": FromRun(self.prior, run, "prior")}
 
     def init_spec(self) -> Spec:
         """Both networks."""
         spec: Spec = {}
-        for prefix, pretrained in self._pretrained.items():
-            spec |= prefixed(prefix, pretrained.init_spec())
+        for prefix, network in self._networks.items():
+            spec |= prefixed(prefix, network.init_spec())
         return spec
 
-    def __call__(self, frozen: State, batch: dict[str, Tensor], context: Context) -> Tensor:
+    def __call__(self, arrays: State, batch: dict[str, Tensor], *, context: Context) -> Tensor:
         """See `Features`."""
+        assert isinstance(self.prior, Featuring)
         with torch.no_grad():
             if "tokens" in batch:
                 tokens_BNK = batch["tokens"]
             else:
                 tokens_BNK = apply(
-                    self.tokenizer.tokens, select(frozen, "tokenizer/"), images_to_float(batch["images"]),
-                    Context(context.kernels))
-            return apply(self.prior.features, select(frozen, "prior/"), tokens_BNK, context)
+                    self.tokenizer.tokens, select(arrays, "tokenizer/"), images_to_float(batch["images"]), context)
+            return apply(self.prior.features, select(arrays, "prior/"), tokens_BNK, context)
 
 
 class PixelFeatures:
-    """The picture itself: what a probe reaches without any model.
+    """The image itself: what a probe reaches without any model.
 
     Args:
-      image_size: height and width of the pictures.
+      image_size: height and width of the images.
     """
 
     num_layers = 1
@@ -95,6 +94,6 @@ class PixelFeatures:
         """Nothing."""
         return {}
 
-    def __call__(self, frozen: State, batch: dict[str, Tensor], context: Context) -> Tensor:
+    def __call__(self, arrays: State, batch: dict[str, Tensor], *, context: Context) -> Tensor:
         """See `Features`; values in [0, 1]."""
         return rearrange(images_to_float(batch["images"]), "b c h w -> 1 b (c h w)")

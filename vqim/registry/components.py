@@ -1,51 +1,52 @@
-"""The gin names of all components: a table, in the order in which pictures flow."""
+"""The gin names of all components: a table, in the order in which images flow."""
 import gin
 
 from vqim.checkpoint import policy
 from vqim.classifier import model as classifier_model
-from vqim.classifier import resnet
-from vqim.classifier import task as classifier_task
+from vqim.classifier import objective as classifier_objective
+from vqim.contracts import learning
 from vqim.data import folder, images, source, token_cache, transforms
-from vqim.evaluation import classifier as evaluation_classifier
-from vqim.evaluation import lpips, rejection
-from vqim.evaluation import prior as evaluation_prior
-from vqim.evaluation import probe as evaluation_probe
-from vqim.evaluation import tokenizer as evaluation_tokenizer
+from vqim.evaluation import accuracy, image_metrics, passes, rejection, token_metrics
+from vqim.frozen import alexnet, from_run, lpips, resnet, vgg16
+from vqim.nn import convolution
 from vqim.optim import adafactor, adamw, groups, schedules
-from vqim.prior import autoregressive
-from vqim.prior import task as prior_task
+from vqim.prior import autoregressive, sampler
+from vqim.prior import objective as prior_objective
 from vqim.probe import features
-from vqim.probe import task as probe_task
+from vqim.probe import objective as probe_objective
 from vqim.runtime import settings
-from vqim.tokenizer import adversary, cnn, dvae, model, perceptual, pretrained, vit
-from vqim.tokenizer import task as tokenizer_task
-from vqim.tokenizer.discriminator import patchgan, stylegan2
+from vqim.tokenizer import cnn, dvae, model, terms, vit
+from vqim.tokenizer import objective as tokenizer_objective
+from vqim.tokenizer.discriminator import adversary, patchgan, stylegan2
 from vqim.tokenizer.quantizer import gumbel, hierarchical, vector
-from vqim.training import experiment
+from vqim.training import experiment, gradient_task, start_from
 
 for module, components in {
     "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, token_cache.Tokens,
              transforms.RandomResizedCrop, transforms.CenterCrop, transforms.Resize),
+    "nn": (convolution.GroupNorm, convolution.AttentionBlock),
+    "frozen": (vgg16.VGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet, from_run.FromRun),
     "tokenizer": (model.ImageTokenizer, vit.ViTEncoder, vit.ViTDecoder, cnn.CNNEncoder, cnn.CNNDecoder,
                   dvae.DVAEEncoder, dvae.DVAEDecoder, vector.VectorQuantizer, gumbel.GumbelQuantizer,
-                  hierarchical.HierarchicalQuantizer, perceptual.Perceptual, adversary.Adversary,
-                  stylegan2.StyleGAN2Discriminator, patchgan.PatchGANDiscriminator, pretrained.Pretrained,
-                  tokenizer_task.TokenizerTask),
-    "prior": (autoregressive.AutoregressivePrior, prior_task.PriorTask),
-    "probe": (features.PriorFeatures, features.PixelFeatures, probe_task.ProbeTask),
-    "classifier": (classifier_model.ImageClassifier, classifier_model.TrainedClassifier, resnet.TorchvisionResNet,
-                   classifier_task.ClassifierTask),
+                  hierarchical.HierarchicalQuantizer, terms.L2, terms.LogitLaplace, terms.Perceptual,
+                  adversary.Adversary, stylegan2.StyleGAN2Discriminator, patchgan.PatchGANDiscriminator,
+                  tokenizer_objective.TokenizerObjective),
+    "prior": (autoregressive.AutoregressivePrior, sampler.StepwiseSampler, prior_objective.PriorObjective),
+    "probe": (features.PriorFeatures, features.PixelFeatures, probe_objective.ProbeObjective),
+    "classifier": (classifier_model.ImageClassifier, classifier_model.TrainedClassifier,
+                   classifier_objective.ClassifierObjective),
     "optim": (adamw.AdamW, adafactor.Adafactor, groups.Group, schedules.Constant, schedules.WarmupCosine,
               schedules.WarmupExponential),
+    "training": (gradient_task.GradientTask, learning.Learner, start_from.StartFrom),
     "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepBest),
-    "evaluation": (evaluation_tokenizer.ReconstructionEvaluator, evaluation_prior.LikelihoodEvaluator,
-                   evaluation_prior.SamplesEvaluator, evaluation_probe.AccuracyEvaluator,
-                   evaluation_classifier.ClassifierEvaluator, rejection.RejectionEvaluator, lpips.AlexNetLpips),
+    "evaluation": (passes.Reconstructions, passes.Predictions, passes.Classifications, passes.Samples,
+                   image_metrics.Distances, image_metrics.Lpips, image_metrics.ShownImages, token_metrics.CodebookUse,
+                   token_metrics.Likelihood, accuracy.Accuracy, rejection.Rejection),
 }.items():
     for component in components:
         gin.register(component, module=module)
 
 gin.register("Torch", module="runtime")(settings.TorchSettings)
 gin.register("Xla", module="runtime")(settings.XlaSettings)
-gin.register("train", module="vqim")(experiment.Experiment)
-gin.register("sample", module="vqim")(rejection.Rejection)
+gin.register("train", module="vqim", denylist=["needs_data"])(experiment.Experiment)
+gin.register("sample", module="vqim")(rejection.Acceptance)

@@ -224,18 +224,26 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def reach(start: Iterable[Binding], table: dict[str, Binding]) -> set[str]:
-    """The names of all bindings of what some bindings refer to, directly or not."""
-    found: set[str] = set()
-    waiting = list(start)
+    """The names of all bindings of what some bindings refer to, directly or not.
+
+    What is called without a scope of its own is called in that of its caller, where longer scopes' bindings win.
+    """
+    seen: set[tuple[str, str]] = set()
+    waiting = [(binding, binding.scope) for binding in start]
     while waiting:
-        for leaf in leaves(waiting.pop().value):
+        binding, scope = waiting.pop()
+        for leaf in leaves(binding.value):
+            inner = scope
             if isinstance(leaf, Reference):
-                names = [name for name, other in table.items() if other.parameter and other.selector == leaf.selector]
+                inner = leaf.scope or scope
+                names = [name for name, other in table.items() if other.parameter and other.selector == leaf.selector
+                         and f"{inner}/".startswith(f"{other.scope}/" if other.scope else "")]
             else:
                 names = [leaf.name] if isinstance(leaf, Macro) and leaf.name in table else []
-            waiting += [table[name] for name in names if name not in found]
-            found.update(names)
-    return found
+            new = [name for name in names if (name, inner) not in seen]
+            waiting += [(table[name], inner) for name in new]
+            seen.update((name, inner) for name in new)
+    return {name for name, _ in seen}
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:

@@ -1,41 +1,10 @@
 """What the processes of a run, one a host, tell each other without their devices, which are busy meanwhile."""
 import datetime
 import time
-from typing import Protocol
 
 from torch.distributed import TCPStore
 
 _POLL_SECONDS = 0.05
-
-
-class Hosts(Protocol):
-    """The processes of a run.
-
-    Any thread may call, but one thread of a process at a time with one name.
-
-    Attributes:
-      process_index: which of them this is.
-      process_count: how many there are.
-    """
-
-    process_index: int
-    process_count: int
-
-    def wait(self, name: str) -> None:
-        """Returns when every process has called it with this name, as often as this one has; TimeoutError else."""
-        ...
-
-    def post(self, name: str, text: str) -> None:
-        """Leaves a text for all to see. The first one posted under a name stays."""
-        ...
-
-    def read(self, name: str) -> str | None:
-        """What has been posted under a name; None if nothing has. Does not wait."""
-        ...
-
-    def get(self, name: str) -> str:
-        """What has been posted under a name; waits for it, TimeoutError if it does not come."""
-        ...
 
 
 class OneHost:

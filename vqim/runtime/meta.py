@@ -1,10 +1,9 @@
 """Steps on arrays without data: shapes and operation counts, for dry runs and for measuring speed."""
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from vqim.contracts.task import Task
 from vqim.runtime.torch import TorchKernels
 from vqim.state.leaf import Spec
 
@@ -17,7 +16,7 @@ class MetaKernels(TorchKernels):
         return torch.empty(shape, device="meta")
 
 
-def step_flops(task: Any, spec: Spec, batch: dict[str, Tensor], program: str = "train") -> int:
+def step_flops(task: Task, spec: Spec, batch: dict[str, Tensor], program: str = "train") -> int:
     """Floating-point operations of the matrix products and convolutions of one training step, all devices together.
 
     A multiplication and an addition count as two.

@@ -16,9 +16,10 @@ from torch.nn.modules import module as module_hooks
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from vqim.runtime.hosts import Hosts, OneHost
+from vqim.contracts.runtime import Fill, Hosts, Shards
+from vqim.runtime.arrays import scalar, to_tensor
+from vqim.runtime.hosts import OneHost
 from vqim.runtime.partition import PartitionSpec, part_of
-from vqim.runtime.runtime import Fill, Shards, scalar, to_tensor
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.tpu_compiler import Buffer, Compiled, OutOfMemoryError, Slice, compile_program, sharding_text
 from vqim.runtime.xla import Devices, XlaRuntime, batch_spec

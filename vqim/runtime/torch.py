@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqim.runtime.hosts import Hosts, OneHost
+from vqim.contracts.runtime import Fill, Hosts, Shards
+from vqim.runtime.arrays import scalar, to_numpy, to_tensor
+from vqim.runtime.hosts import OneHost
 from vqim.runtime.plain import loop_scan, plain_attention, plain_linear
-from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
 from vqim.runtime.settings import TorchSettings
 from vqim.state.init import full_index
 from vqim.state.leaf import Leaf

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch_xla._internal import tpu
 
+from vqim.contracts.runtime import Fill, Hosts, Shards
+from vqim.runtime.arrays import scalar, to_numpy, to_tensor
 from vqim.runtime.chips import CHIPS, Chip
-from vqim.runtime.hosts import HostNetwork, Hosts, OneHost
+from vqim.runtime.hosts import HostNetwork, OneHost
 from vqim.runtime.partition import MESH_AXES, Partition, PartitionSpec, part_of
-from vqim.runtime.runtime import Fill, Shards, scalar, to_numpy, to_tensor
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.xla_kernels import XlaKernels
 from vqim.runtime.xla_metrics import XlaCounters, trace

@@ -5,6 +5,7 @@ run draws what it would have drawn. Nothing here reads a value back from a devic
 """
 import zlib
 
+import torch
 from torch import Tensor
 
 
@@ -32,3 +33,11 @@ def mix_bits(x: Tensor) -> Tensor:
     x = (x ^ ((x & -0x10000) >> 16 & 0xFFFF)) * 0x7FEB352D
     x = (x ^ ((x & -0x8000) >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
     return x ^ ((x & -0x10000) >> 16 & 0xFFFF)
+
+
+def uniform_rows(keys_B: Tensor, num_columns: int) -> Tensor:
+    """float32 draws from U[0, 1), [B, num_columns]: each row from its own key, the same on every runtime."""
+    columns_C = torch.arange(num_columns, dtype=torch.int32, device=keys_B.device)
+    bits_BC = mix_bits(mix_bits(keys_B)[:, None] ^ mix_bits(columns_C))
+    # 24 of the upper bits, which float32 holds exactly; masked first, so that the shift is one of a positive number.
+    return ((bits_BC & 0x7FFFFFFF) >> 7).float() * 2.0**-24

@@ -15,11 +15,20 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
-from vqim.nn.convolution import AttentionBlock, Conv2d, Downsample, GroupNorm, ResidualBlock, Upsample
+from vqim.contracts.context import Context
+from vqim.nn.convolution import (
+    AttentionBlock,
+    Conv2d,
+    Downsample,
+    GroupNorm,
+    MakeAttention,
+    MakeNorm,
+    ResidualBlock,
+    Upsample,
+)
 from vqim.nn.layers import check_positive
 from vqim.tokenizer.losses import unsqueeze
-from vqim.tokenizer.model import Reconstruction
+from vqim.tokenizer.model import Codes, Reconstruction
 
 
 class CNNEncoder(nn.Module):
@@ -35,11 +44,15 @@ class CNNEncoder(nn.Module):
       width: of the latents, 256 in all published models.
       dropout_rate: in residual blocks, 0.0 in the paper.
       num_channels: of the images.
+      norm: makes a normalisation of so many channels.
+      attention: makes an attention block, at the lowest resolution after each residual block and in the middle; None
+        does without.
     """
 
     def __init__(
         self, channels: int, multipliers: tuple[int, ...], num_blocks: int, width: int,
-        dropout_rate: float = 0.0, num_channels: int = 3,
+        dropout_rate: float = 0.0, num_channels: int = 3, norm: MakeNorm = GroupNorm,
+        attention: MakeAttention | None = AttentionBlock,
     ):
         super().__init__()
         check_sizes(channels, multipliers, num_blocks, width, num_channels)
@@ -50,10 +63,11 @@ class CNNEncoder(nn.Module):
         for i, multiplier in enumerate(multipliers):
             num_outputs, is_last = channels * multiplier, i == len(multipliers) - 1
             resample = None if is_last else Downsample(num_outputs, num_outputs)
-            self.levels.append(Level(num_inputs, num_outputs, num_blocks, is_last, resample, dropout_rate))
+            self.levels.append(Level(num_inputs, num_outputs, num_blocks, resample, dropout_rate, norm,
+                                     attention if is_last else None))
             num_inputs = num_outputs
-        self.middle = Middle(num_inputs, dropout_rate)
-        self.head = Head(num_inputs, width)
+        self.middle = Middle(num_inputs, dropout_rate, norm, attention)
+        self.head = Head(num_inputs, width, norm)
 
     def latent_size(self, image_size: int) -> tuple[int, int]:
         """(h, w)."""
@@ -76,35 +90,39 @@ class CNNDecoder(nn.Module):
 
     Args:
       As `CNNEncoder`, `multipliers` too from the highest resolution; and
+      norm: also sees the codes' vectors, [B, Z, h, w], as its condition, in every block.
       logit_laplace: whether to give location and log scale of a logit-Laplace distribution for every value, as
         ViT-VQGAN's decoders do (Tables 1 and 4 have that distance for CNN-VQGAN too). VQGAN's own gives an image.
     """
 
     def __init__(
         self, channels: int, multipliers: tuple[int, ...], num_blocks: int, width: int,
-        dropout_rate: float = 0.0, num_channels: int = 3, logit_laplace: bool = False,
+        dropout_rate: float = 0.0, num_channels: int = 3, logit_laplace: bool = False, norm: MakeNorm = GroupNorm,
+        attention: MakeAttention | None = AttentionBlock,
     ):
         super().__init__()
         check_sizes(channels, multipliers, num_blocks, width, num_channels)
         self.width, self.logit_laplace = width, logit_laplace
         num_inputs = channels * multipliers[-1]
         self.conv_in = Conv2d(width, num_inputs, kernel_size=3)
-        self.middle = Middle(num_inputs, dropout_rate)
+        self.middle = Middle(num_inputs, dropout_rate, norm, attention)
         self.levels = nn.ModuleList()
         for i, multiplier in enumerate(reversed(multipliers)):
             num_outputs, is_last = channels * multiplier, i == len(multipliers) - 1
             resample = None if is_last else Upsample(num_outputs, num_outputs)
-            self.levels.append(Level(num_inputs, num_outputs, num_blocks + 1, i == 0, resample, dropout_rate))
+            self.levels.append(Level(num_inputs, num_outputs, num_blocks + 1, resample, dropout_rate, norm,
+                                     attention if i == 0 else None))
             num_inputs = num_outputs
-        self.head = Head(num_inputs, num_channels * (2 if logit_laplace else 1))
+        self.head = Head(num_inputs, num_channels * (2 if logit_laplace else 1), norm)
 
-    def forward(self, latents_BhwD: Tensor, context: Context) -> Reconstruction:
-        """Vectors of codes [B, h, w, D] to images."""
-        x_BCHW = self.conv_in(rearrange(latents_BhwD, "b h w d -> b d h w"), context)
-        x_BCHW = self.middle(x_BCHW, context.fold("middle"))
+    def forward(self, codes: Codes, context: Context) -> Reconstruction:
+        """Codes to images."""
+        condition_BZhw = rearrange(codes.vectors_BhwZ, "b h w z -> b z h w")
+        x_BCHW = self.conv_in(rearrange(codes.latents_BhwD, "b h w d -> b d h w"), context)
+        x_BCHW = self.middle(x_BCHW, context.fold("middle"), condition_BZhw)
         for i, level in enumerate(self.levels):
-            x_BCHW = level(x_BCHW, context.fold(f"level {i}"))
-        x_BCHW = self.head(x_BCHW, context).float()
+            x_BCHW = level(x_BCHW, context.fold(f"level {i}"), condition_BZhw)
+        x_BCHW = self.head(x_BCHW, context, condition_BZhw).float()
         if not self.logit_laplace:
             return Reconstruction((x_BCHW + 1) / 2)
         location_BCHW, log_scale_BCHW = rearrange(x_BCHW, "b (s c) h w -> s b c h w", s=2)
@@ -117,57 +135,62 @@ class Level(nn.Module):
     Args:
       num_inputs, num_outputs: channels before and after the first block.
       num_blocks: residual blocks.
-      with_attention: whether an attention block follows each of them.
       resample: to the resolution of the next level; None stays.
       dropout_rate: of the residual blocks.
+      norm: makes their normalisations.
+      attention: makes the attention block that follows each of them; None for none.
     """
 
     def __init__(
-        self, num_inputs: int, num_outputs: int, num_blocks: int, with_attention: bool,
-        resample: Downsample | Upsample | None, dropout_rate: float,
+        self, num_inputs: int, num_outputs: int, num_blocks: int, resample: Downsample | Upsample | None,
+        dropout_rate: float, norm: MakeNorm, attention: MakeAttention | None,
     ):
         super().__init__()
         widths = [num_inputs, *[num_outputs] * num_blocks]
         self.blocks = nn.ModuleList(
-            ResidualBlock(before, after, dropout_rate) for before, after in zip(widths, widths[1:], strict=False))
-        self.attention = nn.ModuleList(AttentionBlock(num_outputs) for _ in range(num_blocks if with_attention else 0))
+            ResidualBlock(before, after, dropout_rate, norm)
+            for before, after in zip(widths, widths[1:], strict=False))
+        self.attention = nn.ModuleList(
+            attention(num_outputs, norm=norm) for _ in range(num_blocks) if attention is not None)
         self.resample = resample
 
-    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
         """[B, num_inputs, H, W] to [B, num_outputs, ...] of the next level's size."""
         for i, block in enumerate(self.blocks):
-            x_BCHW = block(x_BCHW, context.fold(f"block {i}"))
+            x_BCHW = block(x_BCHW, context.fold(f"block {i}"), condition_BZhw)
             if self.attention:
-                x_BCHW = self.attention[i](x_BCHW, context)
+                x_BCHW = self.attention[i](x_BCHW, context, condition_BZhw)
         return x_BCHW if self.resample is None else self.resample(x_BCHW, context)
 
 
 class Middle(nn.Module):
-    """A residual block, attention, a residual block."""
+    """A residual block, attention or not, a residual block."""
 
-    def __init__(self, num_features: int, dropout_rate: float):
+    def __init__(self, num_features: int, dropout_rate: float, norm: MakeNorm, attention: MakeAttention | None):
         super().__init__()
-        self.block_1 = ResidualBlock(num_features, num_features, dropout_rate)
-        self.attention = AttentionBlock(num_features)
-        self.block_2 = ResidualBlock(num_features, num_features, dropout_rate)
+        self.block_1 = ResidualBlock(num_features, num_features, dropout_rate, norm)
+        self.attention = None if attention is None else attention(num_features, norm=norm)
+        self.block_2 = ResidualBlock(num_features, num_features, dropout_rate, norm)
 
-    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
         """[B, C, H, W] to the same."""
-        x_BCHW = self.attention(self.block_1(x_BCHW, context.fold("block 1")), context)
-        return self.block_2(x_BCHW, context.fold("block 2"))
+        x_BCHW = self.block_1(x_BCHW, context.fold("block 1"), condition_BZhw)
+        if self.attention is not None:
+            x_BCHW = self.attention(x_BCHW, context, condition_BZhw)
+        return self.block_2(x_BCHW, context.fold("block 2"), condition_BZhw)
 
 
 class Head(nn.Module):
     """Normalisation, swish, and a convolution to what the network returns."""
 
-    def __init__(self, num_inputs: int, num_outputs: int):
+    def __init__(self, num_inputs: int, num_outputs: int, norm: MakeNorm):
         super().__init__()
-        self.norm = GroupNorm(num_inputs)
+        self.norm = norm(num_inputs)
         self.conv = Conv2d(num_inputs, num_outputs, kernel_size=3)
 
-    def forward(self, x_BCHW: Tensor, context: Context) -> Tensor:
+    def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
         """[B, num_inputs, H, W] to [B, num_outputs, H, W]."""
-        return self.conv(F.silu(self.norm(x_BCHW, context)), context)
+        return self.conv(F.silu(self.norm(x_BCHW, context, condition_BZhw)), context)
 
 
 def check_sizes(

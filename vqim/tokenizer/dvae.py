@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.convolution import Conv2d, repeat_pixels
 from vqim.nn.layers import check_positive
 from vqim.state.init import Normal
 from vqim.tokenizer.losses import squeeze, unsqueeze
-from vqim.tokenizer.model import Reconstruction
+from vqim.tokenizer.model import Codes, Reconstruction
 
 MULTIPLIERS = (1, 2, 4, 8)
 """Channels of each group of blocks, from the highest resolution, as multiples of `hidden`."""
@@ -78,9 +78,9 @@ class DVAEDecoder(nn.Module):
         self.groups = groups(width, widths, num_blocks, DECODER_KERNELS)
         self.head = convolution(hidden, 2 * num_channels, 1)
 
-    def forward(self, latents_BhwD: Tensor, context: Context) -> Reconstruction:
-        """Vectors of codes [B, h, w, D] to images."""
-        x_BCHW = rearrange(latents_BhwD.to(context.dtype), "b h w d -> b d h w")
+    def forward(self, codes: Codes, context: Context) -> Reconstruction:
+        """Codes to images."""
+        x_BCHW = rearrange(codes.latents_BhwD.to(context.dtype), "b h w d -> b d h w")
         for i, group in enumerate(self.groups):
             if i > 0:
                 x_BCHW = repeat_pixels(x_BCHW)

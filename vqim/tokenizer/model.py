@@ -6,11 +6,26 @@
 import dataclasses
 from typing import Protocol
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqim.nn.context import Context, scheduled_scalars
-from vqim.tokenizer.grid import Level, TokenGrid, join
+from vqim.contracts.context import Context, scheduled_scalars
+from vqim.contracts.grid import Level, TokenGrid, join
+from vqim.nn.module import arrays_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """What a decoder is given.
+
+    Attributes:
+      vectors_BhwZ: the codes' vectors as they were looked up; of several channels or levels side by side.
+      latents_BhwD: the same as wide as the decoder wants them.
+    """
+
+    vectors_BhwZ: Tensor
+    latents_BhwD: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +33,16 @@ class Quantized:
     """What a quantizer makes of latents.
 
     Attributes:
-      latents_BhwD: the codes' vectors, as wide as the decoder wants them; gradients pass straight through.
+      codes: gradients pass straight through them to the latents.
       indices: int64 codes [B, h, w, K] of each level.
       losses: terms of the training loss by name, each already weighted as its equation says.
+      sums: float32 arrays that add up over micro-batches, for the quantizer's own `advance`.
     """
 
-    latents_BhwD: Tensor
+    codes: Codes
     indices: tuple[Tensor, ...]
     losses: dict[str, Tensor]
+    sums: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +74,18 @@ class Encoder(Protocol):
 class Quantizer(Protocol):
     """Latents [B, h, w, width_in] to codes and their vectors [B, h, w, width_out].
 
-    One with numbers that change from step to step is `vqim.nn.context.Scheduled` too.
+    One with numbers that change from step to step is `vqim.contracts.context.Scheduled` too, one with statistics
+    `vqim.contracts.learning.Advancing`.
+
+    Attributes:
+      width_in, width_out: of the encoder's latents and of the decoder's.
+      widening: what the names of those arrays begin with that decide nothing about tokens: they only widen codes for
+        the decoder. Empty if in doubt.
     """
 
     width_in: int
     width_out: int
+    widening: tuple[str, ...]
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
         """What its codes are for latents of this size; ValueError where the size does not fit."""
@@ -69,17 +93,17 @@ class Quantizer(Protocol):
 
     def __call__(self, latents_BhwD: Tensor, context: Context) -> Quantized: ...
 
-    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Tensor:
-        """The vectors of given codes [B, h, w, K] of each level, as `Quantized.latents_BhwD` has them."""
+    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
+        """The vectors of given codes [B, h, w, K] of each level, as `Quantized.codes` has them."""
         ...
 
 
 class Decoder(Protocol):
-    """Code vectors [B, h, w, width] to images."""
+    """Codes, with latents of `width`, to images."""
 
     width: int
 
-    def __call__(self, latents_BhwD: Tensor, context: Context) -> Reconstruction: ...
+    def __call__(self, codes: Codes, context: Context) -> Reconstruction: ...
 
 
 class ImageTokenizer(nn.Module):
@@ -89,6 +113,8 @@ class ImageTokenizer(nn.Module):
       encoder, quantizer, decoder: the three parts; their widths have to meet.
       image_size: height and width of the images, in pixels.
     """
+
+    parts = ("encoder", "quantizer", "decoder")
 
     def __init__(self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, image_size: int):
         super().__init__()
@@ -116,14 +142,14 @@ class ImageTokenizer(nn.Module):
         latents_BhwD = self.encoder(images_BCHW, context.fold("encoder"))
         return self.quantizer(latents_BhwD, context.fold("quantizer"))
 
-    def decode(self, latents_BhwD: Tensor, context: Context) -> Reconstruction:
-        """Vectors of codes to images."""
-        return self.decoder(latents_BhwD, context.fold("decoder"))
+    def decode(self, codes: Codes, context: Context) -> Reconstruction:
+        """Codes to images."""
+        return self.decoder(codes, context.fold("decoder"))
 
     def forward(self, images_BCHW: Tensor, context: Context) -> tuple[Quantized, Reconstruction]:
         """Encodes, quantises and decodes."""
         quantized = self.encode(images_BCHW, context)
-        return quantized, self.decode(quantized.latents_BhwD, context)
+        return quantized, self.decode(quantized.codes, context)
 
     def tokens(self, images_BCHW: Tensor, context: Context) -> Tensor:
         """Images to int64 token sequences [B, N, K]: level by level, each in raster order."""
@@ -131,10 +157,20 @@ class ImageTokenizer(nn.Module):
 
     def images(self, tokens_BNK: Tensor, context: Context) -> Tensor:
         """Token sequences to images [B, C, H, W], float32, clamped to [0, 1]."""
-        latents_BhwD = self.quantizer.lookup(self.grid.split(tokens_BNK), context.fold("quantizer"))
-        return self.decode(latents_BhwD, context).mean_BCHW.clamp(0.0, 1.0)
+        codes = self.quantizer.lookup(self.grid.split(tokens_BNK), context.fold("quantizer"))
+        return self.decode(codes, context).mean_BCHW.clamp(0.0, 1.0)
+
+    def deciding_arrays(self) -> list[str]:
+        """Names of the arrays that decide tokens: not the decoder's, nor what widens codes for it."""
+        others = ("decoder/", *(f"quantizer/{name}" for name in self.quantizer.widening))
+        return sorted(name for name in arrays_spec(self) if not name.startswith(others))
 
 
 def images_to_float(images_BHWC: Tensor) -> Tensor:
     """uint8 [B, H, W, C], as batches travel, to float32 [B, C, H, W] in [0, 1]."""
     return rearrange(images_BHWC, "b h w c -> b c h w").float() / 255.0
+
+
+def float_to_images(images_BCHW: Tensor) -> Tensor:
+    """Float images in [0, 1] rounded to 8 bits: uint8 [B, H, W, C]."""
+    return rearrange((images_BCHW * 255).round().to(torch.uint8), "b c h w -> b h w c")

@@ -6,13 +6,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.layers import Dense, LayerNorm, check_positive
 from vqim.nn.module import parameter
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.state.init import Normal
 from vqim.tokenizer.losses import unsqueeze
-from vqim.tokenizer.model import Reconstruction
+from vqim.tokenizer.model import Codes, Reconstruction
 
 
 class ViTEncoder(nn.Module):
@@ -76,10 +76,10 @@ class ViTDecoder(nn.Module):
         self.tower = Tower((side, side), width, num_layers, num_heads, hidden, dropout_rate)
         self.head = FeedForwardHead(width, hidden, 2 * num_channels * patch_size**2)
 
-    def forward(self, latents_BhwD: Tensor, context: Context) -> Reconstruction:
-        """Vectors of codes [B, h, w, D] to images."""
+    def forward(self, codes: Codes, context: Context) -> Reconstruction:
+        """Codes to images."""
         p = self.patch_size
-        patches = self.head(self.tower(latents_BhwD, context), context).float()
+        patches = self.head(self.tower(codes.latents_BhwD, context), context).float()
         location_BCHW, log_scale_BCHW = rearrange(patches, "b h w (s p q c) -> s b c (h p) (w q)", s=2, p=p, q=p)
         return Reconstruction(unsqueeze(torch.sigmoid(location_BCHW)), location_BCHW, log_scale_BCHW)
 

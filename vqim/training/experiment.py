@@ -1,10 +1,12 @@
 """What a training run is made of, before any work is done."""
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from vqim.checkpoint.policy import Keep, KeepLatest
-from vqim.training.task import Evaluator, Task
+from vqim.contracts.data import Dataset
+from vqim.contracts.evaluation import Evaluator
+from vqim.contracts.task import Task
+from vqim.training.start_from import StartFrom
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,18 +15,20 @@ class Experiment:
 
     Attributes:
       task: what to train.
-      data: pictures or tokens: `data.Images`, `data.Tokens`, or anything with the same methods.
+      data: images or tokens: `data.Images`, `data.Tokens`, or anything with the same methods.
       num_steps: of the whole run, counted from its beginning.
-      batch_size: pictures a step, over all processes.
-      seed: of parameters, data order and everything else that is random.
+      batch_size: images a step, over all processes.
+      seed: for parameters, data order and everything else that is random.
       log_every: steps between two readings of the metrics; each is a mean over the steps since the last one.
       save_every: steps between two checkpoints; one more is made at the end.
       keep: which checkpoints stay; the newest always does.
       evaluators: each runs every so many steps, as it says itself, and at the end.
+      start_from: other runs whose arrays this one begins with.
+      needs_data: False for verbs that read a run on a machine without its data; they set it, gin files cannot.
     """
 
     task: Task
-    data: Any
+    data: Dataset
     num_steps: int
     batch_size: int
     seed: int = 0
@@ -32,6 +36,8 @@ class Experiment:
     save_every: int = 1000
     keep: Sequence[Keep] = (KeepLatest(2),)
     evaluators: Sequence[Evaluator] = ()
+    start_from: Sequence[StartFrom] = ()
+    needs_data: bool = True
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "log_every", "save_every"):
@@ -39,4 +45,10 @@ class Experiment:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be at least 0 and below 2^31, got {self.seed}")
-        self.task.check_data(self.data)
+        if self.batch_size % self.task.num_micro_batches:
+            raise ValueError(f"batch_size must be a multiple of num_micro_batches {self.task.num_micro_batches}, got "
+                             f"{self.batch_size}")
+        self.task.objective.check_batch(self.batch_size // self.task.num_micro_batches)
+        if self.needs_data:
+            self.data.num_examples("train")  # opens it
+            self.task.objective.check_data(self.data)

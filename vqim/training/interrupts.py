@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as a wish to stop, of one process or of one among many, after a step that is the same for all."""
+"""Ctrl-C and SIGTERM as a wish to stop, of one process or of one among many, at a place that is the same for all.
+
+A tick is a training step or a batch of an evaluation: all processes have the same ticks in the same order.
+"""
 import contextlib
 import signal
 import threading
@@ -7,7 +10,7 @@ from types import FrameType, TracebackType
 
 from absl import logging
 
-from vqim.runtime.hosts import Hosts
+from vqim.contracts.runtime import Hosts
 
 _POLL_SECONDS = 0.2
 
@@ -17,17 +20,16 @@ class Interrupts:
 
     Args:
       hosts: the processes of the run.
-      step: the last one that has been made.
     """
 
-    def __init__(self, hosts: Hosts, step: int) -> None:
+    def __init__(self, hosts: Hosts) -> None:
         self.requested: str | None = None
         self._previous: dict[int, object] = {}
-        self._common = CommonStop(lambda: self.requested, hosts, step) if hosts.process_count > 1 else None
+        self._common = CommonStop(lambda: self.requested, hosts) if hosts.process_count > 1 else None
 
-    def after(self, step: int) -> str | None:
-        """The signal to stop on, if this step is the last one to be made; to be called after each, in every process."""
-        return self._common.after(step) if self._common else self.requested
+    def tick(self) -> str | None:
+        """The signal to stop on, if this tick is the last one; to be called after each, in every process."""
+        return self._common.tick() if self._common else self.requested
 
     def __enter__(self) -> "Interrupts":
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -45,7 +47,7 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
-        when = "as soon as all hosts agree on a step" if self._common else "after this step"
+        when = "as soon as all hosts agree where" if self._common else "after this step"
         logging.warning("%s: saving and stopping %s; once more stops at once.", self.requested, when)
         self._restore()
 
@@ -56,22 +58,21 @@ class Interrupts:
 
 
 class CommonStop:
-    """Makes a wish of one process that of all, and has all stop after the same step.
+    """Makes a wish of one process that of all, and has all stop after the same tick.
 
-    No step waits for it. A thread of each process looks out for a wish. Where it finds one, it posts the last step
-    that its process has made, and holds up the end of the next one until it has those of all the others: the step
-    after the largest of them is one that nobody has passed.
+    No tick waits for it. A thread of each process looks out for a wish. Where it finds one, it posts the number of
+    ticks that its process has made, and holds up the next one until it has those of all the others: the tick after
+    the largest of them is one that nobody has passed.
 
     Args:
       requested: says which signal this process has had, if any.
       hosts: the processes of the run; one `CommonStop` in the life of each.
-      step: the last one that has been made.
     """
 
-    def __init__(self, requested: Callable[[], str | None], hosts: Hosts, step: int) -> None:
-        self._requested, self._hosts, self._step = requested, hosts, step
+    def __init__(self, requested: Callable[[], str | None], hosts: Hosts) -> None:
+        self._requested, self._hosts, self._ticks = requested, hosts, 0
         self._signal: str | None = None
-        self._stop_step: int | None = None
+        self._last_tick: int | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="interrupts", daemon=True)
@@ -80,19 +81,19 @@ class CommonStop:
         """Begins to look out."""
         self._thread.start()
 
-    def after(self, step: int) -> str | None:
-        """See `Interrupts.after`."""
+    def tick(self) -> str | None:
+        """See `Interrupts.tick`."""
         with self._lock:
-            self._step = step
-            return self._signal if step == self._stop_step else None
+            self._ticks += 1
+            return self._signal if self._ticks == self._last_tick else None
 
     def close(self) -> None:
-        """Stops looking out; processes that find a wish later are told that this one makes no more steps."""
+        """Stops looking out; processes that find a wish later are told that this one makes no more ticks."""
         self._closing.set()
         self._thread.join()
-        if self._stop_step is None:
+        if self._last_tick is None:
             with contextlib.suppress(RuntimeError):  # process 0, which holds the posts, has ended already
-                self._post_step()
+                self._post_ticks()
 
     def _watch(self) -> None:
         """Body of the thread."""
@@ -108,10 +109,10 @@ class CommonStop:
 
     def _agree(self) -> None:
         with self._lock:
-            self._post_step()
-            steps = [int(self._hosts.get(f"stop/{index}")) for index in range(self._hosts.process_count)]
-            self._signal, self._stop_step = self._hosts.get("stop"), max(steps) + 1
-        logging.info("%s on one of %d hosts: all stop after step %d.", self._signal, len(steps), self._stop_step)
+            self._post_ticks()
+            ticks = [int(self._hosts.get(f"stop/{index}")) for index in range(self._hosts.process_count)]
+            self._signal, self._last_tick = self._hosts.get("stop"), max(ticks) + 1
+        logging.info("%s on one of %d hosts: all stop at the same place.", self._signal, len(ticks))
 
-    def _post_step(self) -> None:
-        self._hosts.post(f"stop/{self._hosts.process_index}", str(self._step))
+    def _post_ticks(self) -> None:
+        self._hosts.post(f"stop/{self._hosts.process_index}", str(self._ticks))

@@ -12,16 +12,21 @@ from absl import logging
 from torch import Tensor
 
 from vqim.checkpoint.manager import CheckpointManager
+from vqim.contracts.data import Loader
+from vqim.contracts.evaluation import Evaluator
+from vqim.contracts.placing import place
+from vqim.contracts.runtime import Runtime
+from vqim.contracts.task import Task
 from vqim.runtime.meta import step_flops
 from vqim.state.health import FIRST_BAD_STEP, IS_BAD
 from vqim.state.leaf import Spec, State
 from vqim.training.experiment import Experiment
+from vqim.training.facts import write_facts
 from vqim.training.interrupts import Interrupts
 from vqim.training.profiling import Profiler
 from vqim.training.progress import Progress
 from vqim.training.state import NonFiniteError, TrainState, restore, save, start
-from vqim.training.summaries import Summaries
-from vqim.training.task import Evaluator, Task
+from vqim.training.summaries import Summaries, is_measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Finished:
 
 
 def train(
-    experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: Any, config: str,
+    experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: Runtime, config: str,
     profile_steps: range | None = None,
 ) -> Finished:
     """Trains to `experiment.num_steps`, from the newest checkpoint in `workdir` if there is one.
@@ -70,12 +75,13 @@ def train(
         process_count=runtime.process_count, barrier=runtime.hosts.wait)
     latest = manager.latest_step()
     if latest is None:
-        state = start(spec, experiment.seed, runtime)
+        state, unmeasured = start(spec, experiment.seed, runtime, experiment.start_from), False
     else:
         checkpoint = manager.open(latest)
         state = restore(spec, experiment.seed, runtime, checkpoint)
         # The same of every process, so that there may be more of them now.
         loader.restore(checkpoint.data_position(0))
+        unmeasured = checkpoint.metadata.get("unmeasured", False) and not is_measured(workdir, state.step)
         if state.step < num_steps:
             logging.info("Going on from step %d of %s.", state.step, workdir)
         else:
@@ -87,15 +93,22 @@ def train(
     profiler = Profiler(runtime, workdir, profile_steps if runtime.process_index == 0 else None)
     interrupted = None
     try:
+        if runtime.process_index == 0:
+            write_facts(workdir, experiment.data)
         if state.step < num_steps:
             # TensorBoard takes text for Markdown, which leaves indented lines as they are.
             summaries.write(state.step, {"config": textwrap.indent(config, "    ")})
-        with Interrupts(runtime.hosts, state.step) as interrupts:
+        with Interrupts(runtime.hosts) as interrupts:
+            if unmeasured:  # an interruption left them out
+                interrupted, _ = run.evaluate_due(interrupts, summaries)
             while state.step < num_steps and not interrupted:
                 with progress.pause():
                     profiler.at(state.step)
+                # ---- One update.
                 run.step()
+                interrupted = interrupts.tick()
                 is_last = state.step == num_steps
+                # ---- Metrics, read back from the device.
                 if state.step % experiment.log_every == 0 or is_last:
                     metrics = run.read_metrics()
                     summaries.write(state.step, {
@@ -103,15 +116,15 @@ def train(
                         **runtime.counters(), "data/num_skipped": loader.num_skipped})
                     logging.info("%s", progress.line(metrics))
                 with progress.pause():
-                    for evaluator in experiment.evaluators:
-                        if is_last or evaluator.every and state.step % evaluator.every == 0:
-                            summaries.write(state.step, run.evaluate(evaluator))
-                    # Asked once: a signal that comes after this line is for a later step.
-                    interrupted = interrupts.after(state.step)
-                    if is_last:
-                        interrupted = None
+                    # ---- Evaluation, until there is a signal to stop on.
+                    unmeasured = bool(run.evaluators_due())
+                    if not interrupted:
+                        interrupted, unmeasured = run.evaluate_due(interrupts, summaries)
+                    if is_last and not unmeasured:
+                        interrupted = None  # there is nothing left to be done
+                    # ---- A checkpoint.
                     if state.step % experiment.save_every == 0 or is_last or interrupted:
-                        run.save()
+                        run.save(unmeasured)
         manager.wait()
     finally:
         profiler.close()
@@ -123,7 +136,7 @@ def train(
     return Finished(state, interrupted)
 
 
-def check_batch_size(batch_size: int, runtime: Any, num_micro_batches: int) -> None:
+def check_batch_size(batch_size: int, runtime: Runtime, num_micro_batches: int) -> None:
     """Raises ValueError unless a batch can be shared among the devices and processes, and each share be cut."""
     multiple = runtime.num_batch_shards * num_micro_batches
     if batch_size % multiple or batch_size % runtime.process_count:
@@ -137,10 +150,10 @@ class _Run:
     """A run in progress: its state, and what has been seen since the metrics were last read."""
 
     def __init__(
-        self, experiment: Experiment, spec: Spec, state: TrainState, runtime: Any, manager: CheckpointManager,
-        loader: Any, config: str,
+        self, experiment: Experiment, spec: Spec, state: TrainState, runtime: Runtime, manager: CheckpointManager,
+        loader: Loader, config: str,
     ):
-        self._task, self._data, self._spec = experiment.task, experiment.data, spec
+        self._experiment, self._task, self._spec = experiment, experiment.task, spec
         self._state, self._runtime = state, runtime
         self._manager, self._loader, self._config = manager, loader, config
         self._programs = Programs(self._task, runtime)
@@ -160,7 +173,7 @@ class _Run:
         self._check_scalars()
         self._positions[self._state.step] = self._loader.position()
         batch = self._runtime.put(next(self._loader))
-        program = self._task.program(self._state.step)
+        program = self._task.objective.program(self._state.step)
         if program not in self._flops:
             self._flops[program] = step_flops(self._task, self._spec, batch, program)
         self._window.append((program, self._programs(program, self._state, batch)))
@@ -175,24 +188,42 @@ class _Run:
             self._window.clear()
         return self._means
 
-    def evaluate(self, evaluator: Evaluator) -> dict[str, Any]:
-        """An evaluator's results; its numbers also go with this step's checkpoint, for `KeepBest`."""
-        self._check_health()
-        results = evaluator(self._task, self._data, self._state.arrays, self._runtime)
-        numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
-        self._measured |= numbers
-        line = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        logging.info("step %d  %s", self._state.step, line)
-        return results
+    def evaluators_due(self) -> list[Evaluator]:
+        """Those to be run at this step."""
+        step = self._state.step
+        return [evaluator for evaluator in self._experiment.evaluators
+                if step == self._experiment.num_steps or evaluator.every and step % evaluator.every == 0]
 
-    def save(self) -> None:
-        """Saves the state, unless a step since the last reading was bad."""
-        self._check_health()
-        self._save(self._loader.position())
+    def evaluate_due(self, interrupts: Interrupts, summaries: Summaries) -> tuple[str | None, bool]:
+        """Runs the evaluators that are due; returns the signal that came meanwhile, and whether it left some out.
 
-    def _save(self, data_position: dict[str, Any]) -> None:
-        save(self._state, self._spec, self._manager, self._runtime,
-             data_position=data_position, config=self._config, metrics={**self._means, **self._measured})
+        Their numbers also go with this step's checkpoint, for `KeepBest`.
+        """
+        due = self.evaluators_due()
+        if due:
+            self._check_health()
+        for evaluator in due:
+            evaluation = evaluator.begin(
+                self._task, self._experiment.data, self._state.arrays, self._runtime)
+            for _ in evaluation:
+                if signal := interrupts.tick():
+                    return signal, True
+            results = evaluation.result()
+            numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
+            self._measured |= numbers
+            summaries.write(self._state.step, results)
+            line = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            logging.info("step %d  %s", self._state.step, line)
+        return None, False
+
+    def save(self, unmeasured: bool = False) -> None:
+        """Saves the state, unless a step since the last reading was bad; see `state.save`."""
+        self._check_health()
+        self._save(self._loader.position(), unmeasured)
+
+    def _save(self, data_position: dict[str, Any], unmeasured: bool = False) -> None:
+        save(self._state, self._spec, self._manager, self._runtime, data_position=data_position, config=self._config,
+             metrics={**self._means, **self._measured}, unmeasured=unmeasured)
 
     def _check_scalars(self) -> None:
         """A rate that is not finite would ruin the parameters while loss and gradients are still good."""
@@ -215,10 +246,8 @@ class _Run:
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         # Nothing has changed since the bad step, so what is here is the state before it, but for the flags.
         self._state.step = int(first_bad)
-        for name in (FIRST_BAD_STEP, IS_BAD):
-            leaf = self._spec[name]
-            self._state.arrays[name] = self._runtime.place(
-                name, leaf, functools.partial(leaf.init, name, leaf.shape, self._state.seed))
+        flags_spec = {name: self._spec[name] for name in (FIRST_BAD_STEP, IS_BAD)}
+        self._state.arrays |= place(flags_spec, self._state.seed, self._runtime)
         self._save(self._positions[self._state.step])
         self._manager.wait()
         raise NonFiniteError(
@@ -230,7 +259,7 @@ class _Run:
 class Programs:
     """A task's steps as programs, one a name; metrics come back as one vector, so that reading them is one transfer."""
 
-    def __init__(self, task: Task, runtime: Any):
+    def __init__(self, task: Task, runtime: Runtime):
         self._task, self._runtime = task, runtime
         self._compiled: dict[str, Callable[..., Tensor]] = {}
         self._names: dict[str, list[str]] = {}

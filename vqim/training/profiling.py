@@ -4,7 +4,7 @@ import os
 
 from absl import logging
 
-from vqim.runtime.runtime import Runtime
+from vqim.contracts.runtime import Runtime
 
 
 class Profiler:

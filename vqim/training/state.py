@@ -2,7 +2,7 @@
 import dataclasses
 import functools
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from absl import logging
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.checkpoint.reader import Checkpoint
 from vqim.checkpoint.store import HostArray
-from vqim.runtime.runtime import Runtime, to_numpy
-from vqim.state.init import Index
-from vqim.state.leaf import Leaf, Spec, State
+from vqim.contracts.placing import place
+from vqim.contracts.runtime import Runtime
+from vqim.runtime.arrays import to_numpy
+from vqim.state.leaf import Spec, State
+from vqim.training.start_from import StartFrom, started_spec
 
 
 class NonFiniteError(RuntimeError):
@@ -30,16 +32,23 @@ class TrainState:
       arrays: parameters, optimizer slots and flags by name, on the runtime's devices; steps update them in place.
       step: updates made so far.
       seed: of the run.
+      origins: what `start_from` read when the run began, to be kept with every checkpoint.
     """
 
     arrays: State
     step: int
     seed: int
+    origins: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-def start(spec: Spec, seed: int, runtime: Runtime) -> TrainState:
-    """A fresh state."""
-    return TrainState({name: _initial(name, leaf, seed, runtime) for name, leaf in spec.items()}, 0, seed)
+def start(spec: Spec, seed: int, runtime: Runtime, sources: Sequence[StartFrom] = ()) -> TrainState:
+    """A fresh state, with what other runs give it.
+
+    Raises:
+      ValueError: `vqim.training.start_from.started_spec` has the reasons.
+    """
+    spec, origins = started_spec(spec, sources)
+    return TrainState(place(spec, seed, runtime), 0, seed, origins)
 
 
 def restore(spec: Spec, seed: int, runtime: Runtime, checkpoint: Checkpoint) -> TrainState:
@@ -52,23 +61,29 @@ def restore(spec: Spec, seed: int, runtime: Runtime, checkpoint: Checkpoint) -> 
         raise ValueError(
             f"seed must be {checkpoint.metadata['seed']}, the run's own, to go on from step {checkpoint.step}; "
             f"got {seed}")
-    return TrainState(restore_arrays(spec, seed, runtime, checkpoint), checkpoint.step, seed)
+    return TrainState(restore_arrays(spec, seed, runtime, checkpoint), checkpoint.step, seed,
+                      list(checkpoint.metadata.get("origins", [])))
 
 
 def restore_arrays(spec: Spec, seed: int, runtime: Runtime, checkpoint: Checkpoint) -> State:
     """The arrays of `spec`, which may be a part of what the checkpoint holds."""
     checkpoint.check({name: (leaf.shape, _numpy_dtype(leaf.dtype)) for name, leaf in spec.items() if leaf.saved})
-    return {
-        name: runtime.place(name, leaf, functools.partial(checkpoint.read, name)) if leaf.saved
-        else _initial(name, leaf, seed, runtime)
-        for name, leaf in spec.items()}
+    saved = {name: runtime.place(name, leaf, functools.partial(checkpoint.read, name))
+             for name, leaf in spec.items() if leaf.saved}
+    return saved | place({name: leaf for name, leaf in spec.items() if not leaf.saved}, seed, runtime)
 
 
 def save(
     state: TrainState, spec: Spec, manager: CheckpointManager, runtime: Runtime, *,
-    data_position: Mapping[str, Any], config: str, metrics: Mapping[str, float],
+    data_position: Mapping[str, Any], config: str, metrics: Mapping[str, float], unmeasured: bool = False,
 ) -> None:
     """Copies the state to the host and leaves the writing to the manager's thread.
+
+    Args:
+      state, spec: the arrays, and what they are.
+      manager, runtime: who writes, who copies.
+      data_position, config, metrics: see `CheckpointManager.save`.
+      unmeasured: whether evaluators that are due at this step have been left out.
 
     Raises:
       NonFiniteError: an array has a value that is not finite; nothing has been saved.
@@ -88,15 +103,9 @@ def save(
             f"after {state.step} steps the state is not finite in {', '.join(bad[:8])}{more}, though losses and "
             "gradients were: the last update made it so. It is not saved, older checkpoints are whole. Look at the "
             "optimizer and its settings")
-    manager.save(state.step, arrays, {"seed": state.seed, "git_commit": _git_commit(), **runtime.describe()},
+    manager.save(state.step, arrays, {"seed": state.seed, "git_commit": _git_commit(), "origins": state.origins,
+                                      "unmeasured": unmeasured, **runtime.describe()},
                  metrics=dict(metrics), config=config, data_position=data_position)
-
-
-def _initial(name: str, leaf: Leaf, seed: int, runtime: Runtime) -> torch.Tensor:
-    def fill(index: Index) -> np.ndarray:
-        return leaf.init(name, leaf.shape, seed, index)
-
-    return runtime.place(name, leaf, fill)
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:

@@ -1,5 +1,4 @@
 """What a run leaves for people to look at: TensorBoard events, and metrics.jsonl for scripts."""
-import dataclasses
 import json
 import math
 import os
@@ -13,25 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch.utils.tensorboard import SummaryWriter
 
-
-@dataclasses.dataclass(frozen=True)
-class Histogram:
-    """Values to be shown as a histogram."""
-
-    values: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """One value for each of a few places, such as accuracy by layer; shown as a plot over them.
-
-    Attributes:
-      values: a float each.
-      title: what the places are.
-    """
-
-    values: tuple[float, ...]
-    title: str
+from vqim.contracts.evaluation import Curve, Histogram
 
 
 class Summaries:
@@ -51,7 +32,7 @@ class Summaries:
             self._writer = SummaryWriter(str(directory), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes values of the kinds that `vqim.training.task.Evaluator` lists."""
+        """Writes values of the kinds that `vqim.contracts.evaluation.Tally.result` lists."""
         if self._writer is None:
             return
         row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
@@ -103,6 +84,11 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in order."""
     path = Path(workdir) / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def is_measured(workdir: str | os.PathLike[str], step: int) -> bool:
+    """Whether an evaluator has left a line for this step."""
+    return any(row["step"] == step and "loss" not in row for row in read_metrics(workdir))
 
 
 def _drop_later_lines(path: Path, last_step: int) -> None:

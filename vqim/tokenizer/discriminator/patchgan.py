@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.layers import check_positive
 from vqim.nn.module import parameter
 from vqim.state.init import Constant, Index, Normal
@@ -58,6 +58,9 @@ class PatchGANDiscriminator(nn.Module):
             for n, (num_inputs, num_outputs) in enumerate(itertools.pairwise(channels), start=1))
         self.last_kernel_OIHW = _kernel(channels[-1], 1)
         self.last_bias_O = parameter((1,), Constant(0.0), "features")
+
+    def check_batch(self, batch_size: int) -> None:
+        """Any batch will do."""
 
     def forward(self, images_BCHW: Tensor, context: Context) -> Tensor:
         """Images in [0, 1] to logits_Bhw, h = w = image_size / 2^num_halvings - 2, float32 (or the context's float64).

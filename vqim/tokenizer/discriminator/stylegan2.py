@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.layers import check_positive
 from vqim.nn.module import parameter
+from vqim.nn.strips import add_neighbours, cut, join, zero_outside
 from vqim.state.init import Constant, Normal
 from vqim.tokenizer.discriminator.blocks import (
     from_blocks_to_blocks,
@@ -36,7 +37,6 @@ from vqim.tokenizer.discriminator.blocks import (
     space_to_depth,
     within_blocks,
 )
-from vqim.tokenizer.strips import add_neighbours, cut, join, zero_outside
 
 MIN_SIZE = 8
 SMALLEST = 4
@@ -108,6 +108,12 @@ class StyleGAN2Discriminator(nn.Module):
         self.hidden_bias_O = parameter((last,), Constant(0.0), "features")
         self.logit_kernel_IO = parameter((last, 1), Normal(1.0), "in", "out")
         self.logit_bias = parameter((), Constant(0.0))
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raises ValueError unless the batch can be cut into groups for the minibatch standard deviation."""
+        if batch_size > self.group_size and batch_size % self.group_size:
+            raise ValueError(f"batch_size, of a micro-batch, must be a multiple of the discriminator's group_size "
+                             f"{self.group_size} or smaller than it, got {batch_size}")
 
     def forward(self, images_BCHW: Tensor, context: Context) -> Tensor:
         """Images in [0, 1] to logits_B, float32 (float64 where the context's dtype is).

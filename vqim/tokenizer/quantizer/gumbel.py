@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
+from vqim.contracts.grid import Level
+from vqim.contracts.optimizer import Schedule
 from vqim.nn.gumbel import gumbel_noise
 from vqim.nn.layers import Dense, check_positive
 from vqim.nn.module import parameter
-from vqim.optim.schedules import Schedule
 from vqim.state.init import Normal
-from vqim.tokenizer.grid import Level
-from vqim.tokenizer.model import Quantized
+from vqim.tokenizer.model import Codes, Quantized
 
 
 class GumbelQuantizer(nn.Module):
@@ -59,6 +59,7 @@ class GumbelQuantizer(nn.Module):
         self.temperature, self.straight_through, self.kl_weight = temperature, straight_through, kl_weight
         self.logits = Dense(width_in, vocabulary) if project else None
         self.codebook_VD = parameter((vocabulary, width_out), Normal(1.0), "vocabulary", "features")
+        self.widening = ("codebook_VD",)  # logits decide
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
         """One, with a code at each latent."""
@@ -84,11 +85,12 @@ class GumbelQuantizer(nn.Module):
             chosen_BhwV = (indices_Bhw1 == torch.arange(self.vocabulary, device=indices_Bhw1.device)).float()
             weights_BhwV = chosen_BhwV - weights_BhwV.detach() + weights_BhwV
         vectors_BhwD = weights_BhwV.to(context.dtype) @ self.codebook_VD.to(context.dtype)
-        return Quantized(vectors_BhwD, (indices_Bhw1,), losses)
+        return Quantized(Codes(vectors_BhwD, vectors_BhwD), (indices_Bhw1,), losses)
 
-    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Tensor:
+    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         """Codes [B, h, w, 1] of the level to vectors [B, h, w, width_out]."""
-        return F.embedding(indices[0][..., 0], self.codebook_VD).to(context.dtype)
+        vectors_BhwD = F.embedding(indices[0][..., 0], self.codebook_VD).to(context.dtype)
+        return Codes(vectors_BhwD, vectors_BhwD)
 
 
 def divergence_from_uniform(logits_V: Tensor) -> Tensor:

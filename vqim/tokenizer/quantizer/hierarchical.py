@@ -2,15 +2,18 @@
 
     B batch, h w latent size, D latent width, C channels, H W size of an image of latents, K codes a position
 """
+from collections.abc import Mapping
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqim.nn.context import Context, scheduled_scalars
-from vqim.nn.convolution import Downsample, ResidualBlock, Upsample
+from vqim.contracts.context import Context, scheduled_scalars
+from vqim.contracts.grid import Level
+from vqim.contracts.learning import Advancing
+from vqim.nn.convolution import Downsample, ResidualBlock, Upsample, repeat_pixels
 from vqim.nn.layers import check_positive
-from vqim.tokenizer.grid import Level
-from vqim.tokenizer.model import Quantized, Quantizer
+from vqim.tokenizer.model import Codes, Quantized, Quantizer
 
 
 class HierarchicalQuantizer(nn.Module):
@@ -43,6 +46,8 @@ class HierarchicalQuantizer(nn.Module):
         self.condition_blocks = nn.ModuleList(ResidualBlock(top.width_out, top.width_out) for _ in range(num_blocks))
         self.condition = Upsample(top.width_out, top.width_out)
         self.widen = Upsample(top.width_out, top.width_out)
+        # The top's own widening decides about the bottom's codes, which are conditioned on it.
+        self.widening = ("widen/", *(f"bottom/{name}" for name in bottom.widening))
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
         """The top's, then the bottom's."""
@@ -63,24 +68,37 @@ class HierarchicalQuantizer(nn.Module):
         for block in self.down_blocks:
             x_BCHW = block(x_BCHW, context)
         top = self.top(rearrange(x_BCHW, "b c h w -> b h w c"), context.fold("top"))
-        x_BCHW = rearrange(top.latents_BhwD, "b h w d -> b d h w")
+        x_BCHW = rearrange(top.codes.latents_BhwD, "b h w d -> b d h w")
         for block in self.condition_blocks:
             x_BCHW = block(x_BCHW, context)
         condition_BhwC = rearrange(self.condition(x_BCHW, context), "b c h w -> b h w c")
         bottom = self.bottom(
             torch.cat([latents_BhwD.to(context.dtype), condition_BhwC], -1), context.fold("bottom"))
-        losses = {f"{name}_{term}": value for name, level in (("top", top), ("bottom", bottom))
-                  for term, value in level.losses.items()}
-        return Quantized(
-            self._side_by_side(top.latents_BhwD, bottom.latents_BhwD, context), top.indices + bottom.indices, losses)
+        levels = {"top": top, "bottom": bottom}
+        losses = {f"{name}_{term}": value for name, level in levels.items() for term, value in level.losses.items()}
+        sums = {f"{name}/{key}": value for name, level in levels.items() for key, value in level.sums.items()}
+        codes = self._side_by_side(top.codes, bottom.codes, context)
+        return Quantized(codes, top.indices + bottom.indices, losses, sums)
 
-    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Tensor:
+    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         """Codes of the levels to vectors [B, h, w, width_out]."""
-        top_BhwD = self.top.lookup(indices[:-1], context.fold("top"))
-        bottom_BhwD = self.bottom.lookup(indices[-1:], context.fold("bottom"))
-        return self._side_by_side(top_BhwD, bottom_BhwD, context)
+        top = self.top.lookup(indices[:-1], context.fold("top"))
+        bottom = self.bottom.lookup(indices[-1:], context.fold("bottom"))
+        return self._side_by_side(top, bottom, context)
 
-    def _side_by_side(self, top_BhwD: Tensor, bottom_BhwD: Tensor, context: Context) -> Tensor:
+    def advance(self, sums: Mapping[str, Tensor], context: Context) -> dict[str, Tensor]:
+        """See `vqim.contracts.learning.Advancing`: both quantizers', where they have something to advance."""
+        changed: dict[str, Tensor] = {}
+        for name, quantizer in (("top", self.top), ("bottom", self.bottom)):
+            if isinstance(quantizer, Advancing):
+                own = {key.removeprefix(f"{name}/"): value for key, value in sums.items() if key.startswith(f"{name}/")}
+                new = quantizer.advance(own, context.fold(name))
+                changed |= {f"{name}/{key}": value for key, value in new.items()}
+        return changed
+
+    def _side_by_side(self, top: Codes, bottom: Codes, context: Context) -> Codes:
         """What the decoder gets: the top's vectors at the bottom's size, and the bottom's."""
-        wide_BCHW = self.widen(rearrange(top_BhwD, "b h w d -> b d h w"), context)
-        return torch.cat([rearrange(wide_BCHW, "b c h w -> b h w c"), bottom_BhwD], -1)
+        wide_BCHW = self.widen(rearrange(top.latents_BhwD, "b h w d -> b d h w"), context)
+        latents_BhwD = torch.cat([rearrange(wide_BCHW, "b c h w -> b h w c"), bottom.latents_BhwD], -1)
+        large_BCHW = repeat_pixels(rearrange(top.vectors_BhwZ, "b h w z -> b z h w"))
+        return Codes(torch.cat([rearrange(large_BCHW, "b z h w -> b h w z"), bottom.vectors_BhwZ], -1), latents_BhwD)

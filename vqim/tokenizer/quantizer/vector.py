@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqim.nn.context import Context, Kernels
+from vqim.contracts.context import Context, Kernels
+from vqim.contracts.grid import Level
 from vqim.nn.layers import Dense, check_positive
 from vqim.nn.module import parameter
 from vqim.state.init import Normal
-from vqim.tokenizer.grid import Level
-from vqim.tokenizer.model import Quantized
+from vqim.tokenizer.model import Codes, Quantized
 
 
 class VectorQuantizer(nn.Module):
@@ -49,6 +49,7 @@ class VectorQuantizer(nn.Module):
         self.project_in = None if code_dim is None else Dense(width_in, code_dim)
         self.codebook_VZ = parameter((vocabulary, code_dim or width_in), Normal(1.0), "vocabulary", "features")
         self.project_out = None if code_dim is None else Dense(code_dim, width_out)
+        self.widening = ("project_out/",)
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
         """One, with a code at each latent."""
@@ -65,20 +66,21 @@ class VectorQuantizer(nn.Module):
         commitment_loss = (z_BhwZ - found_BhwZ.detach()).square().sum(-1).mean()
         straight_through = z_BhwZ + (found_BhwZ - z_BhwZ).detach()
         return Quantized(
-            latents_BhwD=self._widen(straight_through, context),
+            codes=self._widen(straight_through, context),
             indices=(indices_Bhw[..., None],),
             losses={"codebook": codebook_loss, "commitment": self.commitment_weight * commitment_loss})
 
-    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Tensor:
+    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         """Codes [B, h, w, 1] of the level to vectors [B, h, w, width_out]."""
         return self._widen(F.embedding(indices[0][..., 0], self._place(self.codebook_VZ)), context)
 
     def _place(self, vectors_Z: Tensor) -> Tensor:
         return l2_normalize(vectors_Z) if self.normalize else vectors_Z
 
-    def _widen(self, found_BhwZ: Tensor, context: Context) -> Tensor:
-        """Codes' vectors as the decoder wants them."""
-        return found_BhwZ.to(context.dtype) if self.project_out is None else self.project_out(found_BhwZ, context)
+    def _widen(self, found_BhwZ: Tensor, context: Context) -> Codes:
+        """Codes' vectors, and as the decoder wants them."""
+        vectors_BhwZ = found_BhwZ.to(context.dtype)
+        return Codes(vectors_BhwZ, vectors_BhwZ if self.project_out is None else self.project_out(found_BhwZ, context))
 
 
 def l2_normalize(x_Z: Tensor) -> Tensor:

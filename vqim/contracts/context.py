@@ -64,24 +64,32 @@ class Context:
       dtype: of matrix products and activations; softmax, norms and losses are float32 whatever it is.
       key: int32 scalar from which all randomness of the pass is derived; None in evaluation, where nothing is random.
       scalars: numbers that change from step to step, such as a temperature: float32 scalars by `part/name`.
+      step_key: like `key`, but the same in all micro-batches of a step: for draws that they have to agree on.
+      micro_batch: the number of this micro-batch in its step, and how many there are.
     """
 
     kernels: Kernels
     dtype: torch.dtype = torch.float32
     key: Tensor | None = None
     scalars: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    step_key: Tensor | None = None
+    micro_batch: tuple[int, int] = (0, 1)
 
     def fold(self, purpose: str | Tensor) -> "Context":
         """The same context for one purpose: a part's name, a word, or a layer's number as an int32 tensor.
 
-        It has a key of its own, and of the scalars those that are called `purpose/...`, by the rest of their names.
+        It has keys of its own, and of the scalars those that are called `purpose/...`, by the rest of their names.
         """
-        key = None if self.key is None else fold_key(self.key, purpose)
+        key, step_key = (None if k is None else fold_key(k, purpose) for k in (self.key, self.step_key))
         scalars = self.scalars
         if isinstance(purpose, str):
             part = f"{purpose}/"
             scalars = {name.removeprefix(part): value for name, value in scalars.items() if name.startswith(part)}
-        return dataclasses.replace(self, key=key, scalars=scalars)
+        return dataclasses.replace(self, key=key, step_key=step_key, scalars=scalars)
+
+    def evaluation(self) -> "Context":
+        """On the same runtime, in float32 and without randomness: how networks that are not trained compute."""
+        return Context(self.kernels)
 
 
 @runtime_checkable

@@ -160,7 +160,3 @@ def unit_range(images_BHWC: np.ndarray) -> Tensor:
         raise TypeError(f"expected uint8 images, got {images_BHWC.dtype}")
     return torch.from_numpy(rearrange(images_BHWC, "b h w c -> b c h w").astype(np.float32) / 255)
 
-
-def to_bytes(images_BCHW: Tensor) -> Tensor:
-    """Float images in [0, 1] rounded to 8 bits, as a picture file is: uint8 [B, H, W, C]."""
-    return rearrange((images_BCHW * 255).round().to(torch.uint8), "b c h w -> b h w c")

@@ -12,8 +12,6 @@ from torch import Tensor
 
 Kind = Literal["non_saturating", "hinge", "vanilla"]
 
-KINDS: tuple[Kind, ...] = ("non_saturating", "hinge", "vanilla")
-
 LECAM_DECAY = 0.99
 """Of LeCAM's running means, as in its authors' code."""
 

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.layers import check_positive
 from vqim.state.init import FromArray
 from vqim.state.leaf import Leaf, Spec, State
@@ -64,14 +64,14 @@ class TorchvisionResNet:
                 spec[f"resnet/{name.replace('.', '/')}"] = _leaf(load, tuple(tensor.shape))
         return spec
 
-    def logits(self, frozen: State, images_BCHW: Tensor, context: Context) -> Tensor:
-        """See `Classifier`; `context` is not used."""
-        resize_hH = frozen["input/resize_hH"]
+    def __call__(self, arrays: State, images_BCHW: Tensor, *, context: Context) -> Tensor:
+        """Class logits, float32 [B, Y], of images in [0, 1]; the context is ignored."""
+        resize_hH = arrays["input/resize_hH"]
         images_BChw = resize_hH @ images_BCHW.float() @ resize_hH.mT
-        normalised_BChw = (images_BChw - frozen["input/mean_C"][:, None, None]) / frozen["input/std_C"][:, None, None]
-        arrays = {name.removeprefix("resnet/").replace("/", "."): array
-                  for name, array in frozen.items() if name.startswith("resnet/")}
-        return torch.func.functional_call(self._module, arrays, (normalised_BChw,))
+        normalised_BChw = (images_BChw - arrays["input/mean_C"][:, None, None]) / arrays["input/std_C"][:, None, None]
+        named = {name.removeprefix("resnet/").replace("/", "."): array
+                 for name, array in arrays.items() if name.startswith("resnet/")}
+        return torch.func.functional_call(self._module, named, (normalised_BChw,))
 
     def _read(self, name: str) -> np.ndarray:
         weights = pretrained.read_weights(self._path)

@@ -1,20 +1,48 @@
-"""What a runtime does for the rest of vqim."""
+"""What a runtime does for the rest of vqim, and what the processes of a run tell each other."""
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
-import torch
 from torch import Tensor
 
-from vqim.runtime.hosts import Hosts
+from vqim.contracts.context import Kernels
 from vqim.state.init import Index
 from vqim.state.leaf import Leaf
 
 Fill = Callable[[Index], np.ndarray]
+
+
+class Hosts(Protocol):
+    """The processes of a run.
+
+    Any thread may call, but one thread of a process at a time with one name.
+
+    Attributes:
+      process_index: which of them this is.
+      process_count: how many there are.
+    """
+
+    process_index: int
+    process_count: int
+
+    def wait(self, name: str) -> None:
+        """Returns when every process has called it with this name, as often as this one has; TimeoutError else."""
+        ...
+
+    def post(self, name: str, text: str) -> None:
+        """Leaves a text for all to see. The first one posted under a name stays."""
+        ...
+
+    def read(self, name: str) -> str | None:
+        """What has been posted under a name; None if nothing has. Does not wait."""
+        ...
+
+    def get(self, name: str) -> str:
+        """What has been posted under a name; waits for it, TimeoutError if it does not come."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +71,14 @@ class Runtime(Protocol):
       peak_flops: floating-point operations a second of all devices; None where nobody says.
     """
 
-    kernels: Any
     process_index: int
     process_count: int
     hosts: Hosts
     num_batch_shards: int
     peak_flops: float | None
+
+    @property
+    def kernels(self) -> Kernels: ...
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
         """A device array of the state, each part filled by `fill(index)`."""
@@ -95,25 +125,3 @@ class Runtime(Protocol):
     def describe(self) -> dict[str, Any]:
         """What it runs on, for logs, metadata and reports: runtime, device, mesh, versions."""
         ...
-
-
-def to_tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
-    """A host tensor of a NumPy array (a copy), ml_dtypes' bfloat16 included."""
-    if array.dtype == ml_dtypes.bfloat16:
-        tensor = torch.from_numpy(np.array(array.view(np.uint16)).view(np.int16)).view(torch.bfloat16)
-    else:
-        tensor = torch.from_numpy(np.array(array))
-    return tensor if dtype is None else tensor.to(dtype)
-
-
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A NumPy copy of a tensor, bfloat16 as ml_dtypes has it."""
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
-    return tensor.numpy().copy()
-
-
-def scalar(value: int | float) -> Tensor:
-    """A host scalar: int32 of an int, float32 of a float."""
-    return torch.tensor(value, dtype=torch.int32 if isinstance(value, int) else torch.float32)

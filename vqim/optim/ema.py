@@ -8,25 +8,20 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from vqim.optim.arguments import require
+from vqim.state import sections
 from vqim.state.init import Constant
 from vqim.state.leaf import Spec, State, prefixed, select
 
 _FIRST_STEPS = 10
 
 
-def check_decay(ema_decay: float | None) -> None:
-    """Raises ValueError unless it is None, or from 0 to below 1."""
-    require(ema_decay is None or 0 <= ema_decay < 1, "ema_decay", "None, or at least 0 and less than 1", ema_decay)
-
-
-def average_spec(network: str, params: Spec) -> Spec:
+def ema_spec(network: str, params: Spec) -> Spec:
     """`ema/<network>/<name>` for each parameter; the first step overwrites the zeros."""
     zeros = {name: dataclasses.replace(leaf, init=Constant(0.0)) for name, leaf in params.items()}
-    return prefixed(f"ema/{network}/", zeros)
+    return prefixed(sections.ema(network), zeros)
 
 
-def average_rate(ema_decay: float, step: int) -> float:
+def ema_rate(ema_decay: float, step: int) -> float:
     """How far the average goes towards the parameters after update number `step`, counted from 0.
 
     1 at first, then 10 / (10 + step), so that the average forgets how training began, and 1 - `ema_decay` in the end.
@@ -34,15 +29,15 @@ def average_rate(ema_decay: float, step: int) -> float:
     return max(1 - ema_decay, _FIRST_STEPS / (_FIRST_STEPS + step))
 
 
-def update_average(state: State, network: str, rate: Tensor, keep: Tensor) -> None:
+def update_ema(state: State, network: str, rate: Tensor, keep: Tensor) -> None:
     """Moves `ema/<network>` towards `params/<network>`, in place.
 
     Args:
       state: of the whole task, after the update.
       network: its name in the state.
-      rate: scalar of `average_rate`.
+      rate: scalar of `ema_rate`.
       keep: bool scalar; where it is False nothing changes.
     """
-    params = select(state, f"params/{network}/")
-    for name, average in select(state, f"ema/{network}/").items():
+    params = select(state, sections.params(network))
+    for name, average in select(state, sections.ema(network)).items():
         average.add_(torch.where(keep, rate * (params[name] - average), 0.0))

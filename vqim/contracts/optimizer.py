@@ -1,4 +1,4 @@
-"""What a training step asks of an optimizer."""
+"""What a training step asks of an optimizer and of a schedule."""
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -7,16 +7,28 @@ from torch import Tensor
 from vqim.state.leaf import Spec, State
 
 
+class Schedule(Protocol):
+    """A number for each step, computed on the host in double precision: a learning rate, a loss term's weight."""
+
+    def __call__(self, step: int) -> float:
+        """The value for update number `step`, from 0."""
+        ...
+
+
 class Optimizer(Protocol):
     """Turns gradients into new parameters, keeping its memory in arrays called slots.
 
     One optimizer serves one network: `init_spec` also tells it what the axes of each parameter are.
     """
 
-    def init_spec(self, params: Spec) -> Spec:
+    def init_spec(self, params: Spec, untrained: Iterable[str] = ()) -> Spec:
         """Describes the slots for these parameters, named `<slot>/<parameter>`.
 
         A slot's axes are those of its parameter (some left out), so that one set of partition rules places both.
+
+        Args:
+          params: the parameters that are trained.
+          untrained: names of the network's other parameters, which have no slots; settings may name them.
         """
         ...
 

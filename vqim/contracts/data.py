@@ -1,0 +1,84 @@
+"""What a run asks of its data: batches of images or of tokens.
+
+    B batch of one process
+"""
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+class Loader(Protocol):
+    """Endless training batches with an exact position.
+
+    Attributes:
+      num_skipped: corrupt examples met so far.
+    """
+
+    @property
+    def num_skipped(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def position(self) -> dict[str, Any]:
+        """Where it is; JSON."""
+        ...
+
+    def restore(self, position: dict[str, Any]) -> None:
+        """Goes on from a position, of any number of processes."""
+        ...
+
+    def close(self) -> None:
+        """Ends reading ahead."""
+        ...
+
+
+class Dataset(Protocol):
+    """Images, or tokens of images, in two splits.
+
+    Nothing is read from where the data are before it is needed: `image_size` and `batch_like` need no data.
+
+    Attributes:
+      image_size: height and width of the images, in pixels.
+      class_names: of the labels; empty without classes.
+    """
+
+    image_size: int
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def num_examples(self, split: str) -> int:
+        """Examples of 'train' or 'validation', over all processes."""
+        ...
+
+    def batch_like(self, batch_size: int) -> Batch:
+        """Zeros with the shapes and dtypes of a batch; takes no memory and needs no data."""
+        ...
+
+    def training(
+        self, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1,
+    ) -> Loader:
+        """Endless shuffled, augmented batches; `batch_size` is this process's part."""
+        ...
+
+    def evaluation(
+        self, batch_size: int, *, split: str = "validation", process_index: int = 0, process_count: int = 1,
+    ) -> Iterable[Batch]:
+        """One pass over a split, in its order; 'valid' is False where an example only fills a batch."""
+        ...
+
+
+def check_labelled_data(data: Dataset, num_classes: int, image_size: int) -> None:
+    """Raises ValueError unless the data have so many classes, and images of this size."""
+    if data.num_classes != num_classes:
+        raise ValueError(f"num_classes must be the data's {data.num_classes}, got {num_classes}")
+    if data.image_size != image_size:
+        raise ValueError(f"image_size of the data must be {image_size}, got {data.image_size}")

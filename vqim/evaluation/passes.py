@@ -1,0 +1,287 @@
+"""Passes: what is gone through, batch by batch, for any number of metrics at once.
+
+    B images of a batch
+"""
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqim.contracts.context import Context
+from vqim.contracts.data import Batch, Dataset
+from vqim.contracts.evaluation import About, Evaluation, Items, Metric
+from vqim.contracts.frozen import Frozen, merge_frozen
+from vqim.contracts.placing import place
+from vqim.contracts.prior import Draw, Sampler
+from vqim.contracts.runtime import Runtime
+from vqim.contracts.task import Task
+from vqim.state import sections
+from vqim.state.leaf import State, prefixed, select
+
+
+class Pass:
+    """An evaluator that yields items, and has each metric look at all of them.
+
+    Results are named by the metrics, those without a section of their own, such as 'psnr', with the pass's before.
+
+    Args:
+      metrics: of any kind that finds what it needs.
+      batch_size: items at a time, over all processes.
+      every: steps between two measurements; 0 for the end alone.
+    """
+
+    section = "evaluation"
+
+    def __init__(self, metrics: Sequence[Metric], batch_size: int, every: int = 0):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if every < 0:
+            raise ValueError(f"every must be at least 0, got {every}")
+        self.metrics, self.batch_size, self.every = tuple(metrics), batch_size, every
+        self._bound: tuple[Any, ...] = ()
+
+    def begin(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Evaluation:
+        """See `vqim.contracts.evaluation.Evaluator`."""
+        # Compiled programs and constants stay for the next measurement of the same task.
+        if not self._bound or self._bound[0] is not task or self._bound[1] is not runtime:
+            self._bound = (task, runtime, _Program(self, task, runtime))
+        return _Evaluation(self, self._bound[2], task, data, state, runtime)
+
+    def about(self, task: Task, data: Dataset) -> About:
+        """What is known before it begins."""
+        raise NotImplementedError
+
+    def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterable[dict[str, Tensor]]:
+        """Device arrays, of which `items` makes items."""
+        raise NotImplementedError
+
+    def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
+        """On the device, part of the pass's program."""
+        raise NotImplementedError
+
+
+class SplitPass(Pass):
+    """A pass over the examples of a split, each looked at by a method of the run's objective.
+
+    Args:
+      metrics, batch_size, every: see `Pass`.
+      split: 'validation' or 'train', which is taken without augmentation.
+    """
+
+    view: str
+
+    def __init__(self, metrics: Sequence[Metric], batch_size: int, every: int = 0, split: str = "validation"):
+        super().__init__(metrics, batch_size, every)
+        self.split = split
+
+    def about(self, task: Task, data: Dataset) -> About:
+        """See `Pass`."""
+        tokenizer = getattr(task.objective, "tokenizer", None)
+        return About(type(self).__name__.lower(), data.num_examples(self.split), tokenizer.grid if tokenizer else None,
+                     data.num_classes)
+
+    def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
+        """See `Pass`."""
+        if not hasattr(task.objective, self.view):
+            raise ValueError(f"evaluators: {type(self).__name__} needs an objective with `{self.view}`, which "
+                             f"{type(task.objective).__name__} has not")
+        share: Iterable[Batch] = data.evaluation(
+            self.batch_size // runtime.process_count, split=self.split,
+            process_index=runtime.process_index, process_count=runtime.process_count)
+        for batch in share:
+            yield runtime.put(batch)
+
+    def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
+        """See `Pass`."""
+        items: Items = getattr(task.objective, self.view)(state, batch, context)
+        return items
+
+
+class Reconstructions(SplitPass):
+    """Images and what the tokenizer makes of them: of a tokenizer's run, or of the tokenizer under a prior."""
+
+    view = "reconstruct"
+
+
+class Predictions(SplitPass):
+    """Images of a split as a prior expects them, token by token, and what it measures of them."""
+
+    view = "predict"
+
+
+class Classifications(SplitPass):
+    """Class logits for the images of a split."""
+
+    view = "classify"
+
+
+class Samples(Pass):
+    """Images drawn from a prior, each by its number and the seed, whatever the batch.
+
+    Args:
+      num_images: in all, for a prior without classes; of each class for one with them.
+      metrics, batch_size, every: see `Pass`.
+      num_classes: the first so many classes; None takes all.
+      sampler: another one than the prior's own.
+      seed: for the draws.
+    """
+
+    section = "samples"
+
+    def __init__(
+        self, metrics: Sequence[Metric], num_images: int, batch_size: int, every: int = 0,
+        num_classes: int | None = None, sampler: Sampler | None = None, seed: int = 0,
+    ):
+        super().__init__(metrics, batch_size, every)
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        self.num_images, self.num_classes, self.sampler, self.seed = num_images, num_classes, sampler, seed
+        self._draw: tuple[Any, ...] = ()
+
+    def labels(self, task: Task) -> np.ndarray:
+        """The class of every image, in order; -1 without classes."""
+        num_classes: int = task.objective.num_classes  # type: ignore[attr-defined]
+        shown = num_classes if self.num_classes is None else min(num_classes, self.num_classes)
+        return np.repeat(np.arange(shown) if num_classes else np.array([-1]), self.num_images).astype(np.int32)
+
+    def about(self, task: Task, data: Dataset) -> About:
+        """See `Pass`."""
+        objective: Any = task.objective
+        return About("samples", len(self.labels(task)), objective.tokenizer.grid, objective.num_classes)
+
+    def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
+        """See `Pass`."""
+        if not self._draw or self._draw[0] is not task or self._draw[1] is not runtime:
+            self._draw = (task, runtime, bind_sampler(task, runtime, self.batch_size, self.sampler))
+        labels_N = self.labels(task)
+        yield from draw_batches(self._draw[2], task, state, runtime, labels_N, self.batch_size, self.seed)
+
+    def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
+        """See `Pass`."""
+        images_BCHW = task.objective.images(state, batch["tokens"], context)  # type: ignore[attr-defined]
+        return Items(batch["valid"], batch["labels"].long(), images_BCHW=images_BCHW, tokens_BNK=batch["tokens"])
+
+
+def bind_sampler(task: Task, runtime: Runtime, batch_size: int, sampler: Sampler | None = None) -> Draw:
+    """What draws a batch of tokens from a task's prior: by its own sampler, or by another one."""
+    objective: Any = task.objective
+    if not hasattr(objective, "prior"):
+        raise ValueError(f"samples need a prior, this run trains a {objective.name}")
+    return (sampler or objective.sampler).bind(objective.prior, runtime, batch_size, task.dtype)
+
+
+def draw_batches(
+    draw: Draw, task: Task, state: State, runtime: Runtime, labels_N: np.ndarray, batch_size: int, seed: int,
+    given_NPK: np.ndarray | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Tokens, labels and validity on the device, [batch_size, ...] each, until there is one for each label.
+
+    Image number i of a seed is the same in batches of any size.
+    """
+    arrays: State = task.objective.prior_arrays(state)  # type: ignore[attr-defined]
+    share = batch_size // runtime.process_count
+    own = slice(runtime.process_index * share, (runtime.process_index + 1) * share)
+    for start in range(0, len(labels_N), batch_size):
+        numbers_B = np.arange(start, start + batch_size)
+        valid_B = numbers_B < len(labels_N)
+        rows_B = np.minimum(numbers_B, len(labels_N) - 1)
+        labels_B = labels_N[rows_B]
+        tokens_BNK = draw(arrays, labels_B, numbers_B, seed, None if given_NPK is None else given_NPK[rows_B])
+        yield {"tokens": tokens_BNK, **runtime.put({"labels": labels_B[own], "valid": valid_B[own]})}
+
+
+class _Program:
+    """A pass's compiled program for one task, and the constants of its metrics."""
+
+    def __init__(self, owner: Pass, task: Task, runtime: Runtime):
+        self._owner, self._task, self._runtime = owner, task, runtime
+        users = {f"metric {number} ({type(metric).__name__})": dict(metric.frozen)
+                 for number, metric in enumerate(owner.metrics)}
+        self._networks = merge_frozen(users)
+        shared = {name for name, network in self._networks.items() if task.objective.frozen.get(name) == network}
+        self._constants = place_frozen(
+            {name: network for name, network in self._networks.items() if name not in shared}, runtime)
+        self._shared = [sections.frozen(name) for name in shared]
+        self._run = runtime.compile(self._observe)
+
+    def __call__(self, state: State, batch: dict[str, Tensor]) -> dict[str, dict[str, np.ndarray]]:
+        """By each metric's number what it observes; and `valid`."""
+        observed = self._run(state, self._constants, batch)
+        values = self._runtime.fetch(list(observed.values()))
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for name, value in zip(observed, values, strict=True):
+            number, _, rest = name.partition("/")
+            found.setdefault(number, {})[rest] = value
+        return found
+
+    def _observe(self, state: State, constants: State, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            context = Context(self._runtime.kernels, self._task.dtype)
+            items = self._owner.items(self._task, state, batch, context)
+            observed = {"valid/": items.valid_B}
+            for number, metric in enumerate(self._owner.metrics):
+                self._check(metric, items)
+                frozen = {name: self._arrays(name, state, constants) for name in metric.frozen}
+                for name, value in metric.observe(items, frozen, context.evaluation()).items():
+                    observed[f"{number}/{name}"] = value
+            return observed
+
+    def _arrays(self, name: str, state: State, constants: State) -> State:
+        prefix = sections.frozen(name)
+        return select(state if prefix in self._shared else constants, prefix)
+
+    def _check(self, metric: Metric, items: Items) -> None:
+        missing = [name for name in metric.needs if not _has(items, name)]
+        if missing:
+            raise ValueError(f"metrics: {type(metric).__name__} needs {', '.join(missing)}, which "
+                             f"{type(self._owner).__name__} does not have here")
+
+
+class _Evaluation:
+    """A pass on its way."""
+
+    def __init__(self, owner: Pass, program: _Program, task: Task, data: Dataset, state: State, runtime: Runtime):
+        self._owner, self._program = owner, program
+        self._state = state
+        self._batches = owner.batches(task, data, state, runtime)
+        about = owner.about(task, data)
+        self._tallies = [metric.tally(about) for metric in owner.metrics]
+
+    def __iter__(self) -> Iterator[None]:
+        for batch in self._batches:
+            observed = self._program(self._state, batch)
+            valid_B = observed["valid"][""]
+            for number, tally in enumerate(self._tallies):
+                tally.add(observed.get(str(number), {}), valid_B)
+            yield
+
+    def result(self) -> dict[str, Any]:
+        """See `vqim.contracts.evaluation.Evaluation`."""
+        results: dict[str, Any] = {}
+        for metric, tally in zip(self._owner.metrics, self._tallies, strict=True):
+            for name, value in tally.result().items():
+                has_section = name.startswith("images/") or "/" in name and self._owner.section == "evaluation"
+                shown = name if has_section else f"{self._owner.section}/{name}"
+                if shown in results:
+                    raise ValueError(f"metrics: two of them measure {shown}, one is {type(metric).__name__}")
+                results[shown] = value
+        return results
+
+
+def evaluate(evaluation: Evaluation) -> dict[str, Any]:
+    """All of an evaluation at once."""
+    for _ in evaluation:
+        pass
+    return evaluation.result()
+
+
+def place_frozen(networks: Mapping[str, Frozen], runtime: Runtime) -> State:
+    """The arrays of frozen networks on the devices, named as in a state."""
+    return place({name: leaf for network_name, network in networks.items()
+                  for name, leaf in prefixed(sections.frozen(network_name), network.init_spec()).items()}, 0, runtime)
+
+
+def _has(items: Items, name: str) -> bool:
+    return bool(items.measures) if name == "measures" else getattr(items, name) is not None

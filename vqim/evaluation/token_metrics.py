@@ -1,0 +1,107 @@
+"""Metrics of tokens: how codes are used, and how likely a prior holds them.
+
+    B batch, N positions, K codes a position
+"""
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vqim.contracts.context import Context
+from vqim.contracts.evaluation import About, Histogram, Items, Tally
+from vqim.contracts.frozen import Frozen
+from vqim.contracts.grid import TokenGrid
+from vqim.evaluation.codebook import CodebookStatistics, count_codes, entropy_bits
+from vqim.evaluation.distances import Averages
+from vqim.state.leaf import State
+
+
+class CodebookUse:
+    """How many codes are used and how evenly, for each level of tokens.
+
+    Shown as `codebook/usage` and so on, with several levels as `codebook/level_0/usage`. Of these, `usage_per_batch`
+    is ViT-VQGAN's "Codebook Usage" (Table 4).
+    """
+
+    needs = ("tokens_BNK",)
+    frozen: Mapping[str, Frozen] = {}
+
+    def observe(self, items: Items, frozen: Mapping[str, State], context: Context) -> dict[str, Tensor]:
+        """See `Metric`."""
+        assert items.tokens_BNK is not None
+        return {"tokens": items.tokens_BNK}
+
+    def tally(self, about: About) -> Tally:
+        """See `Metric`."""
+        return _Use(grid_of(about))
+
+
+class _Use:
+    def __init__(self, grid: TokenGrid):
+        self._grid = grid
+        self._levels = [CodebookStatistics(level.vocabulary) for level in grid.levels]
+
+    def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
+        """See `Tally`."""
+        for statistics, indices in zip(self._levels, self._grid.split(observed["tokens"]), strict=True):
+            statistics.add(indices, valid_B)
+
+    def result(self) -> dict[str, Any]:
+        """See `CodebookStatistics.result`; and a histogram."""
+        found: dict[str, Any] = {}
+        for name, statistics in zip(self._grid.codebook_names, self._levels, strict=True):
+            found |= {f"{name}/{measure}": value for measure, value in statistics.result().items()}
+            codes_K = np.arange(len(statistics.counts_K))
+            found[f"{name}/histogram"] = Histogram(np.repeat(codes_K, statistics.counts_K))
+        return found
+
+
+class Likelihood:
+    """What a prior measures of images' tokens; where that is bits, also what they save.
+
+    `unigram_bits_per_token` is the entropy of tokens' unigram distributions, one for each level, a mean over
+    positions; `bits_saved` is the share of it that the prior does without.
+    """
+
+    needs = ("tokens_BNK", "measures")
+    frozen: Mapping[str, Frozen] = {}
+
+    def observe(self, items: Items, frozen: Mapping[str, State], context: Context) -> dict[str, Tensor]:
+        """See `Metric`."""
+        assert items.tokens_BNK is not None
+        return {**items.measures, "tokens": items.tokens_BNK}
+
+    def tally(self, about: About) -> Tally:
+        """See `Metric`."""
+        return _Likelihood(grid_of(about))
+
+
+class _Likelihood:
+    def __init__(self, grid: TokenGrid):
+        self._grid, self._means = grid, Averages()
+        self._counts = [np.zeros(level.vocabulary, np.int64) for level in grid.levels]
+
+    def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
+        """See `Tally`."""
+        self._means.add({name: value for name, value in observed.items() if name != "tokens"}, valid_B)
+        for counts, indices in zip(self._counts, self._grid.split(observed["tokens"][valid_B]), strict=True):
+            counts += count_codes(indices, len(counts))
+
+    def result(self) -> dict[str, Any]:
+        """The means of what the prior measured, and the unigram entropy."""
+        means = self._means.result()
+        unigram = sum(level.num_positions * entropy_bits(counts)
+                      for level, counts in zip(self._grid.levels, self._counts, strict=True))
+        unigram /= self._grid.num_positions
+        found = {**means, "unigram_bits_per_token": unigram}
+        if "bits_per_token" in means:
+            found["bits_saved"] = 1 - means["bits_per_token"] / unigram if unigram else 0.0
+        return found
+
+
+def grid_of(about: About) -> TokenGrid:
+    """The pass's token grid; ValueError if it has none."""
+    if about.grid is None:
+        raise ValueError("metrics: this pass has no tokens")
+    return about.grid

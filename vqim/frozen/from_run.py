@@ -1,0 +1,88 @@
+"""Trained networks, taken from the checkpoints of another run."""
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from vqim.checkpoint.manager import CheckpointManager
+from vqim.checkpoint.reader import Checkpoint
+from vqim.contracts.context import Context
+from vqim.nn.module import apply, arrays_spec
+from vqim.state import sections
+from vqim.state.init import Index, full_index
+from vqim.state.leaf import Spec, State
+
+
+class FromRun:
+    """A network that another run has trained, or has taken from a run itself.
+
+    Args:
+      model: the network, built as that run built it.
+      run: that run's directory; its newest checkpoint is read, and only when the arrays are needed: a run that goes on
+        from a checkpoint of its own has them in there.
+      network: its name in that run. Where that run kept moving averages of its parameters, they are read.
+    """
+
+    def __init__(self, model: nn.Module, run: str, network: str = "tokenizer"):
+        self.model, self.run, self.network = model, run, network
+
+    def __call__(self, arrays: State, *inputs: Tensor, context: Context) -> Any:
+        """The network's forward pass."""
+        return apply(self.model.forward, arrays, *inputs, context)
+
+    def fingerprint(self, names: list[str]) -> str:
+        """A hash of some of its arrays' names and values."""
+        digest = hashlib.sha256()
+        for name in names:
+            leaf = arrays_spec(self.model)[name]
+            digest.update(name.encode() + self.read(name, leaf.shape, full_index(leaf.shape)).tobytes())
+        return digest.hexdigest()[:16]
+
+    def init_spec(self) -> Spec:
+        """The network's arrays, filled from the checkpoint, each slice on its own."""
+        return {name: dataclasses.replace(leaf, init=_Read(self, name))
+                for name, leaf in arrays_spec(self.model).items()}
+
+    def read(self, name: str, shape: tuple[int, ...], index: Index) -> np.ndarray:
+        """A slice of one array.
+
+        Raises:
+          NoCheckpointError: the run has no checkpoint.
+          ValueError: the run has no such network, or one of other shapes.
+        """
+        checkpoint, names = self._source
+        return checkpoint.read(names[name], index)
+
+    @functools.cached_property
+    def _source(self) -> tuple[Checkpoint, dict[str, str]]:
+        """The run's newest checkpoint, and what each of the network's arrays is called in it."""
+        checkpoint = CheckpointManager(f"{self.run}/checkpoints").open()
+        names = names_in(checkpoint, self.network, arrays_spec(self.model))
+        checkpoint.check({names[name]: (leaf.shape, np.dtype(np.float32))
+                          for name, leaf in arrays_spec(self.model).items()})
+        return checkpoint, names
+
+
+def names_in(checkpoint: Checkpoint, network: str, wanted: Spec) -> dict[str, str]:
+    """What a network's arrays are called in a checkpoint: averages before parameters, its own before a frozen copy.
+
+    An array that is nowhere has the name that a parameter would have.
+    """
+    there = set(checkpoint.names())
+    places = (sections.ema(network), sections.params(network), sections.statistics(network), sections.frozen(network))
+    return {name: next((place + name for place in places if place + name in there), sections.params(network) + name)
+            for name in wanted}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """An initial value read from a checkpoint."""
+
+    source: FromRun
+    array: str
+
+    def __call__(self, name: str, shape: tuple[int, ...], seed: int, index: Index) -> np.ndarray:
+        return self.source.read(self.array, shape, index)

@@ -1,0 +1,116 @@
+"""Stage 2: what a prior over a frozen tokenizer's tokens learns from, and what is drawn from it.
+
+    B batch, N positions, K codes a position, C image channels, H W image size
+"""
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vqim.contracts.context import Context
+from vqim.contracts.data import Dataset
+from vqim.contracts.evaluation import Items
+from vqim.contracts.frozen import Frozen
+from vqim.contracts.grid import TokenGrid
+from vqim.contracts.learning import Computed, MakeLearner, OneLearner
+from vqim.contracts.prior import Expecting, Prior, Sampler
+from vqim.frozen.from_run import FromRun
+from vqim.nn.module import apply
+from vqim.prior.sampler import StepwiseSampler
+from vqim.state import sections
+from vqim.state.leaf import State, select
+from vqim.tokenizer.model import ImageTokenizer, float_to_images, images_to_float
+from vqim.tokenizer.objective import check_image_data
+from vqim.tokenizer.reconstruction import reconstruct
+
+
+class MakePrior(Protocol):
+    """A prior's class, with what else it needs bound."""
+
+    def __call__(self, *, grid: TokenGrid, num_classes: int) -> Prior: ...
+
+
+class PriorObjective(OneLearner):
+    """A prior's own loss, on tokens from a cache or from the tokenizer.
+
+    Args:
+      tokenizer: the trained tokenizer.
+      prior: called with `grid` and `num_classes`; makes the network.
+      learner: how it is trained, `@training.Learner`.
+      num_classes: of the data; 0 trains without classes.
+      sampler: what draws from the prior, for evaluators and `launch.sample`; `StepwiseSampler()` unless given.
+    """
+
+    name = "prior"
+
+    def __init__(
+        self, tokenizer: FromRun, prior: MakePrior, learner: MakeLearner, num_classes: int,
+        sampler: Sampler | None = None,
+    ):
+        if not isinstance(tokenizer.model, ImageTokenizer):
+            raise TypeError(f"tokenizer must be an ImageTokenizer of another run, got {type(tokenizer.model).__name__}")
+        self._from_run, self.tokenizer = tokenizer, tokenizer.model
+        self.frozen: Mapping[str, Frozen] = {"tokenizer": tokenizer}
+        self.prior: Any = prior(grid=self.tokenizer.grid, num_classes=num_classes)
+        assert isinstance(self.prior, nn.Module)
+        self.num_classes, self.sampler = num_classes, sampler or StepwiseSampler()
+        self.learner = learner(name=self.name, module=self.prior)
+
+    def check_data(self, data: Dataset) -> None:
+        """Raises ValueError unless the data have the tokenizer's image size or grid, and the prior's classes."""
+        check_image_data(data, self.tokenizer)
+        if hasattr(data, "check_written_by"):
+            fingerprint = self._from_run.fingerprint(self.tokenizer.deciding_arrays())
+            data.check_written_by(self.tokenizer.grid.as_lists(), fingerprint)
+        if self.num_classes and data.num_classes != self.num_classes:
+            raise ValueError(
+                f"num_classes must be the data's {data.num_classes}, or 0 to ignore them; got {self.num_classes}")
+
+    def compute(
+        self, leaves: Mapping[str, State], arrays: State, batch: dict[str, Tensor], context: Context, program: str,
+    ) -> Computed:
+        """See `vqim.contracts.learning.Objective`."""
+        tokens_BNK = self.tokens(arrays, batch, context)
+        loss, metrics = apply(self.prior.loss, leaves[self.name], tokens_BNK, batch["labels"], context)
+        return Computed({self.name: loss}, metrics)
+
+    def tokens(self, state: State, batch: dict[str, Tensor], context: Context) -> Tensor:
+        """The batch's tokens [B, N, K]."""
+        if "tokens" in batch:
+            return batch["tokens"].long()
+        with torch.no_grad():
+            images_BCHW = images_to_float(batch["images"])
+            return apply(self.tokenizer.tokens, self._frozen(state), images_BCHW, context.evaluation())
+
+    def images(self, state: State, tokens_BNK: Tensor, context: Context) -> Tensor:
+        """Images of tokens, rounded to 8 bits, float32 [B, C, H, W] in [0, 1]."""
+        decoded_BCHW = apply(self.tokenizer.images, self._frozen(state), tokens_BNK, context.evaluation())
+        return images_to_float(float_to_images(decoded_BCHW))
+
+    def prior_arrays(self, state: State) -> State:
+        """The prior's, as whoever reads it takes them."""
+        return sections.network_arrays(state, self.name)
+
+    def reconstruct(self, state: State, batch: dict[str, Tensor], context: Context) -> Items:
+        """The frozen tokenizer's reconstructions of images."""
+        return reconstruct(self.tokenizer, self._frozen(state), batch, context.evaluation())
+
+    def predict(self, state: State, batch: dict[str, Tensor], context: Context) -> Items:
+        """Images as their tokens have them, the teacher-forced view of them, and what the prior measures.
+
+        The view decodes the token that the prior expects at each position, given other true ones (SeQ-GAN section
+        3.2); a prior that expects nothing has none.
+        """
+        labels_B, tokens_BNK = batch["labels"].long(), self.tokens(state, batch, context)
+        arrays = self.prior_arrays(state)
+        expected_BCHW = None
+        if isinstance(self.prior, Expecting):
+            expected_BNK = apply(self.prior.expected, arrays, tokens_BNK, labels_B, context)
+            expected_BCHW = self.images(state, expected_BNK, context)
+        return Items(
+            batch["valid"], labels_B, self.images(state, tokens_BNK, context), expected_BCHW, tokens_BNK,
+            measures=apply(self.prior.measure, arrays, tokens_BNK, labels_B, context))
+
+    def _frozen(self, state: State) -> State:
+        return select(state, sections.frozen("tokenizer"))

@@ -1,0 +1,334 @@
+"""The Python way in: a trained run, opened for use.
+
+    model = vqim.load("runs/quickstart/prior")
+    tokens = model.tokens(images)                 # int64 [N, positions, channels]
+    images = model.images(tokens)                 # uint8 [N, H, W, 3]
+    images = model.sample(["Flags", "Objects"], temperature=0.9)
+
+Needs the run's directory alone, not its data.
+
+    N images, P positions, K codes a position, H W image size, h w latent size, L layers, D features
+"""
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import gin
+import numpy as np
+import torch
+from torch import Tensor
+
+import vqim.registry.components  # noqa: F401  gin knows the components from here on
+from vqim.checkpoint.errors import NoCheckpointError
+from vqim.checkpoint.manager import CheckpointManager
+from vqim.contracts.context import Context
+from vqim.contracts.prior import Featuring
+from vqim.contracts.runtime import Runtime
+from vqim.data.image_arrays import to_image_arrays
+from vqim.evaluation.passes import draw_batches
+from vqim.nn.module import apply
+from vqim.prior.objective import PriorObjective
+from vqim.registry.config import Config, ConfigError
+from vqim.registry.config import load as load_config
+from vqim.registry.runtimes import make_runtime
+from vqim.state import sections
+from vqim.state.leaf import State, select
+from vqim.tokenizer.model import Codes, ImageTokenizer, float_to_images, images_to_float
+from vqim.training.experiment import Experiment
+from vqim.training.facts import Facts, read_facts
+from vqim.training.state import restore_arrays
+
+
+def load(
+    path: str, *, step: int | None = None, runtime: Literal["auto", "torch", "xla"] = "auto", ema: bool = True,
+    tokenizer_run: str | None = None, batch_size: int = 64,
+) -> "Trained":
+    """Opens the run of a tokenizer or of a prior.
+
+    Args:
+      path: the run's directory.
+      step: of the checkpoint; the newest unless given.
+      runtime: what computes; 'auto' takes a TPU if there is one, else torch.
+      ema: whether networks are read as their moving averages, where the run keeps them.
+      tokenizer_run: another run whose decoder makes the images of a prior's tokens; its tokens have to be the same.
+      batch_size: images at a time.
+
+    Raises:
+      ConfigError: there is no run, or none of a tokenizer or a prior; or the other tokenizer makes other tokens.
+    """
+    config = read_config(path)
+    opened = open_run(config, path, make_runtime(config, runtime), step=step, ema=ema, batch_size=batch_size)
+    if tokenizer_run is not None:
+        opened = opened.with_tokenizer(load(
+            tokenizer_run, runtime=runtime, ema=ema, batch_size=batch_size))
+    gin.clear_config()
+    return opened
+
+
+def read_config(workdir: str, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
+                search_paths: Sequence[str] = ()) -> Config:
+    """The configuration of a run; further files and bindings win over it.
+
+    Raises:
+      ConfigError: there is no run.
+    """
+    if not (Path(workdir) / "config.gin").exists():
+        raise ConfigError(f"expected the directory of a run, with config.gin in it; got {workdir}")
+    return load_config([f"{workdir}/config.gin", *gin_files], list(bindings), list(search_paths))
+
+
+def open_run(
+    config: Config, workdir: str, runtime: Runtime, *, step: int | None = None, ema: bool = True, batch_size: int = 64,
+    needs_data: bool = False,
+) -> "Trained":
+    """A run by its configuration, with the arrays of one checkpoint; see `load`.
+
+    With `needs_data`, its data are opened and checked too.
+
+    Raises:
+      ConfigError: there is no such checkpoint.
+    """
+    experiment: Experiment = config.call("train", needs_data=needs_data)
+    try:
+        checkpoint = CheckpointManager(f"{workdir}/checkpoints").open(step)
+        facts = read_facts(workdir)
+    except (NoCheckpointError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    spec = sections.reading_spec(experiment.task.init_spec())
+    if not ema:
+        spec = {name: leaf for name, leaf in spec.items() if not name.startswith("ema/")}
+    arrays = restore_arrays(spec, experiment.seed, runtime, checkpoint)
+    return Trained(experiment, facts, runtime, arrays, checkpoint.step, batch_size)
+
+
+class Trained:
+    """A tokenizer, or a prior with its tokenizer.
+
+    Images are given as uint8 or as floats in [0, 1], NumPy arrays [N, H, W, 3] or [H, W, 3], torch tensors of these
+    shapes or [N, 3, H, W], PIL images, or a list of images; of the run's size. Other sizes and values are refused:
+    `prepare` makes an image of any size one that the run knows.
+
+    Attributes:
+      experiment: what the run's configuration describes.
+      facts: what is known of its data.
+      runtime: what computes.
+      arrays: its networks' arrays, on the devices.
+      step: of the checkpoint.
+    """
+
+    def __init__(
+        self, experiment: Experiment, facts: Facts, runtime: Runtime, arrays: State, step: int, batch_size: int = 64,
+    ):
+        self.experiment, self.facts, self.runtime, self.arrays, self.step = experiment, facts, runtime, arrays, step
+        multiple = runtime.num_batch_shards
+        self._batch_size = -(-batch_size // multiple) * multiple
+        objective: Any = experiment.task.objective
+        self._tokenizer: ImageTokenizer | None = getattr(objective, "tokenizer", None)
+        is_prior = isinstance(objective, PriorObjective)
+        self._tokenizer_arrays = (select(arrays, sections.frozen("tokenizer")) if is_prior
+                                  else sections.network_arrays(arrays, objective.name))
+        self._context = Context(runtime.kernels)
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._draws: dict[Any, Any] = {}
+
+    @property
+    def tokenizer(self) -> ImageTokenizer:
+        """The network; ValueError for a run that has none, such as a classifier's."""
+        if self._tokenizer is None:
+            raise ValueError(f"this run has no tokenizer, it trains a {self.experiment.task.objective.name}")
+        return self._tokenizer
+
+    @property
+    def prior(self) -> PriorObjective:
+        """The prior with what belongs to it; ValueError for a run that has none."""
+        objective = self.experiment.task.objective
+        if not isinstance(objective, PriorObjective):
+            raise ValueError(f"this needs the run of a prior, this one trains a {objective.name}")
+        return objective
+
+    def prepare(self, image: Any) -> np.ndarray:
+        """An image of any size as the run's evaluation sees it: uint8 [H, W, 3]."""
+        prepare = getattr(self.experiment.data, "prepare", None)
+        if prepare is None:
+            raise ValueError("this run was trained on cached tokens, which say nothing of how images were cut")
+        prepared: np.ndarray = prepare(np.asarray(image))
+        return prepared
+
+    def tokens(self, images: Any) -> np.ndarray:
+        """Images to their tokens, int64 [N, P, K]."""
+        return self._over_images("tokens", images, lambda arrays, images_BCHW: apply(
+            self.tokenizer.tokens, arrays, images_BCHW, self._context))[0]
+
+    def encode(self, images: Any) -> Codes:
+        """Images to the codes that a decoder takes, float32 NumPy arrays [N, h, w, ...]."""
+        def run(arrays: State, images_BCHW: Tensor) -> list[Tensor]:
+            codes = apply(self.tokenizer.encode, arrays, images_BCHW, self._context).codes
+            return [codes.vectors_BhwZ, codes.latents_BhwD]
+
+        return Codes(*self._over_images("encode", images, run))  # type: ignore[arg-type]
+
+    def decode(self, codes: Codes) -> np.ndarray:
+        """Codes, as `encode` gives them, to images, uint8 [N, H, W, 3]."""
+        def run(arrays: State, batch: dict[str, Tensor]) -> Tensor:
+            given = Codes(batch["vectors"], batch["latents"])
+            return float_to_images(apply(self.tokenizer.decode, arrays, given, self._context).mean_BCHW.clamp(0, 1))
+
+        arrays = {"vectors": np.asarray(codes.vectors_BhwZ), "latents": np.asarray(codes.latents_BhwD)}
+        return self._over("decode", arrays, run)[0]
+
+    def images(self, tokens: Any) -> np.ndarray:
+        """Tokens [N, P, K] to images, uint8 [N, H, W, 3]."""
+        tokens_NPK = check_tokens(np.asarray(tokens), self.tokenizer)
+        return self._over("images", {"tokens": tokens_NPK}, lambda arrays, batch: float_to_images(
+            apply(self.tokenizer.images, arrays, batch["tokens"], self._context)))[0]
+
+    def reconstruct(self, images: Any) -> np.ndarray:
+        """Images through tokens and back, uint8 [N, H, W, 3]."""
+        return self.images(self.tokens(images))
+
+    def sample(
+        self, labels: Sequence[str | int] | int, *, seed: int = 0, given: np.ndarray | None = None,
+        **settings: float | int | None,
+    ) -> np.ndarray:
+        """Draws images, uint8 [N, H, W, 3].
+
+        Args:
+          labels: class names or numbers, one for each image; or how many images, without classes.
+          seed: image number i of a seed is the same in any call.
+          given: int64 tokens [N, P, K] that stay; -1 where they are to be drawn.
+          settings: of the run's sampler, such as temperature, top_k, top_p, guidance.
+        """
+        return self.images(self.sample_tokens(labels, seed=seed, given=given, **settings))
+
+    def sample_tokens(
+        self, labels: Sequence[str | int] | int, *, seed: int = 0, given: np.ndarray | None = None,
+        **settings: float | int | None,
+    ) -> np.ndarray:
+        """As `sample`, but the tokens, int64 [N, P, K]."""
+        labels_N = np.full(labels, -1, np.int32) if isinstance(labels, int) else self.labels(labels)
+        if given is not None:
+            given = check_tokens(np.asarray(given), self.tokenizer, may_be_missing=True)
+            if len(given) != len(labels_N):
+                raise ValueError(f"given must have tokens for each of {len(labels_N)} images, got {len(given)}")
+        key = tuple(sorted(settings.items()))
+        if key not in self._draws:
+            self._draws[key] = self.prior.sampler.with_settings(**settings).bind(
+                self.prior.prior, self.runtime, self._batch_size, self.experiment.task.dtype)
+        batches = draw_batches(self._draws[key], self.experiment.task, self.arrays, self.runtime, labels_N,
+                               self._batch_size, seed, given)
+        return np.concatenate([self.runtime.fetch([batch["tokens"]])[0] for batch in batches])[:len(labels_N)]
+
+    def labels(self, classes: Sequence[str | int]) -> np.ndarray:
+        """Class names or numbers as numbers, int32; -1 is an image whose class is not told."""
+        return np.array([class_number(word, self.prior, self.facts.class_names) for word in classes], np.int32)
+
+    def features(self, images: Any) -> np.ndarray:
+        """Each layer's features of a prior, averaged over positions: float32 [N, L, D]."""
+        network, tokens_NPK = self.prior.prior, self.tokens(images)
+        if not isinstance(network, Featuring):
+            raise ValueError(f"{type(network).__name__} gives no features")
+        prior_arrays = self.prior.prior_arrays(self.arrays)
+
+        def run(arrays: State, batch: dict[str, Tensor]) -> Tensor:
+            return apply(network.features, prior_arrays, batch["tokens"], self._context).transpose(0, 1)
+
+        return self._over("features", {"tokens": tokens_NPK}, run)[0]
+
+    def with_tokenizer(self, other: "Trained") -> "Trained":
+        """The same prior, its tokens shown by another tokenizer's decoder; ConfigError if that one has other tokens."""
+        own = self._deciding()
+        theirs = other._deciding()
+        differing = [name for name in sorted(own.keys() | theirs.keys())
+                     if name not in own or name not in theirs or not np.array_equal(own[name], theirs[name])]
+        if differing or self.tokenizer.grid != other.tokenizer.grid:
+            raise ConfigError(f"tokenizer_run must make the same tokens as the prior's own tokenizer; they differ in "
+                              f"{', '.join(differing[:5]) or 'their grids'}")
+        both = Trained(self.experiment, self.facts, self.runtime, self.arrays, self.step, self._batch_size)
+        both._tokenizer, both._tokenizer_arrays = other.tokenizer, other._tokenizer_arrays
+        return both
+
+    def _deciding(self) -> dict[str, np.ndarray]:
+        names = self.tokenizer.deciding_arrays()
+        return dict(zip(names, self.runtime.fetch([self._tokenizer_arrays[name] for name in names]), strict=True))
+
+    def _over_images(self, name: str, images: Any, run: Callable[[State, Tensor], Any]) -> list[np.ndarray]:
+        """`run` on images, in batches; floats are not rounded."""
+        images_NHWC = to_image_arrays(images, self.tokenizer.image_size)
+
+        def on_batch(arrays: State, batch: dict[str, Tensor]) -> Any:
+            images_BHWC = batch["images"]
+            is_bytes = images_BHWC.dtype == torch.uint8
+            return run(arrays, images_to_float(images_BHWC) if is_bytes else images_BHWC.permute(0, 3, 1, 2))
+
+        return self._over(f"{name} {images_NHWC.dtype}", {"images": images_NHWC}, on_batch)
+
+    def _over(
+        self, name: str, arrays_N: dict[str, np.ndarray], run: Callable[[State, dict[str, Tensor]], Any],
+    ) -> list[np.ndarray]:
+        """`run`, compiled once under a name, on batches of a set, the last of which is filled up."""
+        if name not in self._compiled:
+            def program(arrays: State, batch: dict[str, Tensor]) -> list[Tensor]:
+                with torch.no_grad():
+                    found = run(arrays, batch)
+                    return list(found) if isinstance(found, list | tuple) else [found]
+
+            self._compiled[name] = self.runtime.compile(program)
+        parts = []
+        for batch, count in _batches(arrays_N, self._batch_size):
+            share = self._batch_size // self.runtime.process_count
+            own = slice(self.runtime.process_index * share, (self.runtime.process_index + 1) * share)
+            device = self.runtime.put({key: value[own] for key, value in batch.items()})
+            fetched = self.runtime.fetch(self._compiled[name](self._tokenizer_arrays, device))
+            parts.append([array[:count] for array in fetched])
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def class_number(word: str | int, prior: PriorObjective, names: Sequence[str]) -> int:
+    """A class by its name or its number; -1 is none.
+
+    Raises:
+      ValueError: there is no such class, the prior has none or was never shown images without one, or the word is both
+        a name and another class's number.
+    """
+    num_classes, text = prior.num_classes, str(word)
+    by_name = names.index(text) if isinstance(word, str) and text in names and num_classes else None
+    by_number = int(text) if text.lstrip("-").isdigit() and -1 <= int(text) < num_classes else None
+    if by_name is not None and by_number is not None and by_name != by_number:
+        raise ValueError(f"labels: {text!r} is the name of class {by_name} and the number of another one, "
+                         f"{names[by_number]!r}; give the number {by_name}, or the other's name")
+    found = by_number if by_name is None else by_name
+    if found is None:
+        what = f"class numbers below {num_classes} or names among {list(names)[:12]}" if num_classes else (
+            "left out: this prior knows no classes")
+        raise ValueError(f"labels must be {what}; got {text!r}")
+    if found == -1 and num_classes and not getattr(prior.prior, "class_dropout_rate", 1.0):
+        raise ValueError("labels must be classes: this prior was trained with every image's class "
+                         "(class_dropout_rate 0), so -1 would draw from what was never trained")
+    return found
+
+
+def check_tokens(tokens_NPK: np.ndarray, tokenizer: ImageTokenizer, may_be_missing: bool = False) -> np.ndarray:
+    """int64 tokens [N, P, K] of a tokenizer's grid; -1 too where they may be missing.
+
+    Raises:
+      ValueError: another shape, no integers, or a token out of its level's vocabulary.
+    """
+    grid = tokenizer.grid
+    shape = (grid.num_positions, grid.num_channels)
+    if tokens_NPK.shape[1:] != shape or tokens_NPK.dtype.kind not in "iu":
+        raise ValueError(f"tokens must be integers [N, {shape[0]}, {shape[1]}], got {tokens_NPK.dtype} "
+                         f"{list(tokens_NPK.shape)}")
+    lowest = -1 if may_be_missing else 0
+    for level, part in zip(grid.levels, grid.split(tokens_NPK), strict=True):
+        wrong = part[(part < lowest) | (part >= level.vocabulary)]
+        if wrong.size:
+            raise ValueError(f"tokens must be from {lowest} to {level.vocabulary - 1}, got {wrong.flat[0]}")
+    return tokens_NPK.astype(np.int64)
+
+
+def _batches(arrays_N: dict[str, np.ndarray], size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Batches of one size and how many of each count; the last is filled with its last element."""
+    total = len(next(iter(arrays_N.values())))
+    for start in range(0, total, size):
+        numbers = np.minimum(np.arange(start, start + size), total - 1)
+        yield {name: array[numbers] for name, array in arrays_N.items()}, min(size, total - start)

@@ -1,0 +1,139 @@
+"""A run that starts from other runs: which of their arrays become which of its own.
+
+A second phase, a larger decoder for frozen codes, another domain: the run is described as any other, and
+`train.start_from` says where arrays come from. Strict both ways: what is not taken, and what stays fresh, is said.
+"""
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from vqim.checkpoint.manager import CheckpointManager
+from vqim.checkpoint.reader import Checkpoint
+from vqim.state.init import Index
+from vqim.state.leaf import Leaf, Spec
+
+_TAKEN = ("params/", "statistics/")
+"""What can be taken. Slots, flags and moving averages always begin anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StartFrom:
+    """Another run, and what is taken from it.
+
+    Patterns are regular expressions for whole names, such as 'params/tokenizer/encoder/(.*)'. Where the other run kept
+    a moving average of a parameter, the average is taken; its name is that of the parameter all the same.
+
+    Attributes:
+      run: the other run's directory.
+      arrays: pattern of a name there -> the name here, which may repeat its groups as \\1, \\2 ...
+      left: patterns of those `params/` and `statistics/` there that are not taken.
+      fresh: patterns of those `params/` and `statistics/` here that no run gives, and that start as they would
+        without it.
+      step: of the checkpoint; the newest unless given.
+    """
+
+    run: str
+    arrays: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"(.*)": r"\1"})
+    left: Sequence[str] = ()
+    fresh: Sequence[str] = ()
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        for pattern in (*self.arrays, *self.left, *self.fresh):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"arrays, left and fresh must have regular expressions, got {pattern!r}: "
+                                 f"{error}") from error
+
+
+def started_spec(spec: Spec, sources: Sequence[StartFrom]) -> tuple[Spec, list[dict[str, Any]]]:
+    """A state's description with initial values from other runs, and a record of what was read: run, step, arrays.
+
+    Raises:
+      NoCheckpointError: a run has none.
+      ValueError: an array is on one side only and not said to be left or fresh, or has another shape there, or two
+        give the same; the message lists them.
+    """
+    if not sources:
+        return spec, []
+    filled: dict[str, Leaf] = {}
+    records: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for source in sources:
+        checkpoint = CheckpointManager(f"{source.run}/checkpoints").open(source.step)
+        taken = _matches(source, checkpoint, problems)
+        for name, there in taken.items():
+            problem = _misfit(name, spec, filled, checkpoint, there)
+            if problem:
+                problems.append(f"{source.run}: {there} -> {name}: {problem}")
+            else:
+                filled[name] = dataclasses.replace(spec[name], init=_Read(checkpoint, there))
+        logging.info("Starting from step %d of %s: %d arrays.", checkpoint.step, source.run, len(taken))
+        records.append({"run": source.run, "step": checkpoint.step, "arrays": len(taken)})
+    for name in spec:
+        if name.startswith(_TAKEN) and name not in filled and not _any(
+                [pattern for source in sources for pattern in source.fresh], name):
+            problems.append(f"{name}: no run gives it; name it in `fresh` to start it anew")
+    if problems:
+        more = [f"and {len(problems) - 12} more"] if len(problems) > 12 else []
+        raise ValueError("start_from does not fit:\n  " + "\n  ".join(problems[:12] + more))
+    fresh = [name for name in spec if name.startswith(_TAKEN) and name not in filled]
+    logging.info("Started anew: %s.", ", ".join(fresh) or "nothing but slots")
+    return spec | filled, records
+
+
+def _matches(source: StartFrom, checkpoint: Checkpoint, problems: list[str]) -> dict[str, str]:
+    """The names here of what is taken -> what is read there for them."""
+    there = checkpoint.names()
+    taken: dict[str, str] = {}
+    unused = set(source.arrays)
+    for name in there:
+        if not name.startswith(_TAKEN) or _any(source.left, name):
+            continue
+        matching = [(pattern, target) for pattern, target in source.arrays.items() if re.fullmatch(pattern, name)]
+        if not matching:
+            problems.append(f"{source.run}: {name} is not taken; name it in `left` if that is meant")
+            continue
+        pattern, target = matching[0]
+        unused.discard(pattern)
+        average = re.sub("^params/", "ema/", name)
+        here = re.sub(f"^(?:{pattern})$", target, name)
+        if here in taken:
+            problems.append(f"{source.run}: {name} and {taken[here]} would both become {here}")
+        taken[here] = average if average in there else name
+    problems += [f"{source.run}: no array there matches {pattern!r}; it has {', '.join(there[:5])} ..."
+                 for pattern in sorted(unused)]
+    return taken
+
+
+def _misfit(name: str, spec: Spec, filled: Spec, checkpoint: Checkpoint, there: str) -> str | None:
+    """Why an array cannot be taken so; None if it can."""
+    if name not in spec or not name.startswith(_TAKEN):
+        return "this run has no such array; name it in `left` if that is meant"
+    if name in filled:
+        return "another run gives it too"
+    shape, dtype = checkpoint.spec(there)
+    if shape != spec[name].shape or dtype != np.float32:
+        return (f"expected float32 {list(spec[name].shape)}, it has {dtype} {list(shape)}; name it in `left`, and "
+                "here in `fresh`, to start it anew")
+    return None
+
+
+def _any(patterns: Sequence[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """An initial value read from a checkpoint, slice by slice."""
+
+    checkpoint: Checkpoint
+    there: str
+
+    def __call__(self, name: str, shape: tuple[int, ...], seed: int, index: Index) -> np.ndarray:
+        return self.checkpoint.read(self.there, index)
