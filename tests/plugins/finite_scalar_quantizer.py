@@ -8,9 +8,9 @@ import gin
 import torch
 from torch import Tensor, nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.layers import Dense
-from vqim.tokenizer.grid import Level
+from vqim.contracts.grid import Level
 from vqim.tokenizer.model import Quantized
 
 

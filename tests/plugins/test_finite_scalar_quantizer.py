@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import apply, spec
 from vqim.runtime.torch import TorchKernels
 from vqim.state.init import full_index
