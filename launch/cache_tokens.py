@@ -38,13 +38,13 @@ BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Pictures at a time.",
 
 def main() -> None:
     """Writes both splits."""
-    config, run = session.open_run()
+    config, run = session.open_run(needs_data=True)
     objective, data, runtime = run.experiment.task.objective, run.experiment.data, run.runtime
     if not isinstance(objective, TokenizerObjective):
         raise ConfigError(f"--workdir must be the run of a tokenizer, {flags.WORKDIR.value} trains a {objective.name}")
     if not isinstance(data, Images):
         raise ConfigError(f"train.data must be images to be encoded, such as @data.Images(), got {type(data).__name__}")
-    config.refuse_unused(except_for=session.READING_BINDINGS)
+    config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
     there = [split for split in SPLITS if (Path(OUT.value) / split).exists()]
     if there:
         raise ConfigError(f"--out must be a new folder; {OUT.value} holds {' and '.join(there)}. Remove them to write "

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from vqim.evaluation.passes import evaluate
+from vqim.registry.config import ConfigError
 from vqim.training.summaries import Summaries
 
 from . import flags, session
@@ -22,8 +23,12 @@ def main() -> None:
     # What an earlier call wrote for this step is written anew.
     summaries = Summaries(Path(workdir) / "evaluation", run.step - 1, enabled=run.runtime.process_index == 0)
     numbers: dict[str, float] = {"step": run.step}
+    shown: set[str] = set()
     for evaluator in experiment.evaluators:
         results = evaluate(evaluator.begin(experiment.task, experiment.data, run.arrays, run.runtime))
+        if twice := sorted(results.keys() & shown):
+            raise ConfigError(f"train.evaluators: two measure {', '.join(twice[:5])}; give one of them a `section`")
+        shown |= results.keys()
         summaries.write(run.step, results)
         numbers |= {name: value for name, value in results.items() if isinstance(value, int | float)}
     summaries.close()

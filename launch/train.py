@@ -12,10 +12,12 @@ from pathlib import Path
 from absl import flags as absl_flags
 from absl import logging
 
-from vqim.checkpoint.errors import CheckpointError
+from vqim.checkpoint.errors import CheckpointError, NoCheckpointError
+from vqim.checkpoint.manager import CheckpointManager
 from vqim.data.faults import TooManyCorruptError
 from vqim.registry.config import ConfigError
 from vqim.training.loop import check_batch_size, train
+from vqim.training.start_from import StartFromError, started_spec
 from vqim.training.state import NonFiniteError
 
 from . import flags, session
@@ -35,6 +37,11 @@ def main() -> None:
         check_batch_size(experiment.batch_size, runtime, experiment.task.num_micro_batches)
     except ValueError as error:
         raise ConfigError(f"train.{error}") from error
+    try:
+        if not _has_begun(flags.WORKDIR.value):
+            started_spec(experiment.task.init_spec(), experiment.start_from)
+    except (ValueError, NoCheckpointError) as error:
+        raise ConfigError(f"train.start_from: {error}") from error
     operative = config.operative()
     if DRY_RUN.value:
         print(operative)
@@ -48,12 +55,19 @@ def main() -> None:
     try:
         finished = train(
             experiment, workdir=workdir, runtime=runtime, config=operative, profile_steps=profile_steps)
+    except StartFromError as error:
+        raise ConfigError(f"train.{error}") from error
     except NonFiniteError as error:
         sys.exit(f"Stopped: {error}. To go on from here with other values, write them into {workdir}/config.gin too.")
     except (CheckpointError, TooManyCorruptError) as error:
         sys.exit(f"Stopped: {error}.")
     if finished.interrupted:
         sys.exit(f"Interrupted by {finished.interrupted}.")
+
+
+def _has_begun(workdir: str | None) -> bool:
+    """Whether a run directory has checkpoints, from which the run goes on whatever it started from."""
+    return workdir is not None and CheckpointManager(f"{workdir}/checkpoints").latest_step() is not None
 
 
 def _steps(text: str | None) -> range | None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import gin
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,11 +23,11 @@ from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.context import Context
 from vqim.contracts.prior import Featuring
 from vqim.contracts.runtime import Runtime
-from vqim.data.image_arrays import to_image_arrays
+from vqim.data.image_arrays import to_image_arrays, to_rgb
 from vqim.evaluation.passes import draw_batches
 from vqim.nn.module import apply
 from vqim.prior.objective import PriorObjective
-from vqim.registry.config import Config, ConfigError
+from vqim.registry.config import Config, ConfigError, forget
 from vqim.registry.config import load as load_config
 from vqim.registry.runtimes import make_runtime
 from vqim.state import sections
@@ -56,13 +55,14 @@ def load(
     Raises:
       ConfigError: there is no run, or none of a tokenizer or a prior; or the other tokenizer makes other tokens.
     """
-    config = read_config(path)
-    opened = open_run(config, path, make_runtime(config, runtime), step=step, ema=ema, batch_size=batch_size)
-    if tokenizer_run is not None:
-        opened = opened.with_tokenizer(load(
-            tokenizer_run, runtime=runtime, ema=ema, batch_size=batch_size))
-    gin.clear_config()
-    return opened
+    try:
+        config = read_config(path)
+        opened = open_run(config, path, make_runtime(config, runtime), step=step, ema=ema, batch_size=batch_size)
+    finally:
+        forget()
+    if tokenizer_run is None:
+        return opened
+    return opened.with_tokenizer(load(tokenizer_run, runtime=runtime, ema=ema, batch_size=batch_size))
 
 
 def read_config(workdir: str, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
@@ -151,7 +151,7 @@ class Trained:
         prepare = getattr(self.experiment.data, "prepare", None)
         if prepare is None:
             raise ValueError("this run was trained on cached tokens, which say nothing of how images were cut")
-        prepared: np.ndarray = prepare(np.asarray(image))
+        prepared: np.ndarray = prepare(to_rgb(image))
         return prepared
 
     def tokens(self, images: Any) -> np.ndarray:
@@ -205,7 +205,7 @@ class Trained:
         **settings: float | int | None,
     ) -> np.ndarray:
         """As `sample`, but the tokens, int64 [N, P, K]."""
-        labels_N = np.full(labels, -1, np.int32) if isinstance(labels, int) else self.labels(labels)
+        labels_N = self.labels([-1] * labels if isinstance(labels, int) else labels)
         if given is not None:
             given = check_tokens(np.asarray(given), self.tokenizer, may_be_missing=True)
             if len(given) != len(labels_N):
@@ -227,12 +227,11 @@ class Trained:
         network, tokens_NPK = self.prior.prior, self.tokens(images)
         if not isinstance(network, Featuring):
             raise ValueError(f"{type(network).__name__} gives no features")
-        prior_arrays = self.prior.prior_arrays(self.arrays)
 
         def run(arrays: State, batch: dict[str, Tensor]) -> Tensor:
-            return apply(network.features, prior_arrays, batch["tokens"], self._context).transpose(0, 1)
+            return apply(network.features, arrays, batch["tokens"], self._context).transpose(0, 1)
 
-        return self._over("features", {"tokens": tokens_NPK}, run)[0]
+        return self._over("features", {"tokens": tokens_NPK}, run, self.prior.prior_arrays(self.arrays))[0]
 
     def with_tokenizer(self, other: "Trained") -> "Trained":
         """The same prior, its tokens shown by another tokenizer's decoder; ConfigError if that one has other tokens."""
@@ -264,8 +263,12 @@ class Trained:
 
     def _over(
         self, name: str, arrays_N: dict[str, np.ndarray], run: Callable[[State, dict[str, Tensor]], Any],
+        network_arrays: State | None = None,
     ) -> list[np.ndarray]:
-        """`run`, compiled once under a name, on batches of a set, the last of which is filled up."""
+        """`run`, compiled once under a name, on batches of a set, the last of which is filled up.
+
+        It is given the tokenizer's arrays, or those of another network.
+        """
         if name not in self._compiled:
             def program(arrays: State, batch: dict[str, Tensor]) -> list[Tensor]:
                 with torch.no_grad():
@@ -278,7 +281,7 @@ class Trained:
             share = self._batch_size // self.runtime.process_count
             own = slice(self.runtime.process_index * share, (self.runtime.process_index + 1) * share)
             device = self.runtime.put({key: value[own] for key, value in batch.items()})
-            fetched = self.runtime.fetch(self._compiled[name](self._tokenizer_arrays, device))
+            fetched = self.runtime.fetch(self._compiled[name](network_arrays or self._tokenizer_arrays, device))
             parts.append([array[:count] for array in fetched])
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 

@@ -5,7 +5,7 @@ import torch
 
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.classifier.model import ImageClassifier, TrainedClassifier
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.layers import Dense
 from vqim.nn.module import apply, spec
 from vqim.runtime.torch import TorchKernels, TorchRuntime
@@ -90,7 +90,7 @@ def test_a_trained_classifier_is_its_runs_network(tmp_path):
     images = torch.rand(2, 3, 8, 8)
     expected = apply(network.forward, {
         name.removeprefix("params/classifier/"): array for name, array in arrays.items()}, images, CONTEXT)
-    assert torch.equal(classifier.logits(frozen, images, CONTEXT), expected)
+    assert torch.equal(classifier(frozen, images, context=CONTEXT), expected)
 
 
 def test_one_class_is_no_choice():

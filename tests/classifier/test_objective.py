@@ -1,4 +1,5 @@
 """Training a classifier: the gradient by finite differences, separable pictures, data that do not fit."""
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -6,14 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from vqim.classifier.model import ImageClassifier
-from vqim.classifier.task import ClassifierTask
-from vqim.nn.context import Context
+from vqim.classifier.objective import ClassifierObjective
+from vqim.contracts.context import Context
+from vqim.contracts.learning import Learner
 from vqim.nn.module import apply
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
 from vqim.runtime.torch import TorchRuntime
 from vqim.state.leaf import select
 from vqim.tokenizer.vit import ViTEncoder
+from vqim.training.gradient_task import GradientTask
 from vqim.training.state import start
 
 RUNTIME = TorchRuntime()
@@ -23,7 +26,7 @@ COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]], dtype=torc
 class Recorder:
     """An optimizer that keeps the gradients it is given and changes nothing."""
 
-    def init_spec(self, params):
+    def init_spec(self, params, untrained=()):
         return {}
 
     def update(self, params, grads, slots, *, learning_rate, step, keep):
@@ -31,21 +34,30 @@ class Recorder:
         return {}
 
 
-def make_task(optimizer=None, **kwargs):
-    network = ImageClassifier(ViTEncoder(8, 4, 8, 1, 2, 8, dropout_rate=kwargs.pop("dropout_rate", 0.0)), 8, 3)
-    return ClassifierTask(network, optimizer or AdamW(), Constant(0.01), **kwargs)
+def make_task(optimizer=None, dropout_rate=0.0):
+    network = ImageClassifier(ViTEncoder(8, 4, 8, 1, 2, 8, dropout_rate=dropout_rate), 8, 3)
+    learner = functools.partial(Learner, optimizer=optimizer or AdamW(), learning_rate=Constant(0.01))
+    return GradientTask(ClassifierObjective(network, learner))
 
 
 def make_batch(batch_size=12):
     """Noise around one of three colours."""
     labels = torch.arange(batch_size) % 3
     noise = torch.randint(0, 40, (batch_size, 8, 8, 3), dtype=torch.uint8)
-    return {"images": COLOURS[labels][:, None, None] + noise, "labels": labels.int()}
+    return {"images": COLOURS[labels][:, None, None] + noise, "labels": labels.int(),
+            "valid": torch.ones(batch_size, dtype=torch.bool)}
 
 
 def run_step(task, state, batch, step=0):
     scalars = RUNTIME.scalars({**task.host_scalars(step), "step": step, "seed": 0})
     return task.train_step(state, batch, scalars, RUNTIME.kernels)
+
+
+def classify(task, state, batch):
+    """Class logits [B, Y]."""
+    logits_LBY = task.objective.classify(state, batch, Context(RUNTIME.kernels)).logits_LBY
+    assert len(logits_LBY) == 1
+    return logits_LBY[0]
 
 
 def test_the_gradient_is_that_of_the_mean_cross_entropy():
@@ -58,7 +70,7 @@ def test_the_gradient_is_that_of_the_mean_cross_entropy():
     images = batch["images"].permute(0, 3, 1, 2) / 255
 
     def loss(**changed):
-        logits = apply(task.network.forward, params | changed, images, Context(RUNTIME.kernels))
+        logits = apply(task.objective.network.forward, params | changed, images, Context(RUNTIME.kernels))
         probabilities = logits.double().softmax(-1)
         return -probabilities[torch.arange(12), batch["labels"].long()].log().mean().item()
 
@@ -77,7 +89,7 @@ def test_colours_are_told_apart_after_some_steps():
     assert metrics[0]["loss"].item() == pytest.approx(1.0986, abs=1e-3)
     assert metrics[-1]["loss"] < 0.1 and metrics[-1]["accuracy"] == 1
     fresh = make_batch()
-    logits = task.logits(state, fresh, RUNTIME.kernels)
+    logits = classify(task, state, fresh)
     assert torch.equal(logits.argmax(-1), fresh["labels"].long())
     assert F.cross_entropy(logits, fresh["labels"].long()) < 0.1
 
@@ -90,36 +102,12 @@ def test_dropout_acts_in_training_alone_and_anew_in_every_step():
             array.copy_(0.3 * torch.randn_like(array))
     first, again, other = (run_step(task, state, batch, step)["loss"] for step in (0, 0, 1))
     assert first == again != other
-    assert torch.equal(*(task.logits(state, batch, RUNTIME.kernels) for _ in range(2)))
-
-
-def test_a_step_whose_loss_is_not_finite_changes_nothing():
-    task, batch = make_task(), make_batch()
-    state = start(task.init_spec(), 0, RUNTIME).arrays
-    state["params/classifier/head/bias_O"][0] = torch.nan
-    before = {name: array.clone() for name, array in state.items()}
-    run_step(task, state, batch)
-    changed = {name for name, array in state.items() if not torch.equal(array, before[name])}
-    assert {name for name in changed if not name.startswith("health/")} == {"params/classifier/head/bias_O"}  # a NaN
-    assert any(name.startswith("health/") for name in changed)
-
-
-def test_the_description_counts_all_parameters():
-    task = make_task()
-    assert task.describe() == {"classifier": sum(
-        leaf.size for name, leaf in task.init_spec().items() if name.startswith("params/"))}
+    assert torch.equal(*(classify(task, state, batch) for _ in range(2)))
 
 
 def test_data_with_other_classes_or_sizes_are_refused():
-    make_task().check_data(SimpleNamespace(num_classes=3, image_size=8))
+    make_task().objective.check_data(SimpleNamespace(num_classes=3, image_size=8))
     with pytest.raises(ValueError, match="num_classes must be the data's 4, got 3"):
-        make_task().check_data(SimpleNamespace(num_classes=4, image_size=8))
+        make_task().objective.check_data(SimpleNamespace(num_classes=4, image_size=8))
     with pytest.raises(ValueError, match="image_size of the data must be 8, got 16"):
-        make_task().check_data(SimpleNamespace(num_classes=3, image_size=16))
-
-
-@pytest.mark.parametrize("arguments, message", [
-    ({"dtype": "float16"}, "dtype must be one of"), ({"max_gradient_norm": 0.0}, "max_gradient_norm must be positive")])
-def test_settings_out_of_range_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        make_task(**arguments)
+        make_task().objective.check_data(SimpleNamespace(num_classes=3, image_size=16))

@@ -1,4 +1,4 @@
-"""Classifiers on XLA give the scores that they give on torch, in one program."""
+"""Samples and classifiers' scores on XLA are those of torch, and one program serves many settings."""
 import json
 import os
 import pathlib
@@ -40,11 +40,23 @@ def results(tmp_path_factory):
 
 
 def test_scores_on_xla_are_those_of_the_same_pictures_on_torch(results):
-    for gaps, spread in zip(results["gaps"], results["spread"], strict=True):
-        assert max(gaps) < 1e-4 < 1e-2 < spread
+    for found in results["classifiers"]:
+        assert max(found["gaps"]) < 1e-4 < 1e-2 < found["spread"]
 
 
 def test_nothing_is_compiled_after_the_first_batch_and_nothing_falls_back(results):
-    first, *later = results["compiled"]
-    assert later == [first] * 2
+    for found in results["classifiers"]:
+        first, *later = found["compiled"]
+        assert later == [first] * 2
     assert results["fallbacks"] == []
+
+
+def test_xla_draws_what_torch_draws(results):
+    assert all(found["drawn_alike"] for found in results["classifiers"])
+    first, second = results["drawn"]
+    assert first["there"] == first["here"] != second["here"] == second["there"]
+
+
+def test_another_temperature_top_p_and_guidance_run_the_same_program(results):
+    first, second = results["drawn"]
+    assert first["compiled"] > 0 == second["compiled"]

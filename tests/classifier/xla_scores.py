@@ -3,30 +3,35 @@
     python -m tests.classifier.xla_scores FOLDER
 
 FOLDER has resnet.pth, a ResNet-18 of three classes, and a run of `make_network`. Prints JSON: how far the scores are
-from those of the same pictures on the torch runtime, and what torch_xla counted after each batch.
+from those of the same pictures on the torch runtime, whether these pictures are drawn there too, what torch_xla counted
+after each batch, and of samplers with other settings whether they drew what torch draws and what each compiled.
 """
 import json
 import sys
 
 import numpy as np
+import torch
 import torch_xla.debug.metrics as xla_metrics
 
 from tests.evaluation.test_rejection import make_state, make_task
 from vqim.classifier.model import ImageClassifier, TrainedClassifier
-from vqim.classifier.resnet import TorchvisionResNet
+from vqim.contracts.context import Context
+from vqim.evaluation.passes import bind_sampler
 from vqim.evaluation.rejection import CandidateSampler
-from vqim.nn.context import Context
-from vqim.prior.sampler import Sampler
-from vqim.runtime.runtime import to_tensor
+from vqim.frozen.resnet import TorchvisionResNet
+from vqim.prior.sampler import StepwiseSampler
+from vqim.runtime.arrays import to_tensor
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.torch import TorchRuntime
 from vqim.runtime.xla import XlaRuntime
-from vqim.state.leaf import Leaf
+from vqim.state.leaf import Leaf, select
 from vqim.tokenizer.model import images_to_float
 from vqim.tokenizer.vit import ViTEncoder
 from vqim.training.state import start
 
 NUM_CLASSES = 3
+LABELS = np.arange(12, dtype=np.int32) % NUM_CLASSES
+SETTINGS = [{"temperature": 0.8, "top_p": 0.9, "guidance": 2.0}, {"temperature": 1.5, "top_p": 0.6, "guidance": 3.5}]
 
 
 def make_network() -> ImageClassifier:
@@ -34,30 +39,45 @@ def make_network() -> ImageClassifier:
     return ImageClassifier(ViTEncoder(8, 4, 8, 2, 2, 8), 8, NUM_CLASSES)
 
 
+def num_compiled() -> int:
+    """How many programs have been compiled so far."""
+    return xla_metrics.metric_data("CompileTime")[0]
+
+
 def main(folder: str) -> None:
-    task, there = make_task(NUM_CLASSES), XlaRuntime(XlaSettings())
+    task, there, here = make_task(NUM_CLASSES), XlaRuntime(XlaSettings()), TorchRuntime()
+    on_host = make_state(task)
     state = {name: there.place(name, Leaf(tuple(array.shape), axes=("features",) * array.ndim),
                                lambda index, array=array: array.numpy()[index])
-             for name, array in make_state(task).items()}
-    classifiers = [TorchvisionResNet(f"{folder}/resnet.pth", 8, 18, NUM_CLASSES),
-                   TrainedClassifier(make_network(), folder)]
-    sampler = CandidateSampler(task, Sampler(task.prior, there, 4), classifiers)
-    batches, compiled = [], []
-    for batch in sampler(state, np.arange(12, dtype=np.int32) % NUM_CLASSES, 0):
-        batches.append(batch)
-        compiled.append(xla_metrics.metric_data("CompileTime")[0])
-    fallbacks = [name for name in xla_metrics.counter_names() if name.startswith("aten::")]
-    here = TorchRuntime()
-    frozen = [start(classifier.init_spec(), 0, here).arrays for classifier in classifiers]
-    gaps: list[list[float]] = [[], []]
-    for batch in batches:
-        images_BCHW = images_to_float(to_tensor(batch.images_BHWC))
-        for m, classifier in enumerate(classifiers):
-            logits_BY = classifier.logits(frozen[m], images_BCHW, Context(here.kernels))
+             for name, array in on_host.items()}
+    pictures = np.concatenate([batch.images_BHWC for batch in CandidateSampler(
+        task, here, bind_sampler(task, here, 5), 5)(on_host, LABELS, 0)])
+    results = []
+    for classifier in (TorchvisionResNet(f"{folder}/resnet.pth", 8, 18, NUM_CLASSES),
+                       TrainedClassifier(make_network(), folder)):
+        sampler = CandidateSampler(task, there, bind_sampler(task, there, 4), 4, classifier)
+        frozen, batches, compiled, gaps = start(classifier.init_spec(), 0, here).arrays, [], [], []
+        for batch in sampler(state, LABELS, 0):
+            batches.append(batch)
+            compiled.append(num_compiled())
+            images_BCHW = images_to_float(to_tensor(batch.images_BHWC))
+            logits_BY = classifier(frozen, images_BCHW, context=Context(here.kernels))
             expected_B = logits_BY.log_softmax(-1).detach().numpy()[np.arange(len(images_BCHW)), batch.labels_B]
-            gaps[m].append(float(np.abs(batch.scores_MB[m] - expected_B).max()))
-    spread = [float(np.concatenate([batch.scores_MB[m] for batch in batches]).std()) for m in range(2)]
-    print(json.dumps({"gaps": gaps, "spread": spread, "compiled": compiled, "fallbacks": fallbacks}))
+            gaps.append(float(np.abs(batch.scores_MB[0] - expected_B).max()))
+        results.append({
+            "gaps": gaps, "compiled": compiled,
+            "spread": float(np.concatenate([batch.scores_MB[0] for batch in batches]).std()),
+            "drawn_alike": bool((np.concatenate([batch.images_BHWC for batch in batches]) == pictures).all())})
+    drawn = []
+    for settings in SETTINGS:
+        before, tokens = num_compiled(), []
+        for runtime, arrays in ((there, state), (here, on_host)):
+            draw = StepwiseSampler(**settings).bind(task.objective.prior, runtime, 12, torch.float32)
+            tokens_BNK = draw(select(arrays, "params/prior/"), LABELS, np.arange(12), 7)
+            tokens.append(runtime.fetch([tokens_BNK])[0].tolist())
+        drawn.append({"there": tokens[0], "here": tokens[1], "compiled": num_compiled() - before})
+    fallbacks = [name for name in xla_metrics.counter_names() if name.startswith("aten::")]
+    print(json.dumps({"classifiers": results, "drawn": drawn, "fallbacks": fallbacks}))
 
 
 if __name__ == "__main__":

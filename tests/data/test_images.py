@@ -51,6 +51,40 @@ def test_batches_have_the_shapes_and_types_of_the_contract():
         assert batch["valid"].all()
 
 
+def test_batch_like_has_the_shapes_and_types_of_a_batch():
+    images = Images(Emoji, 32)
+    like, batch = images.batch_like(5), next(images.training(5, seed=0))
+    assert {name: (array.shape, array.dtype) for name, array in like.items()} == {
+        name: (array.shape, array.dtype) for name, array in batch.items()}
+
+
+def test_a_batch_like_another_takes_no_memory():
+    images = Images(Emoji, 32).batch_like(10**9)["images"]
+    assert images.strides == (0, 0, 0, 0) and images[-1, 0, 0, 0] == 0
+
+
+def test_nothing_is_opened_before_it_is_needed():
+    opened = []
+
+    def open_split(split):
+        opened.append(split)
+        return Emoji(split)
+
+    images = Images(open_split, 32)
+    images.batch_like(5), images.prepare(np.zeros((40, 50, 3), np.uint8))
+    assert (images.image_size, opened) == (32, [])
+    images.num_examples("validation")
+    images.training(5, seed=0).close()
+    assert opened == ["train", "validation"]
+
+
+def test_a_prepared_image_is_as_evaluation_has_it(emoji):
+    images = Images(Emoji, 16)
+    batch = next(iter(images.evaluation(1)))
+    validation = np.flatnonzero(emoji["is_validation"])[0]
+    np.testing.assert_array_equal(images.prepare(emoji["images"][validation]), batch["images"][0])
+
+
 def test_it_says_what_it_holds():
     images = Images(Emoji, 32)
     assert (images.num_examples("train"), images.num_examples("validation")) == (1522, 370)
@@ -255,7 +289,7 @@ def test_splits_with_different_classes_are_refused():
             self.class_names = (split,)
 
     with pytest.raises(ValueError, match="same classes in both splits"):
-        Images(Other, 32)
+        Images(Other, 32).num_examples("train")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

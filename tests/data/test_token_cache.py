@@ -122,7 +122,21 @@ def test_levels_have_vocabularies_of_their_own(tmp_path):
 
 def test_a_missing_cache_is_named_with_the_command_that_writes_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train holds no token cache.*launch\.cache_tokens"):
-        Tokens(tmp_path)
+        Tokens(tmp_path).num_examples("train")
+
+
+def test_nothing_is_opened_before_it_is_needed(tmp_path):
+    tokens = Tokens(tmp_path / "cache")
+    for split, num_views in (("train", NUM_VIEWS), ("validation", 1)):
+        write(tmp_path / "cache", split, num_views)
+    assert tokens.num_examples("validation") == 4
+
+
+def test_batch_like_has_the_shapes_and_types_of_a_batch(cache):
+    tokens = Tokens(cache)
+    like, batch = tokens.batch_like(5), next(tokens.training(5, seed=0))
+    assert {name: (array.shape, array.dtype) for name, array in like.items()} == {
+        name: (array.shape, array.dtype) for name, array in batch.items()}
 
 
 def test_an_interrupted_write_leaves_no_cache(tmp_path):
@@ -159,7 +173,7 @@ def test_a_truncated_token_file_is_refused(cache):
     path = cache / "train" / "tokens.npy"
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(ValueError, match=r"tokens\.npy: missing, truncated or damaged"):
-        Tokens(cache)
+        Tokens(cache).num_examples("train")
 
 
 @pytest.mark.parametrize(("name", "array"), [
@@ -169,27 +183,27 @@ def test_a_truncated_token_file_is_refused(cache):
 def test_files_that_do_not_fit_their_metadata_are_refused(cache, name, array):
     np.save(cache / "train" / name, array)
     with pytest.raises(ValueError, match=rf"{name}: expected .* by its metadata, got"):
-        Tokens(cache)
+        Tokens(cache).num_examples("train")
 
 
 def test_a_label_out_of_range_is_refused(cache):
     np.save(cache / "train" / "labels.npy", np.array([0] * 9 + [3], np.int32))
     with pytest.raises(ValueError, match="expected labels from 0 to 2, .* label 9 is 3"):
-        Tokens(cache)
+        Tokens(cache).num_examples("train")
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 2}', '{"format": 1, "levels": [[4, 4, 2]]}'])
 def test_metadata_that_is_none_is_refused(cache, text):
     (cache / "train" / "metadata.json").write_text(text)
     with pytest.raises(ValueError, match=r"metadata\.json: not the metadata of a token cache"):
-        Tokens(cache)
+        Tokens(cache).num_examples("train")
 
 
 def test_splits_of_different_tokenizers_are_refused(tmp_path):
     write(tmp_path, "train", 1, fingerprint="one")
     write(tmp_path, "validation", 1, fingerprint="two")
     with pytest.raises(ValueError, match="splits differ in fingerprint: one and two"):
-        Tokens(tmp_path)
+        Tokens(tmp_path).num_examples("train")
 
 
 def test_the_tokenizer_that_wrote_it_is_accepted_and_others_are_refused(cache):

@@ -1,31 +1,72 @@
-"""A classifier's accuracy and cross-entropy, over batches of which the last is padded."""
+"""Top-1 accuracy and cross-entropy of class logits, of several layers, over batches of which the last is filled up."""
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from vqim.evaluation.classifier import ClassifierEvaluator
+from vqim.contracts.evaluation import Items
+from vqim.evaluation.accuracy import Accuracy
+from vqim.evaluation.passes import Classifications, evaluate
 from vqim.runtime.torch import TorchRuntime
 
-LOGITS = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+LOGITS = np.random.default_rng(0).normal(size=(3, 7, 3)).astype(np.float32)
+"""Of three layers for seven images."""
 LABELS = np.array([0, 1, 2, 0, 1, 2, 0], np.int32)
 
 
 class Data:
-    """Seven rows in batches of four; what pads the last one would count as right."""
+    """Batches of four; what fills the last one up would count as right."""
 
-    def evaluation(self, batch_size, *, process_index, process_count):
+    num_classes = 3
+
+    def num_examples(self, split):
+        return 7
+
+    def evaluation(self, batch_size, *, split, process_index, process_count):
         assert batch_size == 4
-        yield {"logits": LOGITS[:4], "labels": LABELS[:4], "valid": np.ones(4, bool)}
-        yield {"logits": np.concatenate([LOGITS[4:], [[99, 0, 0]]]).astype(np.float32),
-               "labels": np.append(LABELS[4:], 0).astype(np.int32), "valid": np.array([True, True, True, False])}
+        filled = np.concatenate([LOGITS, np.tile(np.array([99, 0, 0], np.float32), (3, 1, 1))], 1).transpose(1, 0, 2)
+        for start in (0, 4):
+            rows = slice(start, start + 4)
+            yield {"logits": filled[rows], "labels": np.append(LABELS, 0)[rows].astype(np.int32),
+                   "valid": np.arange(8)[rows] < 7}
+
+
+class Given:
+    """An objective whose logits come with the batch."""
+
+    frozen = {}
+
+    def classify(self, state, batch, context):
+        return Items(batch["valid"], batch["labels"].long(), logits_LBY=batch["logits"].transpose(0, 1))
+
+
+def measured(num_layers):
+    """Results for the first so many layers."""
+    class OfLayers(Given):
+        def classify(self, state, batch, context):
+            return super().classify(state, {**batch, "logits": batch["logits"][:, :num_layers]}, context)
+
+    task = SimpleNamespace(objective=OfLayers(), dtype=torch.float32)
+    return evaluate(Classifications([Accuracy()], batch_size=4).begin(task, Data(), {}, TorchRuntime()))
+
+
+def cross_entropy(logits):
+    probabilities = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(1, keepdims=True)
+    return -np.log(probabilities[np.arange(7), LABELS]).mean()
 
 
 def test_accuracy_and_cross_entropy_are_means_over_the_pictures_that_are_there():
-    task = SimpleNamespace(logits=lambda state, batch, kernels: torch.as_tensor(batch["logits"]))
-    results = ClassifierEvaluator(batch_size=4)(task, Data(), {}, TorchRuntime())
-    probabilities = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.float64)).sum(1, keepdims=True)
-    assert results["evaluation/top1"] == pytest.approx((LOGITS.argmax(1) == LABELS).mean())
-    assert results["evaluation/cross_entropy"] == pytest.approx(
-        -np.log(probabilities[np.arange(7), LABELS]).mean(), rel=1e-6)
+    results = measured(1)
+    assert results["evaluation/top1"] == pytest.approx((LOGITS[0].argmax(1) == LABELS).mean())
+    assert results["evaluation/cross_entropy"] == pytest.approx(cross_entropy(LOGITS[0]), rel=1e-6)
+
+
+def test_of_several_layers_the_best_one_counts_and_all_are_a_curve():
+    results = measured(3)
+    top1 = (LOGITS.argmax(-1) == LABELS).mean(1)
+    assert len(set(top1)) == 3 and top1.argmax() > 0
+    assert results["evaluation/top1"] == pytest.approx(top1.max())
+    assert results["evaluation/cross_entropy"] == pytest.approx(cross_entropy(LOGITS[top1.argmax()]), rel=1e-6)
+    assert results["evaluation/top1_by_layer"].values == pytest.approx(tuple(top1))
+    assert results["evaluation/top1_by_layer"].title == "layer"

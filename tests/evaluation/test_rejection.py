@@ -1,6 +1,6 @@
 """Rejection sampling: the choice by a slow one, streams that hold little, rates and judges, on an untrained prior."""
 import dataclasses
-from types import SimpleNamespace
+import functools
 
 import numpy as np
 import pytest
@@ -8,17 +8,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vqim.contracts.learning import Learner
 from vqim.evaluation import rejection
-from vqim.evaluation.rejection import Candidates, CandidateSampler, Rejection, RejectionEvaluator, accept
+from vqim.evaluation.passes import Samples, bind_sampler, evaluate
+from vqim.evaluation.rejection import Acceptance, Candidates, CandidateSampler, Rejection, accept
+from vqim.frozen.from_run import FromRun
 from vqim.nn.module import spec
+from vqim.optim import schedules
+from vqim.optim.adamw import AdamW
 from vqim.prior.autoregressive import AutoregressivePrior
-from vqim.prior.sampler import Sampler
+from vqim.prior.objective import PriorObjective
 from vqim.runtime.torch import TorchRuntime
 from vqim.state.init import Constant
 from vqim.state.leaf import Leaf, prefixed
 from vqim.tokenizer.model import ImageTokenizer
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
+from vqim.training.gradient_task import GradientTask
 
 RUNTIME = TorchRuntime()
 RATES = st.sampled_from([1.0, 0.5, 0.25, 0.1, 0.05, 1 / 3])
@@ -101,123 +107,164 @@ class Reddest:
     def init_spec(self):
         return {"sign": Leaf((), Constant(self.sign))}
 
-    def logits(self, frozen, images_BCHW, context):
+    def __call__(self, arrays, images_BCHW, *, context):
         assert images_BCHW.dtype == torch.float32 and 0 <= images_BCHW.min() <= images_BCHW.max() <= 1
-        redness = frozen["sign"] * 9 * (images_BCHW[:, 0].mean((1, 2)) - images_BCHW[:, 1:].mean((1, 2, 3)))
+        redness = arrays["sign"] * 9 * (images_BCHW[:, 0].mean((1, 2)) - images_BCHW[:, 1:].mean((1, 2, 3)))
         return torch.stack([-redness, redness, torch.full_like(redness, -50)], -1)
 
 
+class OneOfMany:
+    """Finds class 9 in every picture."""
+
+    image_size = 8
+
+    def __init__(self, num_classes):
+        self.num_classes = num_classes
+
+    def init_spec(self):
+        return {}
+
+    def __call__(self, arrays, images_BCHW, *, context):
+        return torch.nn.functional.one_hot(torch.full((len(images_BCHW),), 9), self.num_classes).float()
+
+
+class Coloured(PriorObjective):
+    """A prior whose tokens, of 0 to 15, are shown as plain colours."""
+
+    def images(self, state, tokens_BNK, context):
+        colours = torch.stack([tokens_BNK.float().mean((1, 2)), tokens_BNK[:, 0, 0].float(), tokens_BNK[:, 1, 0]], -1)
+        return ((colours * 17).round() / 255)[:, :, None, None].expand(-1, -1, 8, 8)
+
+
 def make_task(num_classes=3):
-    """What the evaluator sees of a prior's task: 8x8 pictures of 2x2 tokens, drawn from random parameters."""
+    """8x8 pictures of 2x2 tokens."""
     tokenizer = ImageTokenizer(
         ViTEncoder(8, 4, 8, 1, 2, 8), VectorQuantizer(8, 8, 16, 4), ViTDecoder(8, 4, 8, 1, 2, 8), 8)
-    prior = AutoregressivePrior(tokenizer.grid, num_classes, width=8, num_layers=1, num_heads=2, hidden=8)
-
-    def images(state, tokens_BNK, kernels):
-        colours = torch.stack([tokens_BNK.float().mean((1, 2)), tokens_BNK[:, 0, 0].float(), tokens_BNK[:, 1, 0]], -1)
-        return (colours / 15)[:, :, None, None].expand(-1, -1, 8, 8)
-
-    return SimpleNamespace(
-        tokenizer=tokenizer, prior=prior, num_classes=num_classes, dtype=torch.float32, images=images)
+    prior = functools.partial(AutoregressivePrior, width=8, num_layers=1, num_heads=2, hidden=8)
+    learner = functools.partial(Learner, optimizer=AdamW(), learning_rate=schedules.Constant(1e-3))
+    return GradientTask(Coloured(FromRun(tokenizer, "nowhere"), prior, learner, num_classes))
 
 
 def make_state(task):
+    """Random parameters."""
     generator = torch.Generator().manual_seed(0)
-    return prefixed("params/prior/", {
-        name: 0.3 * torch.randn(leaf.shape, generator=generator) for name, leaf in spec(task.prior).items()})
+    return prefixed("params/prior/", {name: 0.3 * torch.randn(leaf.shape, generator=generator)
+                                      for name, leaf in spec(task.objective.prior).items()})
 
 
-def make_sampler(task, batch_size):
-    return Sampler(task.prior, RUNTIME, batch_size)
+def draw_candidates(task, labels, batch_size, classifier=None, seed=0):
+    sampler = CandidateSampler(task, RUNTIME, bind_sampler(task, RUNTIME, batch_size), batch_size, classifier)
+    return list(sampler(make_state(task), np.asarray(labels, np.int32), seed))
 
 
-def evaluate(task, **arguments):
-    evaluator = RejectionEvaluator(**{"classifier": Reddest(), "num_candidates": 20, "batch_size": 16, **arguments})
-    return evaluator(task, None, make_state(task), RUNTIME)
+def measure(task, num_images=20, **arguments):
+    evaluator = Samples([Rejection(**{"classifier": Reddest(), **arguments})], num_images=num_images, batch_size=16)
+    return evaluate(evaluator.begin(task, None, make_state(task), RUNTIME))
 
 
-def test_scores_are_log_probabilities_and_hits_the_likeliest_class():
-    task = make_task()
-    labels = np.array([0, 1, 1, 2, 0], np.int32)
-    sampler = CandidateSampler(task, make_sampler(task, 2), [Reddest(), Reddest(sign=-1.0)])
-    batches = list(sampler(make_state(task), labels, seed=0))
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_scores_are_log_probabilities_and_hits_the_likeliest_class(sign):
+    batches = draw_candidates(make_task(), [0, 1, 1, 2, 0], 2, Reddest(sign=sign))
     assert [len(batch.labels_B) for batch in batches] == [2, 2, 1]
     for batch in batches:
         pictures = torch.from_numpy(batch.images_BHWC.astype(np.float32) / 255).permute(0, 3, 1, 2)
-        for m, sign in enumerate((1.0, -1.0)):
-            logits = Reddest().logits({"sign": torch.tensor(sign)}, pictures, None).double().numpy()
-            probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-            of_label = probabilities[np.arange(len(logits)), batch.labels_B]
-            np.testing.assert_allclose(batch.scores_MB[m], np.log(of_label), rtol=1e-4, atol=1e-5)
-            np.testing.assert_array_equal(batch.hits_MB[m], probabilities.max(1) == of_label)
+        logits = Reddest()({"sign": torch.tensor(sign)}, pictures, context=None).double().numpy()
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        of_label = probabilities[np.arange(len(logits)), batch.labels_B]
+        np.testing.assert_allclose(batch.scores_MB, np.log(of_label)[None], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(batch.hits_MB, (probabilities.max(1) == of_label)[None])
 
 
-def test_the_same_seed_draws_the_same_pictures_with_and_without_classifiers():
-    task, labels = make_task(), np.array([0, 1, 2, 1], np.int32)
-    state = make_state(task)
+def test_the_same_seed_draws_the_same_pictures_in_any_batches_with_and_without_a_classifier():
+    task, labels = make_task(), [0, 1, 2, 1]
 
-    def draw(classifiers, seed):
-        sampler = CandidateSampler(task, make_sampler(task, 3), classifiers)
-        return np.concatenate([batch.images_BHWC for batch in sampler(state, labels, seed)])
+    def draw(classifier, seed, batch_size):
+        batches = draw_candidates(task, labels, batch_size, classifier, seed)
+        return np.concatenate([batch.images_BHWC for batch in batches])
 
-    assert (draw([], 0) == draw([Reddest()], 0)).all()
-    assert (draw([], 0) != draw([], 1)).any()
+    for batch_size in (1, 3, 4):
+        np.testing.assert_array_equal(draw(Reddest(), 0, batch_size), draw(None, 0, 3))
+    assert (draw(None, 0, 3) != draw(None, 1, 3)).any()
+
+
+def test_without_a_classifier_there_are_no_scores():
+    batch, = draw_candidates(make_task(num_classes=0), [-1, -1], 2)
+    assert batch.scores_MB.shape == batch.hits_MB.shape == (0, 2) and batch.images_BHWC.shape == (2, 8, 8, 3)
 
 
 def test_at_rate_one_the_figures_are_those_of_all_samples():
     task = make_task()
-    results = evaluate(task, rates=(1.0,))
-    sampler = CandidateSampler(task, make_sampler(task, 16), [Reddest()])
-    batches = list(sampler(make_state(task), np.repeat(np.arange(3, dtype=np.int32), 20), 0))
+    results = measure(task, rates=(1.0,))
+    batches = draw_candidates(task, np.repeat(np.arange(3), 20), 16, Reddest())
     hits = np.concatenate([batch.hits_MB[0] for batch in batches])
     scores = np.concatenate([batch.scores_MB[0] for batch in batches])
-    assert results["rejection/classifier_top1_at_1"] == pytest.approx(hits.mean())
-    assert results["rejection/classifier_probability_at_1"] == pytest.approx(np.exp(scores).mean(), rel=1e-5)
+    assert results["samples/rejection/classifier_top1_at_1"] == pytest.approx(hits.mean())
+    assert results["samples/rejection/classifier_probability_at_1"] == pytest.approx(np.exp(scores).mean(), rel=1e-5)
     assert results["images/accepted_at_1"].shape == (3, 8, 8, 3)
 
 
+def test_figures_at_a_rate_are_those_of_the_accepted_and_of_each_class_one_is_shown():
+    task = make_task()
+    results = measure(task, rates=(0.25,), judge=Reddest(sign=-1.0))
+    labels = np.repeat(np.arange(3), 20)
+    batches = {sign: draw_candidates(task, labels, 16, Reddest(sign=sign)) for sign in (1.0, -1.0)}
+    scores, against = (np.concatenate([batch.scores_MB[0] for batch in batches[sign]]) for sign in (1.0, -1.0))
+    accepted = accept(scores, labels, 0.25)
+    assert accepted.sum() == 15
+    for name, values in (("classifier", scores), ("judge", against)):
+        found = results[f"samples/rejection/{name}_probability_at_0.25"]
+        assert found == pytest.approx(np.exp(values[accepted]).mean(), rel=1e-5)
+    images = np.concatenate([batch.images_BHWC for batch in batches[1.0]])
+    first = [np.flatnonzero(accepted & (labels == label))[0] for label in range(3)]
+    np.testing.assert_array_equal(results["images/accepted_at_0.25"], images[first])
+
+
+def test_eight_classes_are_shown_and_the_figures_are_those_of_all():
+    task = make_task(num_classes=11)
+    results = measure(task, 2, classifier=OneOfMany(11), rates=(1.0,))
+    assert results["images/accepted_at_1"].shape == (8, 8, 8, 3)
+    assert results["samples/rejection/classifier_top1_at_1"] == pytest.approx(1 / 11)
+
+
 def test_the_lower_the_rate_the_surer_the_classifier_and_who_agrees_with_it():
-    results = evaluate(make_task(), rates=(1.0, 0.5, 0.25, 0.05), judge=Reddest())
+    results = measure(make_task(), rates=(1.0, 0.5, 0.25, 0.05), judge=Reddest())
     for name in ("classifier", "judge"):
-        found = [results[f"rejection/{name}_probability_at_{rate}"] for rate in ("1", "0.5", "0.25", "0.05")]
+        found = [results[f"samples/rejection/{name}_probability_at_{rate}"] for rate in ("1", "0.5", "0.25", "0.05")]
         assert found == sorted(set(found))
-    assert results["rejection/classifier_top1_at_0.05"] == pytest.approx(2 / 3)  # nothing is of class 2
+    assert results["samples/rejection/classifier_top1_at_0.05"] == pytest.approx(2 / 3)  # nothing is of class 2
 
 
 def test_a_judge_that_sees_the_opposite_finds_the_accepted_ones_worse():
-    results = evaluate(make_task(), rates=(1.0, 0.25), judge=Reddest(sign=-1.0))
-    assert results["rejection/classifier_top1_at_0.25"] > results["rejection/classifier_top1_at_1"]
-    assert results["rejection/judge_top1_at_0.25"] < results["rejection/judge_top1_at_1"]
+    results = measure(make_task(), rates=(1.0, 0.25), judge=Reddest(sign=-1.0))
+    assert results["samples/rejection/classifier_top1_at_0.25"] > results["samples/rejection/classifier_top1_at_1"]
+    assert results["samples/rejection/judge_top1_at_0.25"] < results["samples/rejection/judge_top1_at_1"]
 
 
 def test_without_a_judge_there_are_no_figures_of_one():
-    assert not [name for name in evaluate(make_task(), rates=(1.0,)) if "judge" in name]
-
-
-@pytest.mark.parametrize("classifier, message", [
-    (Reddest(image_size=16), "classifier must have the prior's image_size, 8, got 16"),
-    (Reddest(num_classes=4), "classifier must have the prior's num_classes, 3, got 4"),
-])
-def test_a_classifier_of_other_pictures_or_classes_is_refused(classifier, message):
-    for arguments in ({"classifier": classifier}, {"judge": classifier}):
-        with pytest.raises(ValueError, match=message):
-            evaluate(make_task(), **arguments)
+    assert not [name for name in measure(make_task(), rates=(1.0,)) if "judge" in name]
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"rates": (1.0, 0.0)}, "rates must be above 0 and at most 1"),
-    ({"rates": (1.5,)}, "rates must be above 0 and at most 1"),
-    ({"rates": (0.05,), "num_candidates": 19}, "num_candidates must be at least 20 .* the rate 0.05, got 19"),
-    ({"temperature": -1.0}, "temperature must be at least 0"),
+    ({"image_size": 16}, "must have the prior's image_size, 8, got 16"),
+    ({"num_classes": 4}, "must have the prior's num_classes, 3, got 4"),
 ])
-def test_settings_out_of_range_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        RejectionEvaluator(**{"classifier": Reddest(), "num_candidates": 20, "batch_size": 16, **arguments})
+def test_a_classifier_of_other_pictures_or_classes_is_refused(arguments, message):
+    for name in ("classifier", "judge"):
+        with pytest.raises(ValueError, match=f"{name} {message}"):
+            measure(make_task(), **{name: Reddest(**arguments)})
+    with pytest.raises(ValueError, match=f"classifier {message}"):
+        draw_candidates(make_task(), [0, 1], 2, Reddest(**arguments))
+
+
+@pytest.mark.parametrize("rates", [(1.0, 0.0), (1.5,), (float("nan"),)])
+def test_rates_out_of_range_are_refused(rates):
+    with pytest.raises(ValueError, match="rates must be above 0 and at most 1"):
+        Rejection(Reddest(), rates)
 
 
 def test_accepting_less_than_all_needs_a_classifier():
-    assert Rejection().acceptance_rate == Rejection(Reddest()).acceptance_rate == 1.0
+    assert Acceptance().acceptance_rate == Acceptance(Reddest()).acceptance_rate == 1.0
     with pytest.raises(ValueError, match="acceptance_rate 0.5 needs a classifier"):
-        Rejection(acceptance_rate=0.5)
+        Acceptance(acceptance_rate=0.5)
     with pytest.raises(ValueError, match="acceptance_rate must be above 0 and at most 1"):
-        Rejection(Reddest(), acceptance_rate=0.0)
+        Acceptance(Reddest(), acceptance_rate=0.0)

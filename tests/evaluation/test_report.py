@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.evaluation.browser import find_browser, visit
 from vqim.data.source import Emoji
-from vqim.evaluation import reconstruction
+from vqim.evaluation import distances
 from vqim.evaluation.report import Bar, Measure, ProbeAccuracies, Report, write_report
 
 in_browser = pytest.mark.skipif(
@@ -31,7 +31,7 @@ def make_report() -> Report:
         measures=[
             Measure("Reconstruction PSNR", 21.0, "dB", {"mean image": 11.5}, [Bar("at least", 20.0)]),
             Measure("Linear probe, top-1", 61.0, "%", {"raw pixels": 63.5}, [Bar("above", 63.5, "raw pixels")], 1)],
-        originals_BHWC=originals, reconstructions_BHWC=reconstruction.downscaled_copy(originals, 2),
+        originals_BHWC=originals, reconstructions_BHWC=distances.downscaled_copy(originals, 2),
         picture_names=[f"emoji {i}" for i in range(16)], code_counts_K=np.arange(512),
         loss_curves={"stage 1": {"total": (range(50), decay), "l2": (range(50), decay / 9)},
                      "stage 2": {"train": (range(50), 4 + decay)}, "probe": {"train": (range(50), 1 + decay)}},

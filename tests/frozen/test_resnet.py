@@ -7,8 +7,8 @@ import torchvision
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from vqim.classifier.resnet import TorchvisionResNet, resize_matrix
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
+from vqim.frozen.resnet import TorchvisionResNet, resize_matrix
 from vqim.runtime.torch import TorchKernels, TorchRuntime
 from vqim.training.state import start
 
@@ -35,7 +35,7 @@ def test_logits_are_those_of_torchvisions_own_module(tmp_path, depth, num_classe
     frozen = start(classifier.init_spec(), 0, TorchRuntime()).arrays
     images = torch.rand(2, 3, image_size, image_size)
     with torch.no_grad():
-        found = classifier.logits(frozen, images, CONTEXT)
+        found = classifier(frozen, images, context=CONTEXT)
         resized = transforms.resize(images, [224, 224], antialias=True)
         expected = module(transforms.normalize(resized, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     assert found.shape == (2, num_classes)

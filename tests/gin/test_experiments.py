@@ -28,7 +28,7 @@ def shrinking(name):
     quantizer = [small for large, small in QUANTIZERS.items() if large in text]
     # The file's own binding, where it has one, comes before those of what it includes.
     discriminator = re.findall(r"Adversary.discriminator = @tokenizer.(\w+)Discriminator", text)[:1]
-    if stage and discriminator and "TokenizerTask.adversary = None" not in text:
+    if stage and discriminator and "TokenizerObjective.adversary = None" not in text:
         stage.append(f"shrink_{discriminator[0].lower()}")
     return [f"gin/debug/{small}.gin" for small in model + quantizer + stage] if stage else []
 

@@ -13,13 +13,17 @@ include 'gin/debug/optimizer.gin'
 include 'gin/data/emoji.gin'
 IMAGE_SIZE = 16
 NUM_STEPS = 12
-train.task = @tokenizer.TokenizerTask()
+train.task = @training.GradientTask()
+training.GradientTask.objective = @tokenizer.TokenizerObjective()
+tokenizer.TokenizerObjective.learner = @training.Learner
+tokenizer.TokenizerObjective.terms = [@tokenizer.L2()]
+tokenizer.TokenizerObjective.model = %TOKENIZER
+training.Learner.optimizer = @optim.AdamW()
+training.Learner.learning_rate = @optim.WarmupCosine()
 train.data = @data.Images()
-train.evaluators = [@evaluation.ReconstructionEvaluator()]
-tokenizer.TokenizerTask.model = %TOKENIZER
-tokenizer.TokenizerTask.optimizer = @optim.AdamW()
-tokenizer.TokenizerTask.learning_rate = @optim.WarmupCosine()
-evaluation.ReconstructionEvaluator.batch_size = 64
+train.evaluators = [@evaluation.Reconstructions()]
+evaluation.Reconstructions.metrics = [@evaluation.Distances(), @evaluation.CodebookUse()]
+evaluation.Reconstructions.batch_size = 64
 """
 
 CNN = TRAINING + """

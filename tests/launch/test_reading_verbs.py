@@ -39,7 +39,7 @@ def test_evaluating_a_finished_run_gives_the_numbers_of_its_last_evaluation(verb
 
 
 def test_an_evaluation_may_have_other_settings(verbs, runs):
-    done = verbs("evaluate", TOKENIZER, "--gin_bindings=evaluation.ReconstructionEvaluator.batch_size = 100")
+    done = verbs("evaluate", TOKENIZER, "--gin_bindings=evaluation.Reconstructions.batch_size = 100")
     assert done.code == 0, done.err
     # Another batch size adds the same numbers in another order, and has batches of other pictures.
     for name, value in last_evaluation(runs / "tokenizer").items():
@@ -67,7 +67,7 @@ def test_samples_are_pictures_by_class_names_and_numbers_the_same_for_the_same_s
     ([PRIOR, "--labels=9"], "--labels must be class numbers below 9 or names among ["),
     ([PRIOR, "--labels=0,dragons"], "got 'dragons'"),
     ([PRIOR, "--top_p=0"], "--top_p must be"),
-    ([TOKENIZER], "--workdir must be the run of a prior, runs/debug/tokenizer trains a TokenizerTask"),
+    ([TOKENIZER], "--workdir: this needs the run of a prior, this one trains a tokenizer"),
 ])
 def test_samples_that_cannot_be_drawn_are_refused(verbs, runs, files, flags, message):
     before = files(runs)
@@ -105,7 +105,7 @@ def test_a_prior_trains_on_cached_tokens_which_are_those_of_the_pictures(verbs, 
 
 @pytest.mark.parametrize("flags, message", [
     ([TOKENIZER, "--out=cache"], "--out must be a new folder; cache holds validation."),
-    ([PRIOR, "--out=new"], "--workdir must be the run of a tokenizer, runs/debug/prior trains a PriorTask"),
+    ([PRIOR, "--out=new"], "--workdir must be the run of a tokenizer, runs/debug/prior trains a prior"),
 ])
 def test_a_cache_that_cannot_be_written_is_refused(verbs, runs, files, flags, message):
     (verbs.directory / "cache/validation").mkdir(parents=True)

@@ -43,7 +43,7 @@ def refused(done):
     (TOKENIZER, "data.Images.source = @data.Arrays\ndata.Arrays.path = 'labels.npz'",
      ["labels.npz: expected labels from 0 to 1, one for each of 2 class names, but label 3 is 7", "(mine.gin:3)"]),
     (TOKENIZER, "train.data = @data.Tokens()\ndata.Tokens.path = 'nowhere'",
-     ["data.Tokens: nowhere/train holds no token cache. Write one first", "(mine.gin:3)"]),
+     ["path: nowhere/train holds no token cache. Write one first", "data.Tokens.path = 'nowhere'  (mine.gin:3)"]),
 ])
 def test_a_mistake_is_refused_with_its_line_before_a_run_begins(verbs, base, lines, messages):
     (verbs.directory / "empty").mkdir()

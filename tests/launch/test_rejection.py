@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from vqim.classifier.model import ImageClassifier
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import apply
 from vqim.runtime.torch import TorchKernels
 from vqim.tokenizer.model import images_to_float
@@ -51,17 +51,18 @@ def test_the_pictures_that_are_written_are_those_the_classifier_is_surest_of(ver
 
 
 def test_a_prior_is_judged_at_several_rates(verbs, classifier):
-    bindings = ["train.evaluators = [@evaluation.RejectionEvaluator()]",
-                "evaluation.RejectionEvaluator.classifier = @classifier.TrainedClassifier()",
-                "evaluation.RejectionEvaluator.num_candidates = 10", "evaluation.RejectionEvaluator.batch_size = 45",
-                "evaluation.RejectionEvaluator.rates = (1.0, 0.1)",
+    bindings = ["train.evaluators = [@evaluation.Samples()]", "evaluation.Samples.metrics = [@evaluation.Rejection()]",
+                "evaluation.Samples.num_images = 10", "evaluation.Samples.batch_size = 45",
+                "evaluation.Rejection.classifier = @classifier.TrainedClassifier()",
+                "evaluation.Rejection.rates = (1.0, 0.1)",
                 "classifier.TrainedClassifier.network = %CLASSIFIER",
                 "classifier.TrainedClassifier.run = 'runs/debug/classifier'"]
     done = verbs("evaluate", PRIOR, CLASSIFIER[0], *(f"--gin_bindings={binding}" for binding in bindings))
     assert done.code == 0, done.err
     found = json.loads((classifier.parent / "prior/evaluation.json").read_text())
-    assert found["rejection/classifier_probability_at_0.1"] > found["rejection/classifier_probability_at_1"] > 0
-    assert 0 <= found["rejection/classifier_top1_at_1"] <= found["rejection/classifier_top1_at_0.1"] <= 1
+    measured = {name.removeprefix("samples/rejection/classifier_"): value for name, value in found.items()}
+    assert measured["probability_at_0.1"] > measured["probability_at_1"] > 0
+    assert 0 <= measured["top1_at_1"] <= measured["top1_at_0.1"] <= 1
 
 
 @pytest.mark.parametrize("flags, message", [

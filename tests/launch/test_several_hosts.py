@@ -21,8 +21,9 @@ def experiment():
 def test_a_token_cache_has_the_same_bytes_whether_one_process_encodes_or_several_do(experiment, tmp_path):
     def write(runtime, folder):
         params = select(start(experiment.task.init_spec(), 0, runtime).arrays, "params/tokenizer/")
-        cache_tokens.write_cache(tmp_path / folder, experiment.task.model, params, experiment.data, runtime,
-                                 fingerprint="1", batch_size=120, seed=0, num_views=2)
+        tokenizer = experiment.task.objective.tokenizer
+        cache_tokens.write_cache(tmp_path / folder, tokenizer, params, experiment.data, runtime, fingerprint="1",
+                                 batch_size=120, seed=0, num_views=2)
 
     write(TorchRuntime(), "one")
     runtimes, _ = together(3, lambda runtime: write(runtime, "three"))

@@ -65,9 +65,9 @@ def test_the_codes_histogram_counts_every_token_of_the_validation_set(shown):
 
 
 @pytest.mark.parametrize("name, tag, size", [
-    # Cells of 16 + 2 pixels, rows of eight: 16 originals and reconstructions; 8 and 8; 9 classes x 4.
-    ("tokenizer", "images/originals_and_reconstructions", (4 * 18, 8 * 18)),
-    ("prior", "images/true_and_teacher_forced", (2 * 18, 8 * 18)),
+    # Cells of 16 + 2 pixels, rows of eight: 16 originals and reconstructions, the same of predictions; 9 classes x 4.
+    ("tokenizer", "images/reconstructions", (4 * 18, 8 * 18)),
+    ("prior", "images/predictions", (4 * 18, 8 * 18)),
     ("prior", "images/samples", (5 * 18, 8 * 18)),
 ])
 def test_pictures_are_shown_at_every_evaluation(shown, name, tag, size):

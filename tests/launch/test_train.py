@@ -18,11 +18,11 @@ import gin
 import torch
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
-from vqim.tokenizer.task import TokenizerTask
+from vqim.training.gradient_task import GradientTask
 
 BAD_STEP = {bad_step}
 
-class Task(TokenizerTask):
+class Task(GradientTask):
     def train_step(self, state, batch, scalars, *where):
         images = torch.where(scalars["step"] == BAD_STEP, torch.nan, batch["images"].float())
         return super().train_step(state, {{**batch, "images": images}}, scalars, *where)
@@ -43,9 +43,8 @@ gin.register(Schedule, module="plugin")
 """
 
 POISONED = {
-    "task": "train.task = @plugin.Task()\nplugin.Task.model = %TOKENIZER\nplugin.Task.optimizer = @optim.AdamW()\n"
-            "plugin.Task.learning_rate = @optim.WarmupCosine()\n",
-    "schedule": "tokenizer.TokenizerTask.learning_rate = @plugin.Schedule()\nplugin.Schedule.peak = 1e-3\n",
+    "task": "train.task = @plugin.Task()\nplugin.Task.objective = @tokenizer.TokenizerObjective()\n",
+    "schedule": "training.Learner.learning_rate = @plugin.Schedule()\nplugin.Schedule.peak = 1e-3\n",
 }
 
 
@@ -77,7 +76,9 @@ def test_a_run_keeps_its_configuration_from_which_it_starts_again(verbs, runs, f
     assert "VectorQuantizer.commitment_weight = 0.25" in (run / "operative_config.gin").read_text()
     done = verbs("train", *train_flags("operative.gin", "other"), "--dry_run")
     assert done.code == 0, done.err
-    assert (run / "operative_config.gin").read_text() in done.out
+    blocks = (run / "operative_config.gin").read_text().split("# Parameters for ")
+    # A dry run does not open the data.
+    assert "# Parameters for ".join(block for block in blocks if not block.startswith("Emoji:")) in done.out
 
 
 def test_a_finished_runs_command_given_again_says_so_and_changes_nothing_that_was_learnt(verbs, runs, files):
@@ -165,7 +166,7 @@ def test_a_value_that_is_not_finite_stops_the_run_with_the_state_before_it_and_i
 
 def test_an_update_that_ruins_the_state_stops_the_run_and_is_never_saved(verbs):
     (verbs.directory / "poisoned.gin").write_text(
-        f"import plugin\ninclude '{TOKENIZER}'\ntokenizer.TokenizerTask.optimizer = @plugin.Optimizer()\n")
+        f"import plugin\ninclude '{TOKENIZER}'\ntraining.Learner.optimizer = @plugin.Optimizer()\n")
     plugin = verbs.directory / "plugin.py"
     for bad_step, before in ((13, [10]), (9, [])):  # seen by the next step's loss; by nothing before the save
         plugin.write_text(PLUGIN.format(bad_step=bad_step))

@@ -14,7 +14,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
-PRELOADED = ("launch.session", "vqim.evaluation.prior", "vqim.evaluation.probe", "vqim.training.loop")
+PRELOADED = ("launch.session", "vqim.evaluation.passes", "vqim.training.loop")
 SECONDS = 120
 
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import spec
 from vqim.runtime.torch import TorchKernels
 

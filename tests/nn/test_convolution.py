@@ -4,7 +4,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.convolution import (
     AttentionBlock,
     Conv2d,

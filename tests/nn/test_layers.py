@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate, dropout
 from vqim.nn.module import apply
 from vqim.runtime.torch import TorchKernels

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from vqim.nn.layers import Dense
-from vqim.nn.module import apply, count_parameters, spec
+from vqim.nn.module import apply, arrays_spec, parameter, spec, stack_parameters, statistic, statistics_spec
+from vqim.state.init import Constant, Normal
 
 
 class Pair(nn.Module):
@@ -25,10 +26,6 @@ def test_names_have_slashes_and_parameters_no_data():
     pair = Pair()
     assert list(spec(pair)) == ["first/kernel_IO", "first/bias_O", "second/kernel_IO", "second/bias_O"]
     assert all(parameter.is_meta for parameter in pair.parameters())
-
-
-def test_parameters_are_counted():
-    assert count_parameters(Pair()) == 2 * 3 + 3 + 3 * 1 + 1
 
 
 def test_any_method_can_be_applied(draw_params, context):
@@ -58,3 +55,40 @@ def test_missing_and_unknown_arrays_are_refused(draw_params, context):
 def test_parameters_that_do_not_know_their_leaf_are_refused():
     with pytest.raises(TypeError, match=r"Linear.weight is a plain nn.Parameter: declare it with nn.parameter\(\)"):
         spec(nn.Linear(2, 2))
+
+
+class Counted(nn.Module):
+    """A parameter and a statistic."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain_D = parameter((3,), Constant(1.0), "features")
+        self.mean_D = statistic((3,), Normal(), "features")
+
+    def forward(self, x_D):
+        return self.gain_D * (x_D - self.mean_D)
+
+
+def test_statistics_are_listed_beside_parameters_and_not_among_them():
+    module = Counted()
+    assert (list(spec(module)), list(statistics_spec(module))) == (["gain_D"], ["mean_D"])
+    assert list(arrays_spec(module)) == ["gain_D", "mean_D"]
+
+
+def test_statistics_ask_for_no_gradient():
+    assert {name: value.requires_grad for name, value in Counted().named_parameters()} == {
+        "gain_D": True, "mean_D": False}
+
+
+def test_a_call_needs_statistics_too():
+    arrays = {"gain_D": torch.tensor([1.0, 2.0, 3.0]), "mean_D": torch.ones(3)}
+    assert apply(Counted().forward, arrays, torch.full((3,), 3.0)).tolist() == [2, 4, 6]
+    with pytest.raises(RuntimeError, match="module.mean_D"):
+        apply(Counted().forward, {"gain_D": arrays["gain_D"]}, torch.ones(3))
+
+
+def test_statistics_of_stacked_blocks_stay_statistics():
+    module = Counted()
+    stack_parameters(module, 4)
+    assert (list(spec(module)), list(statistics_spec(module))) == (["gain_D"], ["mean_D"])
+    assert [(leaf.shape, leaf.axes) for leaf in arrays_spec(module).values()] == [((4, 3), ("layers", "features"))] * 2

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vqim.tokenizer.strips import add_neighbours, cut, join, zero_outside
+from vqim.nn.strips import add_neighbours, cut, join, zero_outside
 
 IMAGES = torch.arange(2 * 3 * 12 * 5, dtype=torch.float32).reshape(2, 3, 12, 5) + 1
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from vqim.contracts.context import Context
 from vqim.nn.attention import Cache
-from vqim.nn.context import Context
 from vqim.nn.module import apply, spec
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.runtime.torch import TorchKernels

@@ -40,6 +40,12 @@ def test_a_group_that_holds_nothing_is_refused():
         assign(SPEC, [Group("embeding/.*"), Group("(?!embeding/).*")], 0.1)
 
 
+def test_a_group_that_holds_untrained_parameters_alone_is_no_error():
+    params = {name: leaf for name, leaf in SPEC.items() if not name.startswith("embedding/")}
+    groups = [Group("embedding/.*"), Group("(?!embedding/).*")]
+    assert assign(params, groups, 0.1, untrained=["embedding/table"]).keys() == params.keys()
+
+
 @pytest.mark.parametrize("arguments, message", [
     ({"pattern": "("}, "pattern must be a regular expression"),
     ({"learning_rate_multiplier": -1.0}, "learning_rate_multiplier must be"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vqim.contracts.context import Context
 from vqim.contracts.grid import Level
+from vqim.contracts.learning import Advanced
 from vqim.nn.layers import Dense
 from vqim.nn.module import statistic
 from vqim.state.init import Constant, Normal
@@ -48,12 +49,13 @@ class EmaQuantizer(nn.Module):
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         return self._codes(F.embedding(indices[0], self.codebook_VZ), context)
 
-    def advance(self, sums: Mapping[str, Tensor], context: Context) -> dict[str, Tensor]:
+    def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
         counts_V = self.decay * self.counts_V + (1 - self.decay) * sums["counts"]
         total_VZ = self.decay * self.counts_V[:, None] * self.codebook_VZ + (1 - self.decay) * sums["vectors"]
         dead_V = counts_V < self.restart_below
         codebook_VZ = torch.where(dead_V[:, None], sums["picks"], total_VZ / counts_V.clamp_min(1e-5)[:, None])
-        return {"codebook_VZ": codebook_VZ, "counts_V": torch.where(dead_V, 1.0, counts_V)}
+        return Advanced({"codebook_VZ": codebook_VZ, "counts_V": torch.where(dead_V, 1.0, counts_V)},
+                        {"restarted": dead_V.float().sum()})
 
     def _codes(self, found_BhwKZ: Tensor, context: Context) -> Codes:
         vectors_BhwZ = rearrange(found_BhwKZ, "b h w k z -> b h w (k z)").to(context.dtype)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vqim.contracts.context import Context
-from vqim.nn.layers import Dense
 from vqim.contracts.grid import Level
-from vqim.tokenizer.model import Quantized
+from vqim.nn.layers import Dense
+from vqim.tokenizer.model import Codes, Quantized
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -21,6 +21,8 @@ class FiniteScalarQuantizer(nn.Module):
       width: of latents, on both sides.
       levels: how many each dimension has; odd, so that zero is one of them.
     """
+
+    widening = ("project_out/",)
 
     def __init__(self, width: int, levels: tuple[int, ...]):
         super().__init__()
@@ -39,13 +41,17 @@ class FiniteScalarQuantizer(nn.Module):
         rounded_BhwZ = bounded_BhwZ.round()
         indices_Bhw = ((rounded_BhwZ + half_Z).long() * places_Z).sum(-1)
         straight_through = bounded_BhwZ + (rounded_BhwZ - bounded_BhwZ).detach()
-        return Quantized(self.project_out(straight_through / half_Z, context), (indices_Bhw[..., None],), losses={})
+        return Quantized(self._codes(straight_through / half_Z, context), (indices_Bhw[..., None],), losses={})
 
-    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Tensor:
+    def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         indices_Bhw1, = indices
         half_Z, places_Z = self._grid(indices_Bhw1.device)
         digits_BhwZ = indices_Bhw1 // places_Z % (2 * half_Z + 1)
-        return self.project_out((digits_BhwZ - half_Z) / half_Z, context)
+        return self._codes((digits_BhwZ - half_Z) / half_Z, context)
+
+    def _codes(self, vectors_BhwZ: Tensor, context: Context) -> Codes:
+        """Points of the grid, in [-1, 1], and the same as wide as the decoder wants them."""
+        return Codes(vectors_BhwZ, self.project_out(vectors_BhwZ, context))
 
     def _grid(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The largest digit, counted from zero in the middle, and what a digit counts in a code: int64 [Z] each."""

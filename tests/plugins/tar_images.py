@@ -1,4 +1,4 @@
-"""Images from tar archives, train.tar and validation.tar, without unpacking: members <class>/<name>.png and the like."""
+"""Images from tar archives, train.tar and validation.tar, without unpacking: members <class>/<name>.png ..."""
 import os
 import tarfile
 from pathlib import Path

@@ -57,7 +57,8 @@ def test_its_codes_are_the_grids_points_and_lookup_gives_what_forward_gave(quant
     quantized = apply(quantizer.forward, params, latents_BhwD, context)
     assert sorted(set(quantized.indices[0].flatten().tolist())) == list(range(15))
     found = apply(quantizer.lookup, params, quantized.indices, context)
-    torch.testing.assert_close(found, quantized.latents_BhwD)
+    torch.testing.assert_close(found.vectors_BhwZ, quantized.codes.vectors_BhwZ)
+    torch.testing.assert_close(found.latents_BhwD, quantized.codes.latents_BhwD)
 
 
 @pytest.mark.parametrize("levels", [(4, 5), (1, 3)])
@@ -80,5 +81,6 @@ def test_it_is_trained_by_stage_1_and_a_prior_is_trained_over_its_tokens(launch,
     assert (prior.read(f"frozen/{frozen}") == tokenizer.read(f"params/{frozen}")).all()
 
     rows = [json.loads(line) for line in (tmp_path / "prior/metrics.jsonl").read_text().splitlines()]
+    measured = [row["evaluation/bits_per_token"] for row in rows if "evaluation/bits_per_token" in row]
     # It began, with the logits of an untrained network, near the entropy of 7 x 5 x 5 x 5 codes.
-    assert rows[-1]["evaluation/bits_per_token"] < rows[0]["loss/bits_per_token"] < 11
+    assert measured[-1] < rows[0]["loss/bits_per_token"] < 11

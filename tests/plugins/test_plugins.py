@@ -1,4 +1,4 @@
-"""A component of each kind from outside of vqim/, named in a gin file, works end to end: no file of the house is edited."""
+"""A component of each kind from outside of vqim/, named in a gin file, works end to end, without edits to the house."""
 import ast
 import io
 import json
@@ -84,15 +84,15 @@ def test_a_plugin_is_short_and_uses_public_names_alone(path):
     tree = ast.parse(path.read_text())
     assert len(path.read_text().splitlines()) <= 80
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
-    others = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-              and node.value.id != "self"]
+    others = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+              and isinstance(node.value, ast.Name) and node.value.id != "self"]
     assert [name for name in names + others if name.startswith("_") and not name.startswith("__")] == []
 
 
 def test_a_quantizer_keeps_a_statistic_that_has_no_slots_and_moves(ema_run):
     checkpoint = CheckpointManager(ema_run / "checkpoints").open()
     codebook = "statistics/tokenizer/quantizer/codebook_VZ"
-    assert [name for name in checkpoint.names("codebook")] == [codebook]
+    assert checkpoint.names("codebook") == [codebook]
     codebook_VZ = checkpoint.read(codebook)
     assert np.isfinite(codebook_VZ).all()
     # Means of latents: most of a codebook that began as N(0, 1) draws has come to where the latents are.

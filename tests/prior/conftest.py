@@ -1,16 +1,18 @@
 """Tiny priors and tokenizers with random parameters, and run directories with checkpoints of them."""
+import numpy as np
 import pytest
 import torch
 
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
+from vqim.contracts.grid import Level, TokenGrid
+from vqim.frozen.from_run import FromRun
 from vqim.nn.module import spec
 from vqim.prior.autoregressive import AutoregressivePrior
+from vqim.prior.sampler import StepwiseSampler
 from vqim.runtime.torch import TorchKernels, TorchRuntime
 from vqim.state.leaf import prefixed
-from vqim.tokenizer.grid import Level, TokenGrid
 from vqim.tokenizer.model import ImageTokenizer
-from vqim.tokenizer.pretrained import Pretrained
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 from vqim.training.state import TrainState, save
@@ -54,10 +56,21 @@ def tokenizer():
 
 
 @pytest.fixture
+def sample_tokens():
+    """`sample_tokens(prior, params, labels, ...)`: one image for each label; settings are the sampler's."""
+    def draw(prior, params, labels, seed=0, *, numbers=None, given=None, runtime=None, dtype=torch.float32, **settings):
+        labels = np.asarray(labels, np.int32)
+        numbers = np.arange(len(labels)) if numbers is None else np.asarray(numbers)
+        bound = StepwiseSampler(**settings).bind(prior, runtime or TorchRuntime(), len(labels), dtype)
+        return bound(params, labels, numbers, seed, given)
+    return draw
+
+
+@pytest.fixture
 def pretrained(tokenizer, draw_params, tmp_path):
-    """The tokenizer, with a checkpoint of random parameters."""
+    """The tokenizer, from a run with a checkpoint of random parameters."""
     manager, leaves = CheckpointManager(tmp_path / "checkpoints"), prefixed("params/tokenizer/", spec(tokenizer))
     arrays = {f"params/tokenizer/{name}": array for name, array in draw_params(tokenizer).items()}
     save(TrainState(arrays, 1, 0), leaves, manager, TorchRuntime(), data_position={}, config="", metrics={})
     manager.wait()
-    return Pretrained(tokenizer, str(tmp_path))
+    return FromRun(tokenizer, str(tmp_path))

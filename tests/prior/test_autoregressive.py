@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from vqim.nn.attention import Cache
-from vqim.nn.context import Context
-from vqim.nn.module import apply, count_parameters
+from vqim.contracts.context import Context
+from vqim.contracts.grid import Level, TokenGrid
+from vqim.nn.module import apply, spec
 from vqim.nn.transformer import TransformerBlock
 from vqim.prior.autoregressive import AutoregressivePrior
 from vqim.runtime.torch import TorchKernels
-from vqim.tokenizer.grid import Level, TokenGrid
 
 # Table 2: (#Blocks, #Heads, Model Dim, Hidden Dim)
 TABLE_2 = {"Base": (24, 16, 1536, 6144), "Large": (36, 32, 2048, 8192)}
@@ -30,11 +29,11 @@ def test_priors_of_table_2_have_this_many_parameters(size, num_classes, total):
     feed_forward = width * hidden + hidden + hidden * width + width
     tables = (num_classes + 1 + 8192 + 32 * 32) * width
     expected = layers * (attention + feed_forward + 4 * width) + tables + 2 * width + width * 8192 + 8192
-    assert count_parameters(prior) == expected == total
+    assert sum(leaf.size for leaf in spec(prior).values()) == expected == total
 
 
 def draw_tokens(prior, batch_size=3):
-    return torch.randint(prior.vocabulary, (batch_size, prior.num_tokens, 1))
+    return torch.randint(prior.vocabulary, (batch_size, prior.num_steps, 1))
 
 
 def other(tokens, prior):
@@ -86,17 +85,17 @@ def test_steps_give_the_logits_of_the_whole_sequence(make_prior, draw_params, co
     context = dataclasses.replace(context, dtype=dtype)
     params, tokens, labels = draw_params(prior), draw_tokens(prior), torch.tensor([0, 3, -1])
     whole = apply(prior.forward, params, tokens, labels, context).float()
-    empty = prior.empty_cache(3, dtype, torch.device("cpu"))
-    assert empty.keys.shape == empty.values.shape == (2, 3, 2, 6, 4) and empty.keys.dtype == dtype
-    cache = Cache(empty.keys + 1e4, empty.values + 1e4)  # what is not yet seen must not be read
-    previous = torch.full((3,), 7)  # neither is the token before the first
+    cache = prior.empty_cache(3, dtype, torch.device("cpu"))
+    assert [(array.shape, array.dtype) for array in cache.values()] == 2 * [((2, 3, 2, 6, 4), dtype)]
+    for array in cache.values():
+        array += 1e4  # what is not yet seen must not be read
+    drawn = torch.full((3, 6), 7)  # neither are this step's draw and those after it
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     for i in range(6):
-        logits, new = apply(prior.step, params, previous, labels, cache, torch.tensor(i), context)
+        logits = apply(prior.step, params, drawn, labels, cache, torch.tensor(i), context)
         assert logits.dtype == torch.float32
         torch.testing.assert_close(logits, whole[:, i], **tolerance)
-        cache.keys[..., i, :], cache.values[..., i, :] = new.keys[..., 0, :], new.values[..., 0, :]
-        previous = tokens[:, i, 0]
+        drawn[:, i] = tokens[:, i, 0]
 
 
 def test_losses_are_minus_log_probabilities_in_nats(make_prior, draw_params, context):
@@ -107,13 +106,39 @@ def test_losses_are_minus_log_probabilities_in_nats(make_prior, draw_params, con
     expected = -np.log(np.take_along_axis(probabilities, tokens.numpy(), -1)[..., 0])
     losses = apply(prior.token_losses, params, tokens, labels, context)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert apply(prior.loss, params, tokens, labels, context).item() == pytest.approx(expected.mean(), rel=1e-6)
+    loss, metrics = apply(prior.loss, params, tokens, labels, context)
+    assert loss.item() == pytest.approx(expected.mean(), rel=1e-6)
+    assert metrics["loss/bits_per_token"].item() == pytest.approx(expected.mean() / math.log(2), rel=1e-6)
+
+
+def test_measures_of_an_image_are_its_bits_a_token_and_the_share_of_likeliest_ones(make_prior, draw_params, context):
+    prior = make_prior()
+    params, tokens, labels = draw_params(prior), draw_tokens(prior, 40), torch.arange(40) % 4
+    logits = apply(prior.forward, params, tokens, labels, context).double().numpy()
+    tokens[:20] = torch.from_numpy(logits.argmax(-1)[:20, :, None])
+    logits = apply(prior.forward, params, tokens, labels, context).double().numpy()
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    bits = -np.take_along_axis(log_probabilities, tokens.numpy(), -1)[..., 0] / np.log(2)
+    measures = apply(prior.measure, params, tokens, labels, context)
+    np.testing.assert_allclose(measures["bits_per_token"], bits.mean(1), rtol=1e-5)
+    shares = (logits.argmax(-1) == tokens[..., 0].numpy()).mean(1)
+    assert len(set(shares)) > 2
+    np.testing.assert_allclose(measures["token_accuracy"], shares)
+
+
+def test_the_expected_code_is_the_likeliest_given_the_true_ones_before_it(make_prior, draw_params, context):
+    prior = make_prior()
+    params, tokens, labels = draw_params(prior), draw_tokens(prior, 40), torch.arange(40) % 4
+    expected = apply(prior.expected, params, tokens, labels, context)
+    logits = apply(prior.forward, params, tokens, labels, context)
+    assert expected.dtype == torch.int64 and torch.equal(expected, logits.argmax(-1, keepdim=True))
 
 
 def test_a_prior_that_knows_nothing_loses_the_logarithm_of_its_vocabulary(make_prior, draw_params, context):
     prior = make_prior()
     params = {name: torch.zeros_like(array) for name, array in draw_params(prior).items()}
-    assert apply(prior.loss, params, draw_tokens(prior), None, context).item() == pytest.approx(math.log(11))
+    loss, _ = apply(prior.loss, params, draw_tokens(prior), None, context)
+    assert loss.item() == pytest.approx(math.log(11))
 
 
 def test_features_are_every_blocks_output_averaged_over_the_tokens(make_prior, draw_params, context):
@@ -156,7 +181,7 @@ def test_a_prior_without_classes_ignores_labels(make_prior, draw_params, context
 
 def count_untold(prior, params, key, num_images=4000):
     """How many images of class 1 are seen as if without a class."""
-    tokens = torch.zeros(num_images, prior.num_tokens, 1, dtype=torch.int64)
+    tokens = torch.zeros(num_images, prior.num_steps, 1, dtype=torch.int64)
     context = Context(TorchKernels(), key=None if key is None else torch.tensor(key, dtype=torch.int32))
     first = apply(prior.forward, params, tokens, torch.ones(num_images, dtype=torch.int64), context)[:, 0]
     untold = apply(prior.forward, params, tokens[:1], None, Context(TorchKernels()))[0, 0]

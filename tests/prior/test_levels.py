@@ -5,12 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from vqim.nn.attention import Cache
+from vqim.contracts.grid import Level, TokenGrid
 from vqim.nn.module import apply, spec
 from vqim.prior.autoregressive import AutoregressivePrior
-from vqim.prior.sampler import Sampler
-from vqim.runtime.torch import TorchRuntime
-from vqim.tokenizer.grid import Level, TokenGrid
 
 LEVELS = (Level(1, 2, 1, 5), Level(2, 2, 1, 11), Level(2, 3, 1, 7))
 """2 + 4 + 6 positions; rows 0 to 4, 5 to 15 and 16 to 22 of the token table."""
@@ -25,7 +22,7 @@ def make_prior():
 
 
 @pytest.fixture(name="tokens")
-def draw_tokens():
+def random_tokens():
     return torch.cat([torch.randint(LEVELS[level].vocabulary, (3, 1, 1)) for level in LEVEL_OF], 1)
 
 
@@ -90,13 +87,11 @@ def test_steps_give_the_logits_of_the_whole_sequence(prior, draw_params, tokens,
     params = draw_params(prior)
     whole = apply(prior.forward, params, tokens, LABELS, context)
     cache = prior.empty_cache(3, torch.float32, torch.device("cpu"))
-    previous = torch.full((3,), 4)
+    drawn = torch.full((3, 12), 4)
     for i in range(12):
-        logits, new = apply(prior.step, params, previous, LABELS, cache, torch.tensor(i, dtype=torch.int32), context)
+        logits = apply(prior.step, params, drawn, LABELS, cache, torch.tensor(i, dtype=torch.int32), context)
         torch.testing.assert_close(logits, whole[:, i], rtol=1e-4, atol=1e-5)
-        cache = Cache(cache.keys.clone(), cache.values.clone())
-        cache.keys[..., i, :], cache.values[..., i, :] = new.keys[..., 0, :], new.values[..., 0, :]
-        previous = tokens[:, i, 0]
+        drawn[:, i] = tokens[:, i, 0]
 
 
 def test_a_prior_that_knows_nothing_loses_the_logarithm_of_each_levels_vocabulary(prior, draw_params, tokens, context):
@@ -104,12 +99,12 @@ def test_a_prior_that_knows_nothing_loses_the_logarithm_of_each_levels_vocabular
     expected = [math.log(LEVELS[level].vocabulary) for level in LEVEL_OF]
     losses = apply(prior.token_losses, params, tokens, None, context)
     np.testing.assert_allclose(losses, np.tile(expected, (3, 1)), rtol=1e-6)
-    assert apply(prior.loss, params, tokens, None, context).item() == pytest.approx(np.mean(expected))
+    assert apply(prior.loss, params, tokens, None, context)[0].item() == pytest.approx(np.mean(expected))
 
 
 def test_gradients_are_finite_and_reach_every_levels_parameters(prior, draw_params, tokens, context):
     params = {name: array.requires_grad_() for name, array in draw_params(prior).items()}
-    apply(prior.loss, params, tokens, LABELS, context).backward()
+    apply(prior.loss, params, tokens, LABELS, context)[0].backward()
     for name, array in params.items():
         assert torch.isfinite(array.grad).all(), name
         if name.startswith("positions"):
@@ -120,19 +115,27 @@ def test_gradients_are_finite_and_reach_every_levels_parameters(prior, draw_para
     assert [row for row in range(23) if not by_row[row]] == sorted(unused)
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_k": 9}, {"top_p": 0.9}, {"temperature": 0.0}])
-def test_samples_have_codes_of_their_level(prior, draw_params, settings):
-    tokens = Sampler(prior, TorchRuntime(), 64, **settings)(draw_params(prior), np.full(64, -1, np.int32), seed=0)
+@pytest.mark.parametrize("settings", [
+    {}, {"top_k": 9}, {"top_p": 0.9}, {"temperature": 0.0}, {"guidance": 3.0}, {"guidance": 0.0},
+    {"guidance": 3.0, "top_p": 0.9}, {"guidance": 3.0, "temperature": 0.0}])
+def test_samples_have_codes_of_their_level(prior, draw_params, sample_tokens, settings):
+    tokens = sample_tokens(prior, draw_params(prior), np.arange(64) % 5 - 1, **settings)
     assert tokens.shape == (64, 12, 1)
     for position, level in enumerate(LEVEL_OF):
         assert 0 <= tokens[:, position].min() and tokens[:, position].max() < LEVELS[level].vocabulary
 
 
-def test_greedy_tokens_are_the_likeliest_of_the_whole_sequences_logits(prior, draw_params, context):
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_greedy_tokens_are_the_likeliest_of_the_whole_sequences_logits(
+        prior, draw_params, sample_tokens, context, guidance):
     params, labels = draw_params(prior), np.array([0, 1, 2, 3, -1], np.int32)
     for name in ("norm/bias_D", "head/bias_O"):  # which would have all positions say the same
         params[name] = torch.zeros_like(params[name])
-    tokens = Sampler(prior, TorchRuntime(), 5, temperature=0.0)(params, labels, seed=0)
-    logits = apply(prior.forward, params, tokens, torch.from_numpy(labels), context)
-    assert torch.equal(tokens[..., 0], logits.argmax(-1))
+    tokens = sample_tokens(prior, params, labels, temperature=0.0, guidance=guidance)
+    told, untold = (apply(prior.forward, params, tokens, classes, context).numpy()
+                    for classes in (torch.from_numpy(labels), None))
+    for position, level in enumerate(LEVEL_OF):
+        codes = slice(LEVELS[level].vocabulary)
+        c, u = told[:, position, codes], untold[:, position, codes]
+        np.testing.assert_array_equal(tokens[:, position, 0], (c + (guidance - 1) * (c - u)).argmax(-1))
     assert tokens[:, 2:6].max() > 4  # the second level uses codes that the first does not have

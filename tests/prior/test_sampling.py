@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqim.prior.sampling import keep_top_k, keep_top_p, sample_logits
+from vqim.prior.sampling import check_sampling, keep_top_k, keep_top_p, sample_logits
 
 DISTINCT_LOGITS = st.lists(st.integers(-60, 60), min_size=1, max_size=12, unique=True).map(
     lambda steps: [step / 8 for step in steps])
@@ -62,6 +62,17 @@ def test_top_p_looks_at_what_temperature_and_top_k_leave():
     assert_drawn_from(softmax(kept), draw_counts(LOGITS, temperature=2.0, top_k=4, top_p=0.84))
 
 
+@pytest.mark.parametrize("settings", [
+    {"temperature": 0.7}, {"top_p": 0.8}, {"temperature": 1.3, "top_k": 4, "top_p": 0.6}])
+def test_settings_as_tensors_draw_what_they_draw_as_numbers(settings):
+    generator = torch.Generator().manual_seed(0)
+    logits, uniform = 3 * torch.randn(2000, 7, generator=generator), torch.rand(2000, 7, generator=generator)
+    tensors = {name: torch.tensor(value) if isinstance(value, float) else value for name, value in settings.items()}
+    expected = sample_logits(logits, uniform, **settings)
+    assert torch.equal(sample_logits(logits, uniform, **tensors), expected)
+    assert not torch.equal(sample_logits(logits, uniform), expected)
+
+
 def test_zero_temperature_takes_the_likeliest():
     logits = torch.randn(20, 7)
     assert torch.equal(sample_logits(logits, torch.rand(20, 7), temperature=0.0), logits.argmax(-1))
@@ -114,4 +125,4 @@ def test_rows_have_sets_of_their_own():
 ])
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        sample_logits(torch.zeros(1, 3), torch.zeros(1, 3), **settings)
+        check_sampling(**{"temperature": 1.0, "top_k": None, "top_p": None, **settings})

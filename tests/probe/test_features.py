@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import apply, spec
 from vqim.prior.autoregressive import AutoregressivePrior
 from vqim.probe.features import PixelFeatures, PriorFeatures
@@ -50,7 +50,7 @@ def test_a_priors_features_are_those_of_the_runs_networks(run):
     frozen = start(features.init_spec(), 0, TorchRuntime()).arrays
     images = torch.randint(256, (5, 8, 8, 3), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0, 1])
-    found = features(frozen, {"images": images, "labels": labels}, CONTEXT)
+    found = features(frozen, {"images": images, "labels": labels}, context=CONTEXT)
 
     tokenizer = make_tokenizer()
     floats = images.permute(0, 3, 1, 2) / 255
@@ -59,22 +59,22 @@ def test_a_priors_features_are_those_of_the_runs_networks(run):
     expected = apply(prior.features, cut(arrays, "params/prior/"), tokens, CONTEXT)
     assert found.shape == (3, 5, 12) and found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
-    cached = features(frozen, {"tokens": tokens.int(), "labels": labels}, CONTEXT)
+    cached = features(frozen, {"tokens": tokens.int(), "labels": labels}, context=CONTEXT)
     torch.testing.assert_close(cached, expected)
-    assert torch.equal(features(frozen, {"images": images, "labels": labels.flip(0)}, CONTEXT), found)
+    assert torch.equal(features(frozen, {"images": images, "labels": labels.flip(0)}, context=CONTEXT), found)
 
 
 def test_features_carry_no_gradient(run):
     features = PriorFeatures(make_tokenizer(), make_prior, 3, run[0])
     frozen = {name: array.requires_grad_()
               for name, array in start(features.init_spec(), 0, TorchRuntime()).arrays.items()}
-    assert not features(frozen, {"images": torch.zeros(1, 8, 8, 3, dtype=torch.uint8)}, CONTEXT).requires_grad
+    assert not features(frozen, {"images": torch.zeros(1, 8, 8, 3, dtype=torch.uint8)}, context=CONTEXT).requires_grad
 
 
 def test_pixels_are_features_in_the_unit_interval():
     features = PixelFeatures(4)
     images = torch.randint(256, (5, 4, 4, 3), dtype=torch.uint8)
-    found = features({}, {"images": images}, CONTEXT)
+    found = features({}, {"images": images}, context=CONTEXT)
     assert found.shape == (features.num_layers, 5, features.width) == (1, 5, 48)
     assert features.init_spec() == {}
     np.testing.assert_allclose(

@@ -1,4 +1,5 @@
 """Linear probes: regression by hand, heads that share nothing, running statistics, separable data."""
+import functools
 import math
 from types import SimpleNamespace
 
@@ -6,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from vqim.contracts.context import Context
+from vqim.contracts.learning import Learner
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
-from vqim.probe.task import ProbeTask
+from vqim.probe.objective import ProbeObjective
 from vqim.runtime.torch import TorchRuntime
+from vqim.training.gradient_task import GradientTask
 from vqim.training.state import start
 
 RUNTIME = TorchRuntime()
@@ -17,7 +21,7 @@ WIDTH, CLASSES = 5, 3
 
 
 class Given:
-    """Features that come with the batch."""
+    """Features that come with the batch, [B, L, D] as everything of a batch."""
 
     image_size, width = 8, WIDTH
 
@@ -27,14 +31,14 @@ class Given:
     def init_spec(self):
         return {}
 
-    def __call__(self, frozen, batch, context):
-        return batch["features"]
+    def __call__(self, arrays, batch, *, context):
+        return batch["features"].transpose(0, 1)
 
 
 class Recorder:
     """An optimizer that keeps the gradients it is given and changes nothing."""
 
-    def init_spec(self, params):
+    def init_spec(self, params, untrained=()):
         return {}
 
     def update(self, params, grads, slots, *, learning_rate, step, keep):
@@ -42,8 +46,9 @@ class Recorder:
         return {}
 
 
-def make_task(num_layers=1, optimizer=None, num_classes=CLASSES):
-    return ProbeTask(Given(num_layers), num_classes, optimizer or AdamW(), Constant(0.1))
+def make_task(num_layers=1, optimizer=None, num_classes=CLASSES, num_micro_batches=1):
+    learner = functools.partial(Learner, optimizer=optimizer or AdamW(), learning_rate=Constant(0.1))
+    return GradientTask(ProbeObjective(Given(num_layers), num_classes, learner), num_micro_batches)
 
 
 def make_state(task):
@@ -56,7 +61,12 @@ def make_batch(num_layers=1, batch_size=30):
     features = torch.randn(num_layers, batch_size, WIDTH)
     features[:, :, :CLASSES] += torch.eye(CLASSES)[labels]
     scales = torch.logspace(-1, 1, num_layers)[:, None, None]
-    return {"features": 1 + scales * features, "labels": labels.int()}
+    return as_batch(1 + scales * features, labels)
+
+
+def as_batch(features_LBD, labels_B):
+    return {"features": features_LBD.transpose(0, 1), "labels": labels_B.int(),
+            "valid": torch.ones(len(labels_B), dtype=torch.bool)}
 
 
 def run_step(task, state, batch, step=0):
@@ -64,8 +74,17 @@ def run_step(task, state, batch, step=0):
     return task.train_step(state, batch, scalars, RUNTIME.kernels)
 
 
+def classify(task, state, batch):
+    """Class logits [L, B, C]."""
+    return task.objective.classify(state, batch, Context(RUNTIME.kernels)).logits_LBY
+
+
+def features_of(batch):
+    """[L, B, D] in float64."""
+    return batch["features"].transpose(0, 1).double().numpy()
+
+
 def standardise(x):
-    x = x.double().numpy()
     return (x - x.mean(-2, keepdims=True)) / np.sqrt(x.var(-2, keepdims=True) + 1e-5)
 
 
@@ -82,7 +101,7 @@ def test_the_gradient_is_softmax_regressions():
     state["params/probe/kernel_LDC"] = torch.randn(2, WIDTH, CLASSES)
     state["params/probe/bias_LC"] = torch.randn(2, CLASSES)
     metrics = run_step(task, state, batch)
-    x = standardise(batch["features"])
+    x = standardise(features_of(batch))
     kernel, bias = (state[f"params/probe/{name}"].double().numpy() for name in ("kernel_LDC", "bias_LC"))
     logits = x @ kernel + bias[:, None]
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -102,7 +121,7 @@ def test_every_layers_head_is_trained_as_it_would_be_alone():
         alone = make_task(1)
         own = make_state(alone)
         for step, batch in enumerate(batches):
-            run_step(alone, own, {**batch, "features": batch["features"][layer:layer + 1]}, step)
+            run_step(alone, own, {**batch, "features": batch["features"][:, layer:layer + 1]}, step)
         for name in ("params/probe/kernel_LDC", "params/probe/bias_LC", "statistics/probe/mean_LD"):
             torch.testing.assert_close(state[name][layer], own[name][0], rtol=1e-4, atol=1e-5)
 
@@ -112,11 +131,25 @@ def test_running_statistics_begin_with_the_first_batch_and_move_by_a_twentieth()
     state = make_state(task)
     for step, batch in enumerate(batches):
         run_step(task, state, batch, step)
-    means, variances = (np.stack([getattr(batch["features"].double().numpy(), name)(1) for batch in batches])
+    means, variances = (np.stack([getattr(features_of(batch), name)(1) for batch in batches])
                         for name in ("mean", "var"))
     weights = np.array([0.95**3, 0.05 * 0.95**2, 0.05 * 0.95, 0.05])
     np.testing.assert_allclose(state["statistics/probe/mean_LD"], np.tensordot(weights, means, 1), rtol=1e-5)
     np.testing.assert_allclose(state["statistics/probe/variance_LD"], np.tensordot(weights, variances, 1), rtol=1e-3)
+
+
+def test_running_statistics_are_means_of_those_of_micro_batches():
+    # Each micro-batch is standardised by its own, so these are what evaluation has to expect.
+    task, batches = make_task(2, num_micro_batches=2), [make_batch(2) for _ in range(2)]
+    state = make_state(task)
+    for step, batch in enumerate(batches):
+        batch["features"][::2] *= 1.5  # rows alternate between the parts
+        run_step(task, state, batch, step)
+    parts = [[features_of(batch)[:, number::2] for number in range(2)] for batch in batches]
+    for name, statistic in (("mean", np.mean), ("variance", np.var)):
+        first, second = (np.mean([statistic(part, 1) for part in of_step], 0) for of_step in parts)
+        np.testing.assert_allclose(
+            state[f"statistics/probe/{name}_LD"], 0.95 * first + 0.05 * second, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluation_uses_the_running_statistics():
@@ -125,14 +158,13 @@ def test_evaluation_uses_the_running_statistics():
     for name, array in state.items():
         if name.startswith(("params/", "statistics/")):
             array.copy_(torch.rand_like(array) + 0.5)
-    x = batch["features"].double().numpy()
+    x = features_of(batch)
     mean, variance = (state[f"statistics/probe/{name}_LD"].double().numpy()[:, None] for name in ("mean", "variance"))
     kernel, bias = (state[f"params/probe/{name}"].double().numpy() for name in ("kernel_LDC", "bias_LC"))
     expected = (x - mean) / np.sqrt(variance + 1e-5) @ kernel + bias[:, None]
-    np.testing.assert_allclose(task.logits(state, batch, RUNTIME.kernels), expected, rtol=1e-4, atol=1e-4)
-    one = {name: array[:, :1] if name == "features" else array[:1] for name, array in batch.items()}
-    torch.testing.assert_close(
-        task.logits(state, one, RUNTIME.kernels), task.logits(state, batch, RUNTIME.kernels)[:, :1])
+    np.testing.assert_allclose(classify(task, state, batch), expected, rtol=1e-4, atol=1e-4)
+    one = {name: array[:1] for name, array in batch.items()}
+    torch.testing.assert_close(classify(task, state, one), classify(task, state, batch)[:, :1])
 
 
 def test_linearly_separable_classes_are_told_apart_without_error():
@@ -143,14 +175,14 @@ def test_linearly_separable_classes_are_told_apart_without_error():
         labels = torch.arange(batch_size) % CLASSES
         clean = corners[labels] + torch.randn(batch_size, WIDTH).clamp(-2, 2)
         noise = torch.randn(batch_size, WIDTH)
-        return {"features": torch.stack([clean, noise]), "labels": labels.int()}
+        return as_batch(torch.stack([clean, noise]), labels)
 
     task = make_task(2)
     state = make_state(task)
     for step in range(60):
         run_step(task, state, draw(60), step)
     test = draw(600)
-    correct = task.logits(state, test, RUNTIME.kernels).argmax(-1) == test["labels"]
+    correct = classify(task, state, test).argmax(-1) == test["labels"]
     assert correct[0].all()
     assert correct[1].float().mean() < 0.45  # a third, for features that know nothing
 
@@ -170,7 +202,7 @@ def test_features_that_are_not_finite_change_nothing():
     run_step(task, state, batch, 0)
     before = {name: array.clone() for name, array in state.items()}
     bad = {**batch, "features": batch["features"].clone()}
-    bad["features"][1, 4, 2] = math.nan
+    bad["features"][4, 1, 2] = math.nan
     run_step(task, state, bad, 1)
     changed = {name for name in state if not torch.equal(state[name], before[name])}
     assert changed == {"health/first_bad_step", "health/is_bad"}
@@ -179,7 +211,7 @@ def test_features_that_are_not_finite_change_nothing():
 
 
 def test_the_description_counts_the_heads():
-    assert make_task(4).describe() == {"probe": 4 * (WIDTH + 1) * CLASSES, "features (frozen)": 0}
+    assert make_task(4).describe() == {"probe": 4 * (WIDTH + 1) * CLASSES}
 
 
 def test_one_class_is_no_task():
@@ -188,8 +220,8 @@ def test_one_class_is_no_task():
 
 
 def test_data_with_other_classes_or_sizes_are_refused():
-    make_task().check_data(SimpleNamespace(num_classes=3, image_size=8))
+    make_task().objective.check_data(SimpleNamespace(num_classes=3, image_size=8))
     with pytest.raises(ValueError, match="num_classes must be the data's 4, got 3"):
-        make_task().check_data(SimpleNamespace(num_classes=4, image_size=8))
+        make_task().objective.check_data(SimpleNamespace(num_classes=4, image_size=8))
     with pytest.raises(ValueError, match="image_size of the data must be 8, got 16"):
-        make_task().check_data(SimpleNamespace(num_classes=3, image_size=16))
+        make_task().objective.check_data(SimpleNamespace(num_classes=3, image_size=16))

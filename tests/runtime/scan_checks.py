@@ -12,7 +12,7 @@ import torch_xla
 import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as metrics
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import apply, spec
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.optim.network import gradients

@@ -9,8 +9,8 @@ import threading
 
 import numpy as np
 
+from vqim.contracts.runtime import Shards
 from vqim.runtime.hosts import HostNetwork
-from vqim.runtime.runtime import Shards
 from vqim.runtime.torch import TorchRuntime
 
 _COMPUTING = threading.Lock()  # torch.func.functional_call, on a module of several threads, is for one at a time

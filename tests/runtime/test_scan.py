@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import apply, spec
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.runtime.settings import TorchSettings, XlaSettings

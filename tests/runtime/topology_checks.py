@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402  the environment comes first
 import torch  # noqa: E402
 
 import vqim.registry.components  # noqa: E402, F401
-from vqim.nn.context import Context  # noqa: E402
+from vqim.contracts.context import Context  # noqa: E402
 from vqim.nn.layers import Dense  # noqa: E402
 from vqim.nn.module import apply, spec  # noqa: E402
 from vqim.registry.config import load  # noqa: E402

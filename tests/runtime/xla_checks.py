@@ -11,7 +11,7 @@ import torch
 import torch_xla
 import torch_xla.debug.metrics as metrics
 
-from vqim.runtime.runtime import to_numpy
+from vqim.runtime.arrays import to_numpy
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.xla import XlaRuntime
 from vqim.state.leaf import Leaf

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import torch
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.layers import Dense
 from vqim.nn.module import apply, spec
 from vqim.runtime.settings import XlaSettings

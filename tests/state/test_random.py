@@ -1,12 +1,15 @@
-"""Keys of randomness: the published hash, a bijection, and different for everything that they are made of."""
+"""Keys of randomness: the published hash, a bijection, different for all that they are made of; rows of draws."""
+import itertools
+import math
 import zlib
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqim.state.random import fold_key, mix_bits, step_key
+from vqim.state.random import fold_key, mix_bits, step_key, uniform_rows
 
 INT32 = st.integers(-2**31, 2**31 - 1)
 
@@ -90,3 +93,58 @@ def test_keys_of_seeds_steps_purposes_and_layers_are_all_different():
 def test_a_step_has_the_same_key_whenever_it_is_made():
     assert step_key(int32(5), int32(100), "prior").item() == reference_mix(
         reference_mix(reference_mix(reference_mix(5) ^ (zlib.crc32(b"prior") + 2**31) % 2**32 - 2**31)) ^ 100)
+
+
+def numpy_mix(x):
+    """`reference_mix` of int32 arrays, whose products wrap in NumPy as they do in C."""
+    def shifted(bits, count):  # of all 32 bits, without their sign
+        return (bits.view(np.uint32) >> np.uint32(count)).view(np.int32)
+
+    x = np.atleast_1d(x).astype(np.int32) + np.int32(0x3C6EF372)
+    x = (x ^ shifted(x, 16)) * np.int32(0x7FEB352D)
+    x = (x ^ shifted(x, 15)) * np.int32(0x846CA68B - 2**32)
+    return x ^ shifted(x, 16)
+
+
+def draw_rows(num_rows, num_columns, seed=0):
+    """Rows as a sampler draws them: those of images 0, 1, 2 ... of a seed."""
+    return uniform_rows(fold_key(int32(seed), torch.arange(num_rows, dtype=torch.int32)), num_columns).numpy()
+
+
+@given(st.lists(INT32, min_size=1, max_size=5), st.integers(1, 40))
+def test_rows_are_24_bits_of_the_keys_and_columns_mixed(keys, num_columns):
+    bits = numpy_mix(numpy_mix(np.array(keys))[:, None] ^ numpy_mix(np.arange(num_columns)))
+    expected = (bits & np.int32(0x7FFFFFFF)) // 128 / 2**24
+    found = uniform_rows(int32(keys), num_columns)
+    assert found.dtype == torch.float32 and found.shape == (len(keys), num_columns)
+    np.testing.assert_array_equal(found.double(), expected)
+
+
+def test_rows_reach_from_zero_to_just_below_one():
+    draws = draw_rows(1000, 1000)
+    assert 0 <= draws.min() < 1e-5 and 1 - 1e-5 < draws.max() < 1
+    assert (draws * 2**24 % 1 == 0).all()
+
+
+def test_a_row_depends_on_its_own_key_and_is_longer_with_more_columns():
+    keys = int32([5, -3, 2**31 - 1])
+    rows = uniform_rows(keys, 100)
+    for key, row in zip(keys, rows, strict=True):
+        assert torch.equal(uniform_rows(key[None], 70)[0], row[:70])
+
+
+def test_rows_of_different_keys_have_nothing_in_common():
+    draws = draw_rows(40, 2000)
+    correlation = np.corrcoef(draws) - np.eye(40)
+    assert np.abs(correlation).max() < 5.5 / math.sqrt(2000)
+    # 2000 x 2000 pairs of 2^24 values: two rows share 0.24 by chance.
+    shared = [len(np.intersect1d(a, b)) for a, b in itertools.combinations(draws, 2)]
+    assert max(shared) <= 6 and np.mean(shared) < 0.5
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["of one column", "of one row"])
+def test_draws_fill_the_unit_interval_evenly(axis):
+    draws = np.take(draw_rows(200_000 if axis == 0 else 1, 1 if axis == 0 else 200_000), 0, 1 - axis)
+    counts, _ = np.histogram(draws, bins=20, range=(0, 1))
+    assert counts.sum() == 200_000
+    assert ((counts - 10_000) ** 2 / 10_000).sum() < 50  # chi-square, 19 degrees of freedom: p = 1e-4

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 
 from launch.torch_weights import convert
 from tests.third_party.dalle_reference import Decoder, Encoder
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import apply, spec
 from vqim.optim.schedules import Constant
 from vqim.registry.config import ConfigError
 from vqim.runtime.torch import TorchKernels
 from vqim.third_party import dalle_dvae
 from vqim.tokenizer.dvae import DVAEDecoder, DVAEEncoder
-from vqim.tokenizer.model import ImageTokenizer
+from vqim.tokenizer.model import Codes, ImageTokenizer
 from vqim.tokenizer.quantizer.gumbel import GumbelQuantizer
 
 
@@ -80,7 +80,8 @@ def test_a_mixture_of_codes_is_decoded_as_the_peer_decodes_it(peers):
     weights = torch.randn(2, 2, 2, 24).softmax(-1)
     with torch.no_grad():
         expected = peers[1](weights.permute(0, 3, 1, 2))[:, :3]
-        decoded = apply(tokenizer.decode, params, weights @ params["quantizer/codebook_VD"], context)
+        mixture = weights @ params["quantizer/codebook_VD"]
+        decoded = apply(tokenizer.decode, params, Codes(mixture, mixture), context)
     torch.testing.assert_close(decoded.location_BCHW, expected, rtol=1e-5, atol=1e-5)
 
 

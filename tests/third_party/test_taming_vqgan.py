@@ -7,7 +7,7 @@ import torch
 
 from launch.torch_weights import convert
 from tests.third_party.taming_reference import Model
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import apply, spec
 from vqim.optim.schedules import Constant
 from vqim.registry.config import ConfigError

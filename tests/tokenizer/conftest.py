@@ -3,16 +3,13 @@ import numpy as np
 import pytest
 import torch
 
-from vqim.checkpoint.manager import CheckpointManager
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import spec
-from vqim.runtime.torch import TorchKernels, TorchRuntime
-from vqim.state.leaf import prefixed
+from vqim.runtime.torch import TorchKernels
 from vqim.third_party.noto_emoji import find_dataset
 from vqim.tokenizer.model import ImageTokenizer
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
-from vqim.training.state import TrainState, save
 
 
 @pytest.fixture(autouse=True)
@@ -53,17 +50,3 @@ def emoji():
     """32 emoji of 16x16 pixels, uint8 [B, H, W, C]."""
     with np.load(find_dataset()) as arrays:
         return np.ascontiguousarray(arrays["images"][::60, ::4, ::4])
-
-
-@pytest.fixture
-def save_run(tmp_path):
-    """`save_run(model, params, name='run', step=1, averages=None)`: a run directory with a tokenizer's checkpoint."""
-    def save_params(model, params, name="run", step=1, averages=None):
-        manager = CheckpointManager(tmp_path / name / "checkpoints")
-        networks = {"params/tokenizer/": params} | ({"ema/tokenizer/": averages} if averages else {})
-        arrays = {prefix + name: array for prefix, values in networks.items() for name, array in values.items()}
-        leaves = {name: leaf for prefix in networks for name, leaf in prefixed(prefix, spec(model)).items()}
-        save(TrainState(arrays, step, 0), leaves, manager, TorchRuntime(), data_position={}, config="", metrics={})
-        manager.wait()
-        return str(tmp_path / name)
-    return save_params

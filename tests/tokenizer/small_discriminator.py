@@ -20,6 +20,9 @@ class SmallDiscriminator(nn.Module):
         self.bias_O = parameter((width,), Constant(0.1), "features")
         self.head_F = parameter((width,), Normal(0.5), "features")
 
+    def check_batch(self, batch_size):
+        """Any will do."""
+
     def forward(self, images_BCHW, context):
         x_BCHW = (2 * images_BCHW - 1).to(context.dtype)
         features_BFhw = F.conv2d(

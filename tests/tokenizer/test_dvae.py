@@ -2,11 +2,13 @@
 import pytest
 import torch
 
-from vqim.nn.context import Context
-from vqim.nn.module import apply, count_parameters, spec
+from tests.tokenizer.parameters import count_parameters
+from vqim.contracts.context import Context
+from vqim.nn.module import apply, spec
 from vqim.runtime.torch import TorchKernels
 from vqim.state.init import full_index
 from vqim.tokenizer.dvae import DVAEDecoder, DVAEEncoder
+from vqim.tokenizer.model import Codes
 
 TINY_ENCODER = {"hidden": 8, "num_blocks": 1, "vocabulary": 10}
 TINY_DECODER = {"hidden": 8, "num_blocks": 1, "width": 6}
@@ -41,7 +43,8 @@ def test_images_become_logits_an_eighth_of_their_size_and_vectors_images(draw_pa
     assert encoder.latent_size(256) == (32, 32)
     logits = apply(encoder.forward, draw_params(encoder), torch.rand(2, 3, 16, 24), context)
     assert logits.shape == (2, 2, 3, 10) and logits.dtype == dtype
-    reconstruction = apply(decoder.forward, draw_params(decoder), torch.randn(2, 2, 3, 6), context)
+    codes = Codes(torch.full((2, 2, 3, 2), torch.nan), torch.randn(2, 2, 3, 6))  # vectors are ignored
+    reconstruction = apply(decoder.forward, draw_params(decoder), codes, context)
     for array in (reconstruction.mean_BCHW, reconstruction.location_BCHW, reconstruction.log_scale_BCHW):
         assert array.shape == (2, 3, 16, 24) and array.dtype == torch.float32
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqim.tokenizer.grid import Level, TokenGrid, join
+from vqim.contracts.grid import Level, TokenGrid, join
 
 TWO_LEVELS = TokenGrid((Level(2, 2, 3, 256), Level(4, 8, 3, 512)))
 

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
+from vqim.contracts.grid import Level
 from vqim.nn.module import apply, spec
 from vqim.optim.schedules import Constant, WarmupCosine
 from vqim.runtime.torch import TorchKernels
-from vqim.tokenizer.grid import Level
 from vqim.tokenizer.model import ImageTokenizer
 from vqim.tokenizer.quantizer.gumbel import GumbelQuantizer, divergence_from_uniform
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
@@ -59,8 +59,9 @@ def test_evaluation_takes_the_likeliest_code_and_lookup_gives_the_same_vectors(d
     logits = latents @ params["logits/kernel_IO"] + params["logits/bias_O"]
     indices, = quantized.indices
     assert indices.shape == (2, 3, 4, 1) and torch.equal(indices[..., 0], logits.argmax(-1))
-    assert torch.equal(quantized.latents_BhwD, params["codebook_VD"][indices[..., 0]])
-    assert torch.equal(apply(quantizer.lookup, params, quantized.indices, context), quantized.latents_BhwD)
+    vectors = params["codebook_VD"][indices[..., 0]]
+    for codes in (quantized.codes, apply(quantizer.lookup, params, quantized.indices, context)):
+        assert torch.equal(codes.latents_BhwD, vectors) and torch.equal(codes.vectors_BhwZ, vectors)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 5.0])
@@ -91,7 +92,7 @@ def test_at_low_temperature_the_mixture_is_the_code_of_the_largest_noisy_logit(v
     clear = largest[..., -1] - largest[..., -2] > 1e-4  # of equally large ones either will do
     np.testing.assert_array_equal(quantized.indices[0][..., 0].numpy()[clear], noisy.argmax(-1)[clear])
     vectors = params["codebook_VD"].numpy()[noisy.argmax(-1)]
-    np.testing.assert_allclose(quantized.latents_BhwD.numpy()[clear], vectors[clear], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(quantized.codes.latents_BhwD.numpy()[clear], vectors[clear], rtol=1e-5, atol=1e-5)
 
 
 def test_at_high_temperature_the_mixture_is_the_mean_of_all_codes(draw_params):
@@ -99,7 +100,7 @@ def test_at_high_temperature_the_mixture_is_the_mean_of_all_codes(draw_params):
     params = draw_params(quantizer)
     quantized = apply(quantizer.forward, params, torch.randn(1, 2, 3, 6), training(1e6))
     expected = params["codebook_VD"].mean(0).expand(1, 2, 3, 5)
-    torch.testing.assert_close(quantized.latents_BhwD, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(quantized.codes.latents_BhwD, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
@@ -108,7 +109,8 @@ def test_straight_through_the_decoder_sees_codes_at_any_temperature(draw_params,
     params, context = draw_params(quantizer), training(temperature)
     quantized = apply(quantizer.forward, params, torch.randn(2, 3, 4, 6), context)
     expected = apply(quantizer.lookup, params, quantized.indices, context)
-    torch.testing.assert_close(quantized.latents_BhwD, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(quantized.codes.latents_BhwD, expected.latents_BhwD, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(quantized.codes.vectors_BhwZ, expected.vectors_BhwZ, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("straight_through", [True, False])
@@ -117,7 +119,7 @@ def test_gradients_are_those_of_the_mixture(draw_params, straight_through):
     params = {name: array.requires_grad_() for name, array in draw_params(quantizer).items()}
     latents, uniform, g = torch.randn(1, 2, 2, 6, requires_grad=True), torch.rand(1, 2, 2, 16), torch.randn(1, 2, 2, 5)
     quantized = apply(quantizer.forward, params, latents, training(temperature, GivenKernels(uniform)))
-    (quantized.latents_BhwD * g).sum().backward()
+    (quantized.codes.latents_BhwD * g).sum().backward()
     noisy, weights = reference({name: array.detach() for name, array in params.items()}, latents.detach(), uniform,
                                temperature)
     codes, kernel = (params[name].detach().double().numpy() for name in ("codebook_VD", "logits/kernel_IO"))
@@ -176,7 +178,7 @@ def test_logits_are_float32_in_a_bfloat16_model(draw_params):
     quantized = apply(quantizer.forward, draw_params(quantizer), latents,
                       training(1e-4, GivenKernels(uniform), torch.bfloat16))
     assert quantized.indices[0].item() == 511
-    assert quantized.latents_BhwD.dtype == torch.bfloat16 and quantized.losses["kl"].dtype == torch.float32
+    assert quantized.codes.latents_BhwD.dtype == torch.bfloat16 and quantized.losses["kl"].dtype == torch.float32
 
 
 def make_tokenizer(quantizer):
@@ -194,7 +196,7 @@ def test_the_temperature_of_a_step_reaches_the_quantizer_through_the_tokenizer(d
     def encode(temperature):
         scalars = {"quantizer/temperature": torch.tensor(temperature), "learning_rate": torch.tensor(1.0)}
         context = Context(TorchKernels(), key=torch.tensor(0, dtype=torch.int32), scalars=scalars)
-        return apply(tokenizer.encode, params, images, context).latents_BhwD
+        return apply(tokenizer.encode, params, images, context).codes.latents_BhwD
 
     cold, warm = encode(1e-6), encode(100.0)
     codes = params["quantizer/codebook_VD"]

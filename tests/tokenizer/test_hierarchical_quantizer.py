@@ -2,11 +2,11 @@
 import pytest
 import torch
 
+from vqim.contracts.grid import Level, TokenGrid
 from vqim.nn.convolution import Downsample, ResidualBlock, Upsample
 from vqim.nn.module import apply
 from vqim.optim.schedules import Constant
 from vqim.state.leaf import select
-from vqim.tokenizer.grid import Level, TokenGrid
 from vqim.tokenizer.model import ImageTokenizer
 from vqim.tokenizer.quantizer.gumbel import GumbelQuantizer
 from vqim.tokenizer.quantizer.hierarchical import HierarchicalQuantizer
@@ -46,17 +46,17 @@ def test_each_level_quantises_and_the_decoder_gets_what_the_definition_says(draw
 
     down = run(ResidualBlock(64, 64), "down_blocks/0", run(Downsample(16, 64), "down", first(latents)))
     top = run(quantizer.top, "top", last(down))
-    up = run(ResidualBlock(32, 32), "condition_blocks/0", first(top.latents_BhwD))
+    up = run(ResidualBlock(32, 32), "condition_blocks/0", first(top.codes.latents_BhwD))
     condition = last(run(Upsample(32, 32), "condition", up))
     bottom = run(quantizer.bottom, "bottom", torch.cat([latents, condition], -1))
-    wide = last(run(Upsample(32, 32), "widen", first(top.latents_BhwD)))
+    wide = last(run(Upsample(32, 32), "widen", first(top.codes.latents_BhwD)))
 
     quantized = apply(quantizer.forward, params, latents, context)
     assert [tuple(indices.shape) for indices in quantized.indices] == [(2, 2, 3, 1), (2, 4, 6, 1)]
     for found, expected in zip(quantized.indices, (*top.indices, *bottom.indices), strict=True):
         assert torch.equal(found, expected) and found.unique().numel() > 2
     assert quantizer.width_out == 40
-    torch.testing.assert_close(quantized.latents_BhwD, torch.cat([wide, bottom.latents_BhwD], -1))
+    torch.testing.assert_close(quantized.codes.latents_BhwD, torch.cat([wide, bottom.codes.latents_BhwD], -1))
     expected = {**{f"top_{name}": value for name, value in top.losses.items()},
                 **{f"bottom_{name}": value for name, value in bottom.losses.items()}}
     assert set(expected) == {"top_codebook", "top_commitment", "bottom_codebook", "bottom_commitment"}
@@ -69,7 +69,21 @@ def test_lookup_gives_the_vectors_that_quantising_gave(draw_params, context):
     params = draw_params(quantizer)
     quantized = apply(quantizer.forward, params, torch.randn(2, 4, 6, 16), context)
     found = apply(quantizer.lookup, params, quantized.indices, context)
-    torch.testing.assert_close(found, quantized.latents_BhwD, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.latents_BhwD, quantized.codes.latents_BhwD, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.vectors_BhwZ, quantized.codes.vectors_BhwZ, rtol=1e-4, atol=1e-4)
+
+
+def test_vectors_are_the_tops_four_times_each_and_the_bottoms_beside_them(draw_params, context):
+    quantizer = make_quantizer()
+    params = draw_params(quantizer)
+    quantized = apply(quantizer.forward, params, torch.randn(2, 4, 6, 16), context)
+    top, bottom = (torch.nn.functional.normalize(params[f"{level}/codebook_VZ"], dim=-1)[indices[..., 0]]
+                   for level, indices in zip(("top", "bottom"), quantized.indices, strict=True))
+    vectors = quantized.codes.vectors_BhwZ
+    assert vectors.shape == (2, 4, 6, 4 + 4)
+    torch.testing.assert_close(vectors[..., 4:], bottom, rtol=1e-5, atol=1e-6)
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        torch.testing.assert_close(vectors[:, row::2, column::2, :4], top, rtol=1e-5, atol=1e-6)
 
 
 def test_images_of_tokens_are_the_reconstructions(tokenizer, draw_params, context):
@@ -92,7 +106,8 @@ def test_a_hierarchy_for_a_top_makes_three_levels(draw_params, context):
     quantized = apply(quantizer.forward, params, torch.randn(2, 8, 8, 16), context)
     assert [indices.shape[1] for indices in quantized.indices] == [2, 4, 8]
     found = apply(quantizer.lookup, params, quantized.indices, context)
-    torch.testing.assert_close(found, quantized.latents_BhwD, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.latents_BhwD, quantized.codes.latents_BhwD, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.vectors_BhwZ, quantized.codes.vectors_BhwZ, rtol=1e-3, atol=1e-3)
 
 
 def test_scheduled_numbers_of_its_parts_have_the_parts_names():

@@ -23,11 +23,11 @@ def results():
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_codes_and_pictures_are_those_of_the_torch_runtime(results):
+def test_codes_and_what_the_decoder_makes_of_them_are_those_of_the_torch_runtime(results):
     xla, expected = results["xla"], results["torch"]
     assert xla["top"] == expected["top"] and len(set(xla["top"])) > 1
     assert xla["bottom"] == expected["bottom"] and len(set(xla["bottom"])) > 1
-    assert xla["pictures"] == pytest.approx(expected["pictures"], rel=1e-4, abs=1e-4)
+    assert xla["locations"] == pytest.approx(expected["locations"], rel=1e-4, abs=1e-4)
 
 
 def test_training_is_one_program_at_every_temperature_that_nothing_falls_out_of(results):

@@ -1,13 +1,17 @@
-"""The tokenizer as a whole: tokens in raster order, there and back, parts that have to fit."""
+"""The tokenizer as a whole: tokens in raster order, there and back, what decides them, parts that have to fit."""
 import numpy as np
 import pytest
 import torch
 
-from vqim.nn.context import Context
-from vqim.nn.module import apply
+from vqim.contracts.context import Context
+from vqim.contracts.grid import Level, TokenGrid
+from vqim.nn.module import apply, arrays_spec, statistic
+from vqim.optim.schedules import Constant
 from vqim.runtime.torch import TorchKernels
-from vqim.tokenizer.grid import Level, TokenGrid
-from vqim.tokenizer.model import ImageTokenizer, images_to_float
+from vqim.state import init
+from vqim.tokenizer.model import ImageTokenizer, float_to_images, images_to_float
+from vqim.tokenizer.quantizer.gumbel import GumbelQuantizer
+from vqim.tokenizer.quantizer.hierarchical import HierarchicalQuantizer
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 
@@ -65,6 +69,83 @@ def test_bytes_become_floats_with_channels_first():
     assert floats.shape == (256, 3, 2, 3) and floats.dtype == torch.float32
     torch.testing.assert_close(floats[:, 0, 0, 0], torch.arange(256) / 255)
     assert not floats[:, 1].any()
+
+
+def test_floats_become_the_nearest_bytes_with_channels_last():
+    floats = torch.arange(256).reshape(1, 1, 16, 16).repeat(1, 3, 1, 1) / 255
+    floats[:, 1] = (floats[:, 1] - 0.4 / 255).clamp(0)
+    images = float_to_images(floats)
+    assert images.shape == (1, 16, 16, 3) and images.dtype == torch.uint8
+    assert torch.equal(images, torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(-1, -1, -1, 3))
+
+
+def vector(width_in, width_out, vocabulary=16):
+    return VectorQuantizer(width_in, width_out, vocabulary, code_dim=4)
+
+
+def hierarchy(width_in, top, width_out, bottom=vector):
+    return HierarchicalQuantizer(width_in, top, bottom(width_in + top.width_out, width_out), num_blocks=1)
+
+
+def gumbel(width_in, width_out):
+    return GumbelQuantizer(width_in, width_out, 16, Constant(1.0))
+
+
+# For each, what else of the quantizer than its own name says that it widens codes for the decoder.
+QUANTIZERS = {
+    "vector": (vector(32, 40), ["project_out/"]),
+    "not factorised": (VectorQuantizer(32, 32, 16, code_dim=None), []),
+    "Gumbel": (gumbel(32, 40), ["codebook_VD"]),
+    "hierarchy": (hierarchy(32, vector(32, 32), 8), ["widen/", "bottom/project_out/"]),
+    "hierarchy of Gumbels": (hierarchy(32, gumbel(32, 32), 8, gumbel), ["widen/", "bottom/codebook_VD"]),
+    "three levels": (
+        hierarchy(32, hierarchy(32, vector(32, 32), 32), 8), ["widen/", "bottom/project_out/"]),
+}
+
+
+def with_quantizer(quantizer):
+    """A tokenizer of 16x16 pictures to 4x4 latents."""
+    return ImageTokenizer(ViTEncoder(16, 4, 32, 1, 4, 32), quantizer,
+                          ViTDecoder(16, 4, quantizer.width_out, 1, 2, 32), image_size=16)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_all_arrays_decide_tokens_but_the_decoders_and_those_that_widen_codes(name):
+    quantizer, widening = QUANTIZERS[name]
+    tokenizer = with_quantizer(quantizer)
+    others = ("decoder/", *(f"quantizer/{prefix}" for prefix in widening))
+    assert tokenizer.deciding_arrays() == sorted(
+        array for array in arrays_spec(tokenizer) if not array.startswith(others))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_tokens_change_with_no_other_arrays_than_the_deciding_ones(draw_params, context, name):
+    tokenizer, images = with_quantizer(QUANTIZERS[name][0]), torch.rand(4, 3, 16, 16)
+    params, deciding = draw_params(tokenizer), tokenizer.deciding_arrays()
+    tokens = apply(tokenizer.tokens, params, images, context)
+    others = {array: 3 * torch.randn_like(value) for array, value in params.items() if array not in deciding}
+    assert others and torch.equal(apply(tokenizer.tokens, params | others, images, context), tokens)
+
+
+@pytest.mark.parametrize(("name", "array"), [
+    ("vector", "codebook_VZ"), ("vector", "project_in/kernel_IO"), ("Gumbel", "logits/kernel_IO"),
+    ("hierarchy", "top/project_out/kernel_IO"), ("hierarchy", "condition/conv/kernel_OIHW"),
+    ("hierarchy of Gumbels", "top/codebook_VD"), ("three levels", "top/widen/conv/kernel_OIHW"),
+    ("three levels", "top/bottom/project_out/kernel_IO"),
+])
+def test_tokens_change_with_deciding_arrays_also_the_widening_of_a_top(draw_params, context, name, array):
+    tokenizer, images = with_quantizer(QUANTIZERS[name][0]), torch.rand(4, 3, 16, 16)
+    params = draw_params(tokenizer)
+    changed = params | {f"quantizer/{array}": torch.randn_like(params[f"quantizer/{array}"])}
+    assert f"quantizer/{array}" in tokenizer.deciding_arrays()
+    assert not torch.equal(apply(tokenizer.tokens, changed, images, context),
+                           apply(tokenizer.tokens, params, images, context))
+
+
+def test_statistics_of_a_quantizer_decide_tokens():
+    quantizer = vector(32, 40)
+    quantizer.counts_V = statistic((16,), init.Constant(0.0), "vocabulary")
+    assert "quantizer/counts_V" in with_quantizer(quantizer).deciding_arrays()
 
 
 def make_parts(encoder_width=8, width_in=8, width_out=8, decoder_width=8):

@@ -1,4 +1,5 @@
-"""The stage 1 step: its loss term by term, what it changes and what it never does, learning on real pictures."""
+"""Stage 1: its loss term by term, what it changes and what it never does, learning on real pictures."""
+import functools
 import math
 from types import SimpleNamespace
 
@@ -6,11 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from vqim.contracts.context import Context
+from vqim.contracts.learning import Learner
+from vqim.nn.module import apply
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
 from vqim.runtime.torch import TorchRuntime
-from vqim.tokenizer.perceptual import Perceptual, lpips
-from vqim.tokenizer.task import TokenizerTask
+from vqim.state.leaf import select
+from vqim.tokenizer.objective import TokenizerObjective
+from vqim.tokenizer.terms import L2, LogitLaplace
+from vqim.training.gradient_task import GradientTask
 from vqim.training.state import start
 
 RUNTIME = TorchRuntime()
@@ -19,25 +25,31 @@ RUNTIME = TorchRuntime()
 class Recorder:
     """An optimizer that keeps the gradients it is given and changes nothing."""
 
-    def init_spec(self, params):
+    def init_spec(self, params, untrained=()):
         return {}
 
     def update(self, params, grads, slots, *, learning_rate, step, keep):
-        self.grads, self.keep = grads, keep.item()
+        self.grads = grads
         return {"update_norm": torch.zeros(())}
 
 
 @pytest.fixture
 def make_task(make_tokenizer):
-    """`make_task(...)`: a task with a tiny tokenizer."""
-    def make(optimizer=None, dropout_rate=0.0, **kwargs):
-        return TokenizerTask(make_tokenizer(dropout_rate), optimizer or AdamW(), Constant(3e-3), **kwargs)
+    """`make_task(terms)`: a task with a tiny tokenizer."""
+    def make(terms=None, optimizer=None, dropout_rate=0.0, ema_decay=None, quantizer_weight=1.0, **kwargs):
+        learner = functools.partial(
+            Learner, optimizer=optimizer or AdamW(), learning_rate=Constant(3e-3), ema_decay=ema_decay)
+        terms = [L2(), LogitLaplace()] if terms is None else terms
+        return GradientTask(
+            TokenizerObjective(make_tokenizer(dropout_rate), learner, terms, quantizer_weight=quantizer_weight),
+            **kwargs)
     return make
 
 
 @pytest.fixture(name="batch")
 def batch_of_emoji(emoji):
-    return RUNTIME.put({"images": emoji, "labels": np.zeros(len(emoji), np.int32)})
+    return RUNTIME.put({"images": emoji, "labels": np.arange(len(emoji), dtype=np.int32),
+                        "valid": np.arange(len(emoji)) < 30})
 
 
 def make_state(task, seed=0):
@@ -58,12 +70,17 @@ def run_step(task, state, batch, step=0, seed=0):
     return task.train_step(state, batch, scalars, RUNTIME.kernels)
 
 
+def reconstruct(task, state, batch):
+    with torch.no_grad():
+        return task.objective.reconstruct(state, batch, Context(RUNTIME.kernels))
+
+
 def copy(state):
     return {name: array.clone() for name, array in state.items()}
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(make_task, batch):
-    task = make_task(quantizer_weight=2.0, logit_laplace_weight=0.3, l2_weight=5.0)
+    task = make_task([LogitLaplace(0.3), L2(5.0)], quantizer_weight=2.0)
     metrics = run_step(task, make_state(task), batch)
     assert {name for name in metrics if name.startswith("loss")} == {
         "loss", "loss/codebook", "loss/commitment", "loss/l2", "loss/logit_laplace"}
@@ -73,50 +90,53 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(make_task, batch):
 
 
 def test_learning_rate_and_weights_enter_a_step_as_scalars(make_task):
-    task = make_task(quantizer_weight=2.0, logit_laplace_weight=0.3, l2_weight=5.0)
-    assert task.host_scalars(0) == {
-        "learning_rate": 3e-3, "weight/quantizer": 2.0, "weight/logit_laplace": 0.3, "weight/l2": 5.0}
-    with_lpips = make_task(perceptual=Perceptual(), perceptual_weight=0.7)
-    assert with_lpips.host_scalars(0)["weight/perceptual"] == 0.7
+    task = make_task([LogitLaplace(lambda step: 0.1 * step), L2(5.0)], quantizer_weight=2.0)
+    assert task.host_scalars(3) == {
+        "learning_rate": 3e-3, "weight/quantizer": 2.0, "weight/logit_laplace": pytest.approx(0.3), "weight/l2": 5.0}
 
 
-def test_the_default_weights_are_the_papers():
-    weights = TokenizerTask.__init__.__kwdefaults__
-    assert (weights["quantizer_weight"], weights["logit_laplace_weight"], weights["l2_weight"]) == (1.0, 0.1, 1.0)
-    assert weights["perceptual_weight"] == 0.1 and weights["max_gradient_norm"] is None
+def test_the_default_weight_of_the_quantizers_losses_is_the_papers():
+    assert TokenizerObjective.__init__.__kwdefaults__["quantizer_weight"] == 1.0
 
 
 def test_terms_are_means_over_the_pictures_values(make_task, batch):
     task = make_task()
     state = make_noisy_state(task)
-    images, quantized, reconstruction = task.reconstruct(state, batch, RUNTIME.kernels)
+    items = reconstruct(task, state, batch)
     metrics = run_step(task, state, batch)
-    x, mean, location, log_scale = (
-        array.detach().double().numpy()
-        for array in (images, reconstruction.mean_BCHW, reconstruction.location_BCHW, reconstruction.log_scale_BCHW))
+    x, location, log_scale = (
+        array.double().numpy() for array in (items.originals_BCHW, items.location_BCHW, items.log_scale_BCHW))
     np.testing.assert_array_equal(x, batch["images"].permute(0, 3, 1, 2).numpy() / np.float32(255))
+    mean = (1 / (1 + np.exp(-location)) - 0.1) / 0.8
     assert metrics["loss/l2"].item() == pytest.approx(((x - mean) ** 2).mean(), rel=1e-5)
     y = 0.8 * x + 0.1
     nll = np.log(2 * np.exp(log_scale) * y * (1 - y)) + abs(np.log(y / (1 - y)) - location) / np.exp(log_scale)
     assert metrics["loss/logit_laplace"].item() == pytest.approx(nll.mean(), rel=1e-5)
-    num_used = len(quantized.indices[0].unique())
-    assert metrics["codebook/batch_usage"].item() == pytest.approx(num_used / 32)
 
 
 def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients(make_task, batch):
-    zero = {"quantizer_weight": 0.0, "logit_laplace_weight": 0.0, "l2_weight": 0.0}
-    weights = {"quantizer_weight": 2.0, "logit_laplace_weight": 0.3, "l2_weight": 5.0}
-
-    def gradients(**kwargs):
+    def gradients(logit_laplace, l2, quantizer):
         optimizer = Recorder()
-        task = make_task(optimizer, **{**zero, **kwargs})
+        # Schedules: terms whose weight is the number 0 would leave the decoder without a loss.
+        terms = [LogitLaplace(Constant(logit_laplace)), L2(Constant(l2))]
+        task = make_task(terms, optimizer, quantizer_weight=quantizer)
         run_step(task, make_noisy_state(task), batch)
         return optimizer.grads
 
-    terms = [(weight, gradients(**{name: 1.0})) for name, weight in weights.items()]
-    for name, grad in gradients(**weights).items():
-        expected = sum(weight * grads[name] for weight, grads in terms)
+    weights = np.array([0.3, 5.0, 2.0])
+    of_terms = [(weight, gradients(*alone)) for weight, alone in zip(weights, np.eye(3), strict=True)]
+    for name, grad in gradients(*weights).items():
+        expected = sum(weight * grads[name] for weight, grads in of_terms)
         torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 4])
+def test_the_share_of_codes_in_use_is_that_of_the_whole_batch(make_task, batch, num_micro_batches):
+    task = make_task(num_micro_batches=num_micro_batches)
+    state = make_noisy_state(task)
+    tokens = reconstruct(task, state, batch).tokens_BNK
+    assert len(tokens[::4].unique()) < len(tokens.unique())
+    assert run_step(task, state, batch)["codebook/batch_usage"].item() == pytest.approx(len(tokens.unique()) / 32)
 
 
 def test_every_parameter_learns(make_task, batch):
@@ -152,39 +172,6 @@ def test_a_step_is_a_function_of_state_batch_step_and_seed(make_task, batch):
     assert len({loss(3, 7), loss(4, 7), loss(3, 8)}) == 3  # dropout differs
 
 
-def test_a_value_that_is_not_finite_changes_nothing_ever_after(make_task, batch):
-    task = make_task()
-    state = make_noisy_state(task)
-    run_step(task, state, batch, 0)
-    healthy = state["params/tokenizer/encoder/embed/bias_O"].clone()
-    state["params/tokenizer/encoder/embed/bias_O"][3] = math.nan
-    poisoned = copy(state)
-    run_step(task, state, batch, 1)
-    assert state["health/first_bad_step"].item() == 1
-    names = [name for name, bad in zip(task.checked, state["health/is_bad"], strict=True) if bad]
-    assert "loss" in names and "encoder/embed/kernel_IO" in names
-    state["params/tokenizer/encoder/embed/bias_O"].copy_(healthy)
-    poisoned["params/tokenizer/encoder/embed/bias_O"] = healthy
-    run_step(task, state, batch, 2)
-    for name, array in poisoned.items():
-        if not name.startswith("health/"):
-            assert torch.equal(state[name], array), name
-
-
-def test_gradients_are_scaled_down_to_their_largest_norm(make_task, batch):
-    free, clipped, loose = Recorder(), Recorder(), Recorder()
-    metrics = {}
-    for optimizer, limit in ((free, None), (clipped, 0.01), (loose, 1e6)):
-        task = make_task(optimizer, max_gradient_norm=limit)
-        metrics[optimizer] = run_step(task, make_noisy_state(task), batch)["gradient_norm"].item()
-    norm = math.sqrt(sum(grad.double().square().sum() for grad in free.grads.values()))
-    assert norm > 0.1
-    assert metrics[free] == metrics[clipped] == metrics[loose] == pytest.approx(norm, rel=1e-5)
-    for name, grad in free.grads.items():
-        torch.testing.assert_close(clipped.grads[name], grad * (0.01 / norm))
-        assert torch.equal(loose.grads[name], grad)
-
-
 def test_bfloat16_computes_the_same_loss_less_exactly(make_task, batch):
     exact, rounded = make_task(), make_task(dtype="bfloat16")
     state = make_noisy_state(rounded)
@@ -193,32 +180,6 @@ def test_bfloat16_computes_the_same_loss_less_exactly(make_task, batch):
     assert metrics["loss"].item() == pytest.approx(expected["loss"].item(), rel=0.05)
     assert metrics["loss"].item() != expected["loss"].item()
     assert all(array.dtype == torch.float32 for name, array in state.items() if name.startswith("params/"))
-
-
-def test_the_perceptual_term_is_lpips_and_its_weights_are_frozen(make_task, batch):
-    batch = {name: array[:4] for name, array in batch.items()}
-    task = make_task(perceptual=Perceptual(), perceptual_weight=0.7)
-    state = make_state(task)
-    before = copy(state)
-    images, _, reconstruction = task.reconstruct(state, batch, RUNTIME.kernels)
-    metrics = run_step(task, state, batch)
-    weights = {name.removeprefix("frozen/lpips/"): array
-               for name, array in before.items() if name.startswith("frozen/lpips/")}
-    expected = lpips(weights, images, reconstruction.mean_BCHW)
-    torch.testing.assert_close(task.lpips(before, images, reconstruction.mean_BCHW), expected)
-    assert metrics["loss/perceptual"].item() == pytest.approx(expected.mean().item(), rel=1e-4)
-    others = (metrics["loss/codebook"] + metrics["loss/commitment"] + 0.1 * metrics["loss/logit_laplace"]
-              + metrics["loss/l2"])
-    assert metrics["loss"].item() == pytest.approx((others + 0.7 * metrics["loss/perceptual"]).item(), rel=1e-5)
-    assert all(torch.equal(state[f"frozen/lpips/{name}"], array) for name, array in weights.items())
-    assert task.lpips(before, images, images).abs().max() == 0
-
-
-def test_without_a_perceptual_loss_there_is_no_lpips(make_task, batch):
-    task = make_task(perceptual=None)
-    assert not any(name.startswith("frozen/") for name in task.init_spec())
-    images = torch.zeros(1, 3, 16, 16)
-    assert task.lpips(make_state(task), images, images) is None
 
 
 def test_the_description_counts_each_part(make_task):
@@ -230,26 +191,52 @@ def test_the_description_counts_each_part(make_task):
     assert sum(counts.values()) == sum(math.prod(leaf.shape) for leaf in params)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"dtype": "float16"}, r"dtype must be one of \['bfloat16', 'float32'\], got 'float16'"),
-    ({"l2_weight": -1.0}, "l2_weight must be at least 0, got -1.0"),
-    ({"quantizer_weight": -1.0}, "quantizer_weight must be at least 0, got -1.0"),
-    ({"perceptual_weight": math.nan}, "perceptual_weight must be at least 0, got nan"),
-    ({"max_gradient_norm": 0.0}, "max_gradient_norm must be positive or None, got 0.0"),
-])
-def test_impossible_settings_are_refused_before_training(make_task, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        make_task(**arguments)
+@pytest.mark.parametrize("weight", [-1.0, math.nan])
+def test_an_impossible_weight_of_the_quantizers_losses_is_refused(make_task, weight):
+    with pytest.raises(ValueError, match=f"quantizer_weight must be at least 0, got {weight}"):
+        make_task(quantizer_weight=weight)
 
 
 def test_data_of_another_size_or_grid_are_refused(make_task):
-    task = make_task()
-    task.check_data(SimpleNamespace(image_size=16))
-    task.check_data(SimpleNamespace(image_size=16, levels=[(4, 4, 1, 32)]))
+    objective = make_task().objective
+    objective.check_data(SimpleNamespace(image_size=16))
+    objective.check_data(SimpleNamespace(image_size=16, levels=[(4, 4, 1, 32)]))
     with pytest.raises(ValueError, match="image_size of the data must be the tokenizer's 16, got 32"):
-        task.check_data(SimpleNamespace(image_size=32))
+        objective.check_data(SimpleNamespace(image_size=32))
     with pytest.raises(ValueError, match=r"the token cache must have the tokenizer's grid \[\[4, 4, 1, 32\]\]"):
-        task.check_data(SimpleNamespace(image_size=16, levels=[(4, 4, 1, 64)]))
+        objective.check_data(SimpleNamespace(image_size=16, levels=[(4, 4, 1, 64)]))
+
+
+def test_reconstructions_are_rounded_to_8_bits_as_a_file_is(make_task, batch):
+    task = make_task()
+    state = make_noisy_state(task)
+    model, params = task.objective.tokenizer, select(state, "params/tokenizer/")
+    images = batch["images"].permute(0, 3, 1, 2) / 255
+    _, expected = apply(model.forward, params, images, Context(RUNTIME.kernels))
+    levels = 255 * reconstruct(task, state, batch).images_BCHW
+    assert expected.mean_BCHW.max() > 1.05 and expected.mean_BCHW.min() < -0.05
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    assert (levels - 255 * expected.mean_BCHW.clamp(0, 1)).abs().max() < 0.501
+    assert levels.min() == 0 and levels.max() == 255
+
+
+def test_reconstructions_come_with_their_tokens_and_labels(make_task, batch):
+    task = make_task()
+    state = make_noisy_state(task)
+    items = reconstruct(task, state, batch)
+    model, params = task.objective.tokenizer, select(state, "params/tokenizer/")
+    images = batch["images"].permute(0, 3, 1, 2) / 255
+    assert torch.equal(items.tokens_BNK, apply(model.tokens, params, images, Context(RUNTIME.kernels)))
+    assert items.labels_B.tolist() == list(range(32)) and items.labels_B.dtype == torch.int64
+    assert items.valid_B.tolist() == [True] * 30 + [False] * 2
+
+
+def test_reconstructions_are_of_evaluation_and_float32_whatever_the_context(make_task, batch):
+    task = make_task(dropout_rate=0.5)
+    state = make_noisy_state(task)
+    training = Context(RUNTIME.kernels, torch.bfloat16, key=torch.tensor(3, dtype=torch.int32))
+    items = task.objective.reconstruct(state, batch, training)
+    assert torch.equal(items.images_BCHW, reconstruct(task, state, batch).images_BCHW)
 
 
 def test_evaluation_takes_the_average_of_parameters_where_there_is_one(make_task, batch):
@@ -258,18 +245,8 @@ def test_evaluation_takes_the_average_of_parameters_where_there_is_one(make_task
     for step in range(3):
         run_step(task, state, batch, step)
     averages = {name.replace("ema/", "params/"): array for name, array in state.items() if name.startswith("ema/")}
-    plain = make_task()
-    _, _, expected = plain.reconstruct({**state, **averages}, batch, RUNTIME.kernels)
-    _, _, reconstruction = task.reconstruct(state, batch, RUNTIME.kernels)
-    _, _, of_parameters = plain.reconstruct(state, batch, RUNTIME.kernels)
-    assert torch.equal(reconstruction.mean_BCHW, expected.mean_BCHW)
-    assert not torch.equal(reconstruction.mean_BCHW, of_parameters.mean_BCHW)
-
-
-def test_an_average_changes_no_training(make_task, batch):
-    task, plain = make_task(ema_decay=0.9), make_task()
-    state, expected = make_state(task), make_state(plain)
-    for step in range(3):
-        run_step(task, state, batch, step)
-        run_step(plain, expected, batch, step)
-    assert all(torch.equal(state[name], array) for name, array in expected.items())
+    without = {name: array for name, array in state.items() if not name.startswith("ema/")}
+    found, expected, of_parameters = (
+        reconstruct(task, arrays, batch).location_BCHW for arrays in (state, {**without, **averages}, without))
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, of_parameters)

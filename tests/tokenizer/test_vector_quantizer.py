@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import apply
 from vqim.runtime.precision import split_matmul
 from vqim.runtime.torch import TorchKernels
@@ -81,7 +81,7 @@ def test_indices_latents_and_losses_are_equation_1s(draw_params, context, normal
     assert quantized.losses["commitment"].item() == pytest.approx(BETA * squared, rel=1e-4)
     assert set(quantized.losses) == {"codebook", "commitment"}
     decoded = e @ params["project_out/kernel_IO"].double().numpy() + params["project_out/bias_O"].double().numpy()
-    np.testing.assert_allclose(quantized.latents_BhwD, decoded, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(quantized.codes.latents_BhwD, decoded, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -90,7 +90,24 @@ def test_lookup_gives_the_vectors_that_quantising_gave(draw_params, context, nor
     params = draw_params(quantizer)
     quantized = apply(quantizer.forward, params, torch.randn(2, 3, 4, 6), context)
     found = apply(quantizer.lookup, params, quantized.indices, context)
-    torch.testing.assert_close(found, quantized.latents_BhwD, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.latents_BhwD, quantized.codes.latents_BhwD, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.vectors_BhwZ, quantized.codes.vectors_BhwZ, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vectors_are_the_codebooks_at_the_codes_that_were_found(draw_params, context, normalize):
+    quantizer = make_quantizer(normalize)
+    params = draw_params(quantizer)
+    quantized = apply(quantizer.forward, params, torch.randn(2, 3, 4, 6), context)
+    codes = params["codebook_VZ"].double().numpy()
+    expected = (unit(codes) if normalize else codes)[quantized.indices[0][..., 0]]
+    np.testing.assert_allclose(quantized.codes.vectors_BhwZ, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_codes_that_are_not_factorised_are_not_widened(draw_params, context):
+    quantizer = make_quantizer(width_out=6, code_dim=None)
+    codes = apply(quantizer.forward, draw_params(quantizer), torch.randn(2, 3, 4, 6), context).codes
+    assert codes.vectors_BhwZ.shape == (2, 3, 4, 6) and torch.equal(codes.vectors_BhwZ, codes.latents_BhwD)
 
 
 def gradients(quantizer, params, latents, context, of):
@@ -107,7 +124,7 @@ def test_the_decoders_gradient_passes_straight_through_the_lookup(draw_params, c
     quantizer = make_quantizer(normalize)
     params, latents, weights = draw_params(quantizer), torch.randn(1, 2, 2, 6), torch.randn(1, 2, 2, 5)
     by_latents, by_params = gradients(
-        quantizer, params, latents, context, lambda quantized: (quantized.latents_BhwD * weights).sum())
+        quantizer, params, latents, context, lambda quantized: (quantized.codes.latents_BhwD * weights).sum())
     _, projected, _, _ = reference(params, latents, normalize)
     kernel_in, kernel_out = (params[f"project_{side}/kernel_IO"].double().numpy() for side in ("in", "out"))
     for place in np.ndindex(1, 2, 2):
@@ -174,7 +191,7 @@ def test_the_lookup_is_float32_in_a_bfloat16_model(draw_params, normalize):
     z = unit(latents.double().numpy())
     nearest = (z @ params["codebook_VZ"].double().numpy().T).argmax(-1)
     np.testing.assert_array_equal(quantized.indices[0][..., 0], nearest)
-    assert quantized.latents_BhwD.dtype == torch.bfloat16
+    assert quantized.codes.latents_BhwD.dtype == quantized.codes.vectors_BhwZ.dtype == torch.bfloat16
     assert quantized.losses["codebook"].dtype == torch.float32
 
 

@@ -2,7 +2,9 @@
 import pytest
 import torch
 
-from vqim.nn.module import apply, count_parameters
+from tests.tokenizer.parameters import count_parameters
+from vqim.nn.module import apply
+from vqim.tokenizer.model import Codes
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 
 # Table 2: (#Blocks, #Heads, Model Dim, Hidden Dim)
@@ -48,6 +50,11 @@ def make_decoder(**kwargs):
                          **kwargs})
 
 
+def of(latents_BhwD):
+    """Codes with these latents; this decoder ignores their vectors."""
+    return Codes(torch.full((*latents_BhwD.shape[:3], 2), torch.nan), latents_BhwD)
+
+
 def without_blocks(params):
     """Blocks that add nothing to the residual stream, so that no patch sees another."""
     silent = ("attention/out/", "blocks/block/contract/")
@@ -84,7 +91,7 @@ def test_encoder_and_decoder_read_a_patch_row_by_row_with_colours_together(draw_
     params = without_blocks(draw_params(decoder))
     params["head/contract/kernel_IO"] = torch.zeros(8, 96)
     params["head/contract/bias_O"] = torch.arange(96.0)
-    reconstruction = apply(decoder.forward, params, torch.randn(1, 3, 3, 8), context)
+    reconstruction = apply(decoder.forward, params, of(torch.randn(1, 3, 3, 8)), context)
     assert reconstruction.location_BCHW[pixel] == number
     assert reconstruction.log_scale_BCHW[pixel] == 48 + number
 
@@ -94,7 +101,7 @@ def test_a_code_is_seen_in_the_pixels_of_its_patch(draw_params, context):
     params, latents = without_blocks(draw_params(decoder)), torch.randn(1, 3, 3, 8)
     changed = latents.clone()
     changed[0, 1, 2, 0] += 1
-    before, after = (apply(decoder.forward, params, x, context).mean_BCHW for x in (latents, changed))
+    before, after = (apply(decoder.forward, params, of(x), context).mean_BCHW for x in (latents, changed))
     moved = (after - before).abs().amax((0, 1)) > 1e-6
     assert moved[4:8, 8:12].all() and moved.sum() == 16
 
@@ -103,7 +110,7 @@ def test_a_code_is_seen_in_the_pixels_of_its_patch(draw_params, context):
 def test_every_position_matters_to_every_other(draw_params, context, make):
     module = make()
     params = draw_params(module)
-    x = torch.rand(1, 3, 12, 12) if make is make_encoder else torch.randn(1, 3, 3, 8)
+    x = torch.rand(1, 3, 12, 12) if make is make_encoder else of(torch.randn(1, 3, 3, 8))
 
     def run():
         out = apply(module.forward, params, x, context)
@@ -126,7 +133,7 @@ def test_grey_is_the_middle_of_the_encoders_inputs(draw_params, context):
 
 def test_the_image_is_the_locations_sigmoid_stretched(draw_params, context):
     decoder = make_decoder()
-    reconstruction = apply(decoder.forward, draw_params(decoder), torch.randn(2, 3, 3, 8), context)
+    reconstruction = apply(decoder.forward, draw_params(decoder), of(torch.randn(2, 3, 3, 8)), context)
     assert reconstruction.mean_BCHW.shape == (2, 3, 12, 12)
     sigmoid = 1 / (1 + (-reconstruction.location_BCHW.double()).exp())
     torch.testing.assert_close(reconstruction.mean_BCHW.double(), (sigmoid - 0.1) / 0.8, rtol=1e-5, atol=1e-6)

@@ -4,38 +4,48 @@
 
 Prints a JSON object: metrics of each step on both runtimes, and what torch_xla counted.
 """
+import functools
 import json
 
 import numpy as np
 import torch_xla.debug.metrics as xla_metrics
 
 from tests.tokenizer.small_discriminator import SmallDiscriminator
+from vqim.contracts.learning import Learner
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
-from vqim.runtime.runtime import to_numpy
+from vqim.runtime.arrays import to_numpy
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.torch import TorchRuntime
 from vqim.runtime.xla import XlaRuntime
-from vqim.tokenizer.adversary import Adversary
+from vqim.tokenizer.discriminator.adversary import Adversary
 from vqim.tokenizer.model import ImageTokenizer
+from vqim.tokenizer.objective import TokenizerObjective
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
-from vqim.tokenizer.task import TokenizerTask
+from vqim.tokenizer.terms import L2, LogitLaplace
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
+from vqim.training.gradient_task import GradientTask
 from vqim.training.loop import Programs
 from vqim.training.state import start
 
 NUM_STEPS, START, EVERY, BATCH_SIZE = 9, 2, 3, 16
 
 
-def make_task() -> TokenizerTask:
-    """Every kind of term, in two micro-batches. eps as in test_adversary.py."""
+def make_learner() -> functools.partial[Learner]:
+    """eps as in discriminator/conftest.py."""
+    return functools.partial(Learner, optimizer=AdamW(eps=1e-2), learning_rate=Constant(1e-3))
+
+
+def make_task() -> GradientTask:
+    """Every kind of term, in two micro-batches."""
     sizes = {"width": 16, "num_layers": 1, "num_heads": 2, "hidden": 16}
     model = ImageTokenizer(
         ViTEncoder(16, 4, **sizes), VectorQuantizer(16, 16, 32, code_dim=4), ViTDecoder(16, 4, **sizes), 16)
     adversary = Adversary(
-        SmallDiscriminator(patches=True), AdamW(eps=1e-2), Constant(1e-3), start_step=START, r1_every=EVERY,
-        lecam_weight=0.1, adaptive_layer="decoder/head/contract/kernel_IO")
-    return TokenizerTask(model, AdamW(eps=1e-2), Constant(1e-3), adversary=adversary, num_micro_batches=2)
+        SmallDiscriminator(patches=True), make_learner(), start_step=START, r1_every=EVERY, lecam_weight=0.1,
+        adaptive_layer="decoder/head/contract/kernel_IO")
+    objective = TokenizerObjective(model, make_learner(), [L2(), LogitLaplace()], adversary=adversary)
+    return GradientTask(objective, num_micro_batches=2)
 
 
 def counters() -> tuple[int, int]:
@@ -56,7 +66,7 @@ def run(runtime: TorchRuntime | XlaRuntime) -> dict:
                         if "/discriminator/" in name}
         compiled, updated = counters()
         batch = runtime.put({"images": rng.integers(0, 256, (BATCH_SIZE, 16, 16, 3), np.uint8)})
-        program = task.program(state.step)
+        program = task.objective.program(state.step)
         metrics = programs(program, state, batch)
         now_compiled, now_updated = counters()
         rows.append({"program": program, "compiled": now_compiled - compiled, "updated": now_updated - updated,

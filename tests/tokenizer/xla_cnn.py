@@ -8,13 +8,14 @@ import torch
 import torch_xla
 import torch_xla.debug.metrics as xla_metrics
 
-from vqim.nn.context import Context, Kernels
+from vqim.contracts.context import Context, Kernels
 from vqim.nn.module import apply, spec
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.torch import TorchKernels
 from vqim.runtime.xla import XlaRuntime
 from vqim.tokenizer.cnn import CNNDecoder, CNNEncoder
 from vqim.tokenizer.dvae import DVAEDecoder, DVAEEncoder
+from vqim.tokenizer.model import Codes
 
 NETWORKS = {
     "cnn": (CNNEncoder(64, (1, 1), 1, 8), CNNDecoder(64, (1, 1), 1, 8)),
@@ -33,7 +34,7 @@ def run(name: str, kernels: Kernels, device: torch.device) -> dict[str, torch.Te
             for path, leaf in spec(module).items()}
     encoder, decoder = NETWORKS[name]
     latents = apply(encoder.forward, leaves["encoder"], images, context)
-    image = apply(decoder.forward, leaves["decoder"], latents, context).mean_BCHW
+    image = apply(decoder.forward, leaves["decoder"], Codes(latents, latents), context).mean_BCHW
     (image - images).square().mean().backward()
     grads = {f"{part}/{path}": leaf.grad for part, of_part in leaves.items() for path, leaf in of_part.items()
              if leaf.grad is not None}

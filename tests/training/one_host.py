@@ -24,15 +24,21 @@ NUM_EXAMPLES, BATCH_SIZE = 100, 6
 
 
 class Counts:
-    """Counts how often each example has come."""
+    """A task, and its objective: counts how often each example has come."""
 
     checked = ["loss"]
     num_micro_batches = 1
+
+    def __init__(self):
+        self.objective = self
 
     def init_spec(self):
         return {"params/counts": Leaf((NUM_EXAMPLES,), Constant(0.0), ("in",)), **health_spec(self.checked)}
 
     def check_data(self, data):
+        pass
+
+    def check_batch(self, batch_size):
         pass
 
     def host_scalars(self, step):
@@ -55,6 +61,11 @@ class Counts:
 
 class Numbers:
     """Examples that are their own indices."""
+
+    image_size, class_names = 1, ()
+
+    def num_examples(self, split):
+        return NUM_EXAMPLES
 
     def training(self, batch_size, seed, **processes):
         return Loader(lambda epochs_B, records_B: {"records": records_B}, NUM_EXAMPLES, batch_size, seed, **processes)

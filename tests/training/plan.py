@@ -20,10 +20,11 @@ import sys
 
 import numpy as np
 
-from launch import session
+import vqim.registry.components  # noqa: F401  gin knows the components from here on
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.registry.config import load
-from vqim.runtime.runtime import to_numpy
+from vqim.registry.runtimes import make_runtime
+from vqim.runtime.arrays import to_numpy
 from vqim.training.loop import train
 from vqim.training.state import restore_arrays
 
@@ -34,8 +35,14 @@ class Send:
     def __init__(self, step, name):
         self.every, self._number = step, getattr(signal, name)
 
-    def __call__(self, task, data, state, runtime):
+    def begin(self, task, data, state, runtime):
+        return self
+
+    def __iter__(self):
         os.kill(os.getpid(), self._number)
+        yield
+
+    def result(self):
         return {}
 
 
@@ -74,7 +81,7 @@ def main():
     runtime, results = None, []
     for piece in plan["work"]:
         config = load([piece["gin"], *plan["files"]], [*piece["bindings"], *plan["settings"]], [])
-        runtime = runtime or session.make_runtime(config, runtime_name)
+        runtime = runtime or make_runtime(config, runtime_name)
         results.append(do(piece, config, runtime))
     pathlib.Path(plan["results"]).write_text(json.dumps(results))
 

@@ -16,10 +16,10 @@ def test_the_first_signal_is_a_wish_and_the_second_one_does_what_it_did_before(n
     previous = signal.signal(number, lambda number, frame: seen.append(number))
     seen = []
     try:
-        with Interrupts(OneHost(), step=0) as interrupts:
-            assert interrupts.after(1) is None
+        with Interrupts(OneHost()) as interrupts:
+            assert interrupts.tick() is None
             signal.raise_signal(number)
-            assert (interrupts.after(2), seen) == (signal.Signals(number).name, [])
+            assert (interrupts.tick(), seen) == (signal.Signals(number).name, [])
             signal.raise_signal(number)
             assert seen == [number]
     finally:
@@ -28,7 +28,7 @@ def test_the_first_signal_is_a_wish_and_the_second_one_does_what_it_did_before(n
 
 def test_handlers_are_as_they_were_afterwards_also_after_an_error():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(RuntimeError), Interrupts(OneHost(), step=0):
+    with pytest.raises(RuntimeError), Interrupts(OneHost()):
         raise RuntimeError
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
@@ -48,13 +48,13 @@ class Host:
 
     def run(self):
         """Makes steps to the end or to the common stop; returns the last step, and the signal that it stopped on."""
-        stop = CommonStop(lambda: self.signal, self.network, 0)
+        stop = CommonStop(lambda: self.signal, self.network)
         stop.start()
         stopped = None
         while self.step < self.num_steps and stopped is None:
             time.sleep(self.pace * (0.5 + random.random()))
             self.step += 1
-            stopped = stop.after(self.step)
+            stopped = stop.tick()
         stop.close()
         return self.step, stopped
 
@@ -94,10 +94,10 @@ def test_steps_wait_for_no_answer_from_the_network():
             answer.wait()
             return None
 
-    stop = CommonStop(lambda: None, Slow(), 0)
+    stop = CommonStop(lambda: None, Slow())
     stop.start()
     asked.wait()
-    assert [stop.after(step) for step in range(1, 100)] == [None] * 99
+    assert [stop.tick() for _ in range(99)] == [None] * 99
     answer.set()
     stop.close()
 
@@ -110,9 +110,9 @@ def test_a_signal_when_another_process_has_made_its_last_step_does_not_hang():
 def test_steps_go_on_where_process_0_cannot_be_asked_any_more():
     first = HostNetwork("localhost", 0, 0, 2)
     second = HostNetwork("localhost", first.port, 1, 2)
-    stop = CommonStop(lambda: None, second, 0)
+    stop = CommonStop(lambda: None, second)
     stop.start()
     del first
     time.sleep(0.5)
-    assert stop.after(1) is None
+    assert stop.tick() is None
     stop.close()

@@ -18,15 +18,21 @@ from vqim.training.summaries import read_metrics
 
 
 class Sum:
-    """Adds up what the data say; the loss is what was added."""
+    """A task, and its objective: adds up what the data say; the loss is what was added."""
 
     checked = ["loss"]
     num_micro_batches = 1
+
+    def __init__(self):
+        self.objective = self
 
     def init_spec(self):
         return {"params/sum": Leaf((), Constant(0.0)), **health_spec(self.checked)}
 
     def check_data(self, data):
+        pass
+
+    def check_batch(self, batch_size):
         pass
 
     def host_scalars(self, step):
@@ -48,10 +54,13 @@ class Sum:
 class Values:
     """1, 2, 3, ... and infinity where it is asked for; calls `watch` with each."""
 
-    num_skipped = 0
+    num_skipped, image_size, class_names = 0, 1, ()
 
     def __init__(self, bad=None, watch=lambda value: None):
         self.bad, self.watch, self.next = bad, watch, 1
+
+    def num_examples(self, split):
+        return 1
 
     def training(self, batch_size, seed, **processes):
         self.next = 1
@@ -73,14 +82,22 @@ class Values:
 
 
 class Score:
-    """An evaluator that gives a list's scores in turn."""
+    """An evaluator, and its evaluation: goes through three batches and calls `watch`, then gives the next score."""
 
-    def __init__(self, every, scores):
-        self.every, self.scores, self.sums = every, list(scores), []
+    def __init__(self, every, scores, watch=lambda batch: None, name="score"):
+        self.every, self.scores, self.watch, self.name, self.sums = every, list(scores), watch, name, []
 
-    def __call__(self, task, data, state, runtime):
+    def begin(self, task, data, state, runtime):
         self.sums.append(float(state["params/sum"]))
-        return {"score": self.scores.pop(0)}
+        return self
+
+    def __iter__(self):
+        for batch in range(3):
+            self.watch(batch)
+            yield
+
+    def result(self):
+        return {self.name: self.scores.pop(0)}
 
 
 @pytest.fixture
@@ -156,10 +173,79 @@ def test_a_signal_in_the_last_step_is_no_interruption(run):
     assert run(Values(watch=interrupt)).interrupted is None
 
 
+def interrupt_in(batch):
+    """A `watch` that sends this process SIGTERM in one batch of each evaluation."""
+    return lambda current: signal.raise_signal(signal.SIGTERM) if current == batch else None
+
+
+def scores(workdir, name="score"):
+    """The scores that a run has written, by step."""
+    return [(row["step"], row[name]) for row in read_metrics(workdir) if name in row]
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_a_signal_between_two_batches_of_an_evaluation_saves_and_stops(run, tmp_path, batch):
+    finished = run(evaluators=[Score(4, [0.5], interrupt_in(batch))])
+    assert (finished.interrupted, finished.state.step) == ("SIGTERM", 4)
+    assert CheckpointManager(tmp_path / "checkpoints").open().read("params/sum") == 10
+    assert scores(tmp_path) == []
+
+
+def test_a_signal_in_the_last_evaluation_is_an_interruption(run, tmp_path):
+    finished = run(evaluators=[Score(0, [0.5], interrupt_in(1))])
+    assert (finished.interrupted, finished.state.step) == ("SIGTERM", 10)
+
+
+def test_the_next_start_runs_the_evaluation_that_was_left_out_and_not_a_second_time(run, tmp_path):
+    run(evaluators=[Score(4, [], interrupt_in(1))])
+    again = Score(4, [0.4, 0.8, 1.0])
+    run(evaluators=[again])
+    assert again.sums == [10.0, 36.0, 55.0]
+    assert scores(tmp_path) == [(4, 0.4), (8, 0.8), (10, 1.0)]
+
+
+def test_an_evaluation_left_out_at_the_end_is_run_by_the_next_start_and_by_no_other(run, tmp_path):
+    run(evaluators=[Score(0, [], interrupt_in(1))])
+    second, third = Score(0, [0.5]), Score(0, [0.6])
+    assert run(evaluators=[second]).interrupted is None
+    run(evaluators=[third])
+    assert (second.sums, third.sums) == ([55.0], [])
+    assert scores(tmp_path) == [(10, 0.5)]
+
+
+def test_a_signal_after_a_step_leaves_its_evaluation_to_the_next_start(run, tmp_path):
+    def interrupt(value):
+        if value == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    first, second = Score(4, []), Score(4, [0.4, 0.8, 1.0])
+    assert run(Values(watch=interrupt), evaluators=[first]).state.step == 4
+    run(evaluators=[second])
+    assert (first.sums, second.sums) == ([], [10.0, 36.0, 55.0])
+
+
+def test_evaluators_that_had_finished_before_the_signal_are_not_run_again(run, tmp_path):
+    run(evaluators=[Score(4, [0.1], name="first"), Score(4, [], interrupt_in(1))])
+    first, second = Score(4, [0.2, 0.3, 0.4], name="first"), Score(4, [0.5, 0.6, 0.7])
+    run(evaluators=[first, second])
+    assert scores(tmp_path, "first")[0] == (4, 0.1)
+    assert first.sums == [36.0, 55.0] and second.sums == [10.0, 36.0, 55.0]
+
+
 def test_another_seed_than_the_checkpoints_is_refused(run):
     run(num_steps=4)
     with pytest.raises(ValueError, match="seed must be 0, the run's own, to go on from step 4; got 1"):
         run(seed=1)
+
+
+def test_data_that_are_not_needed_are_left_alone():
+    class Absent(Values):
+        def num_examples(self, split):
+            raise FileNotFoundError
+
+    with pytest.raises(FileNotFoundError):
+        Experiment(Sum(), Absent(), 1, 1)
+    Experiment(Sum(), Absent(), 1, 1, needs_data=False)
 
 
 @pytest.mark.parametrize("name", ["num_steps", "batch_size", "log_every", "save_every"])

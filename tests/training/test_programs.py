@@ -1,4 +1,5 @@
 """Tasks of several programs: what the loop runs, shows and counts, and restarts of adversarial runs."""
+import functools
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from tests.tokenizer.small_discriminator import SmallDiscriminator
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.checkpoint.policy import KeepLatest
+from vqim.contracts.learning import Learner
 from vqim.data.images import Images
 from vqim.data.source import Emoji
 from vqim.optim.adamw import AdamW
@@ -14,26 +16,34 @@ from vqim.optim.schedules import Constant
 from vqim.runtime.torch import TorchRuntime
 from vqim.state.health import check_finite, health_spec
 from vqim.state.leaf import Leaf
-from vqim.tokenizer.adversary import Adversary
+from vqim.tokenizer.discriminator.adversary import Adversary
 from vqim.tokenizer.model import ImageTokenizer
+from vqim.tokenizer.objective import TokenizerObjective
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
-from vqim.tokenizer.task import TokenizerTask
+from vqim.tokenizer.terms import L2, LogitLaplace
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 from vqim.training.experiment import Experiment
+from vqim.training.gradient_task import GradientTask
 from vqim.training.loop import check_batch_size, train
 from vqim.training.summaries import read_metrics
 
 
 class Penalised:
-    """Counts its steps; every third has a penalty, which takes a matrix product."""
+    """A task, and its objective: counts its steps; every third has a penalty, which takes a matrix product."""
 
     checked = ["loss"]
     num_micro_batches = 1
+
+    def __init__(self):
+        self.objective = self
 
     def init_spec(self):
         return {"params/steps": Leaf(()), **health_spec(self.checked)}
 
     def check_data(self, data):
+        pass
+
+    def check_batch(self, batch_size):
         pass
 
     def host_scalars(self, step):
@@ -58,7 +68,10 @@ class Penalised:
 class Matrices:
     """The same 10x10 matrix for ever."""
 
-    num_skipped = 0
+    num_skipped, image_size, class_names = 0, 1, ()
+
+    def num_examples(self, split):
+        return 1
 
     def training(self, batch_size, seed, **processes):
         return self
@@ -127,9 +140,12 @@ def experiment(num_steps):
     sizes = {"width": 16, "num_layers": 1, "num_heads": 2, "hidden": 16, "dropout_rate": 0.1}
     model = ImageTokenizer(
         ViTEncoder(16, 4, **sizes), VectorQuantizer(16, 16, 32, code_dim=4), ViTDecoder(16, 4, **sizes), 16)
-    adversary = Adversary(SmallDiscriminator(), AdamW(), Constant(1e-2), start_step=START, r1_every=EVERY,
-                          lecam_weight=0.1, adaptive_layer="decoder/head/contract/kernel_IO")
-    task = TokenizerTask(model, AdamW(), Constant(1e-2), adversary=adversary, num_micro_batches=2)
+    learner, discriminators = (
+        functools.partial(Learner, optimizer=AdamW(), learning_rate=Constant(1e-2)) for _ in range(2))
+    adversary = Adversary(SmallDiscriminator(), discriminators, start_step=START, r1_every=EVERY, lecam_weight=0.1,
+                          adaptive_layer="decoder/head/contract/kernel_IO")
+    objective = TokenizerObjective(model, learner, [L2(), LogitLaplace()], adversary=adversary)
+    task = GradientTask(objective, num_micro_batches=2)
     return Experiment(task, Images(Emoji, 16), num_steps, 8, log_every=1, save_every=1, keep=(KeepLatest(NUM_STEPS),))
 
 

@@ -36,12 +36,12 @@ class Work:
             f"NUM_STEPS = {NUM_STEPS}", "train.log_every = 1", f"train.save_every = {HALF}", *bindings], **more}
 
     def tokenizer(self, where, **more):
-        return self.piece("tokenizer", f"{where}/tokenizer", [f"evaluation.ReconstructionEvaluator.every = {HALF}"],
+        return self.piece("tokenizer", f"{where}/tokenizer", [f"evaluation.Reconstructions.every = {HALF}"],
                           **more)
 
     def prior(self, where, dropout=True, **more):
         bindings = [f"TOKENIZER_RUN = '{self.directory / 'torch/tokenizer'}'",
-                    f"evaluation.LikelihoodEvaluator.every = {HALF}", f"evaluation.SamplesEvaluator.every = {HALF}"]
+                    f"evaluation.Predictions.every = {HALF}", f"evaluation.Samples.every = {HALF}"]
         if not dropout:
             bindings += ["prior.AutoregressivePrior.dropout_rate = 0.0",
                          "prior.AutoregressivePrior.class_dropout_rate = 0.0"]
@@ -50,7 +50,7 @@ class Work:
     def probe(self, where):
         return self.piece("probe", f"{where}/probe", [
             f"PRIOR_RUN = '{self.directory / 'torch/prior_without_dropout'}'",
-            f"evaluation.AccuracyEvaluator.every = {HALF}"])
+            f"evaluation.Classifications.every = {HALF}"])
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vqim.training.summaries import Histogram, Summaries, image_grid, read_metrics
+from vqim.contracts.evaluation import Curve, Histogram
+from vqim.training.summaries import Summaries, evaluators_done, image_grid, read_metrics
 
 
 def write(workdir, first_step, steps, value):
@@ -43,6 +44,25 @@ def test_what_has_no_numbers_makes_no_row(tmp_path):
     summaries.write(5, {"config": "text", "codes": Histogram(np.arange(3)), "grid": np.zeros([1, 4, 4, 3], np.uint8)})
     summaries.close()
     assert read_metrics(tmp_path) == []
+
+
+def test_a_curve_is_a_row_of_its_values_and_a_figure(tmp_path):
+    summaries = Summaries(tmp_path, 0)
+    summaries.write(5, {"top1_by_layer": Curve((0.25, 0.5), "layer")})
+    summaries.close()
+    (row,) = read_metrics(tmp_path)
+    assert row["top1_by_layer"] == [0.25, 0.5]
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == ["top1_by_layer"]
+
+
+def test_an_evaluator_has_a_row_for_each_step_also_without_numbers(tmp_path):
+    summaries = Summaries(tmp_path, 0)
+    summaries.write(5, {"loss": 1.0})
+    summaries.write(5, {"score": 0.5}, evaluator=0)
+    summaries.write(5, {"grid": np.zeros([1, 4, 4, 3], np.uint8)}, evaluator=2)
+    summaries.write(6, {"score": 0.5}, evaluator=1)
+    summaries.close()
+    assert [evaluators_done(tmp_path, step) for step in (4, 5, 6)] == [set(), {0, 2}, {1}]
 
 
 def test_only_one_process_writes(tmp_path):

@@ -40,14 +40,16 @@ class Loader(Protocol):
 class Dataset(Protocol):
     """Images, or tokens of images, in two splits.
 
-    Nothing is read from where the data are before it is needed: `image_size` and `batch_like` need no data.
+    Nothing is read from where the data are before it is needed. A data set of images knows `image_size` and
+    `batch_like` without them, one of tokens opens its cache for these.
 
     Attributes:
       image_size: height and width of the images, in pixels.
       class_names: of the labels; empty without classes.
     """
 
-    image_size: int
+    @property
+    def image_size(self) -> int: ...
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
@@ -60,7 +62,7 @@ class Dataset(Protocol):
         ...
 
     def batch_like(self, batch_size: int) -> Batch:
-        """Zeros with the shapes and dtypes of a batch; takes no memory and needs no data."""
+        """Zeros with the shapes and dtypes of a batch; takes no memory."""
         ...
 
     def training(

@@ -33,8 +33,8 @@ class Learner:
       max_gradient_norm: gradients are scaled down to this global norm; None leaves them.
       ema_decay: 0.999, say, keeps an exponential moving average of the parameters (`vqim.optim.ema`), which whoever
         reads the network takes. None reads the parameters themselves.
-      trains: a regular expression for the whole name of a parameter. What it leaves out stays as it is, and costs
-        neither slots nor gradients. A stack of blocks is one parameter.
+      trains: a regular expression for the whole name of a parameter or a statistic. What it leaves out stays as it is,
+        and costs neither slots nor gradients. A stack of blocks is one parameter.
     """
 
     name: str
@@ -198,6 +198,6 @@ class OneLearner:
 class Advancing(Protocol):
     """A module that has statistics, or changes its parameters without gradients. It is called as modules are."""
 
-    def advance(self, sums: Mapping[str, Tensor], context: Context) -> dict[str, Tensor]:
+    def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
         """New values of some of its arrays, by their names in the module, from the sums that its forward pass gave."""
         ...

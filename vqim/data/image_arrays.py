@@ -45,3 +45,19 @@ def to_image_arrays(images: Any, image_size: int) -> np.ndarray:
         raise ValueError(f"{expected}; got floats from {array.min():.4g} to {array.max():.4g}. Divide by 255, or map "
                          "[-1, 1] to [0, 1]")
     return array.astype(np.float32)
+
+
+def to_rgb(image: Any) -> np.ndarray:
+    """One image of any size as uint8 [H, W, 3]: a PIL image of any mode, or an array, grey or RGB.
+
+    Raises:
+      ValueError: an array of another dtype or shape.
+    """
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"expected an image as uint8 [H, W, 3] or [H, W], got {array.dtype} {list(array.shape)}")
+    return array

@@ -9,6 +9,7 @@ A split is a folder of three files, complete or absent (it is written under anot
     B batch per process, N tokens of a picture over all levels of the grid, K channels
 """
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -188,34 +189,46 @@ class Tokens:
     Batches are `{"tokens": int32 [B, N, K], "labels": int32 [B], "valid": bool [B]}`. Where the cache has several
     views of an example, an epoch of training has one of them, and `num_views` epochs have each once.
 
-    Attributes:
-      levels: the token grid: (height, width, channels, vocabulary) of each level.
-      fingerprint: of the tokenizer that wrote the tokens.
-      image_size: of the pictures that were encoded.
-      class_names: of the labels; empty without classes.
+    Both splits are opened when something of them is needed first; the tokens stay in the files. Then it raises
+    FileNotFoundError where one is missing, and ValueError where a file is damaged or the splits do not belong together.
+
+    Args:
+      path: the folder that holds `train` and `validation`.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Opens a cache; the tokens stay in the files.
+        self._path = path
 
-        Args:
-          path: the folder that holds `train` and `validation`.
-
-        Raises:
-          FileNotFoundError: a split is missing.
-          ValueError: a file is damaged, or the splits do not belong together.
-        """
-        self._splits = {split: _CachedSplit(Path(path) / split) for split in SPLITS}
-        train, validation = (self._splits[split].metadata for split in SPLITS)
+    @functools.cached_property
+    def _splits(self) -> dict[str, "_CachedSplit"]:
+        """Both splits, open."""
+        splits = {split: _CachedSplit(Path(self._path) / split) for split in SPLITS}
+        train, validation = (splits[split].metadata for split in SPLITS)
         for name in ("levels", "fingerprint", "image_size", "class_names"):
             if getattr(train, name) != getattr(validation, name):
-                raise ValueError(f"{path}: its splits differ in {name}: {getattr(train, name)} and "
+                raise ValueError(f"{self._path}: its splits differ in {name}: {getattr(train, name)} and "
                                  f"{getattr(validation, name)}. Write both with the same tokenizer.")
-        self._path = path
-        self.levels = train.levels
-        self.fingerprint = train.fingerprint
-        self.image_size = train.image_size
-        self.class_names = train.class_names
+        return splits
+
+    @property
+    def levels(self) -> Levels:
+        """The token grid: (height, width, channels, vocabulary) of each level."""
+        return self._splits["train"].metadata.levels
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the tokenizer that wrote the tokens."""
+        return self._splits["train"].metadata.fingerprint
+
+    @property
+    def image_size(self) -> int:
+        """Of the pictures that were encoded."""
+        return self._splits["train"].metadata.image_size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the labels; empty without classes."""
+        return self._splits["train"].metadata.class_names
 
     @property
     def num_classes(self) -> int:
@@ -296,8 +309,8 @@ def as_levels(levels: Sequence[Sequence[int]]) -> Levels:
 def _read_metadata(folder: Path) -> CacheMetadata:
     path = folder / "metadata.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no token cache. Write one first (python -m launch.cache_tokens), or "
-                                "check the path.")
+        raise FileNotFoundError(f"path: {folder} holds no token cache. Write one first, by python -m "
+                                "launch.cache_tokens, or check the path.")
     try:
         fields = json.loads(path.read_text())
         if fields.pop("format") != FORMAT:

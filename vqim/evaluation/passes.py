@@ -24,17 +24,20 @@ from vqim.state.leaf import State, prefixed, select
 class Pass:
     """An evaluator that yields items, and has each metric look at all of them.
 
-    Results are named by the metrics, those without a section of their own, such as 'psnr', with the pass's before.
+    Results are named by the metrics, those without a section of their own, such as 'psnr', with the pass's before. Of
+    samples all but images have it before them, so that 'codebook/usage' is not the reconstructions'.
 
     Args:
       metrics: of any kind that finds what it needs.
       batch_size: items at a time, over all processes.
       every: steps between two measurements; 0 for the end alone.
+      section: the first part of results' names; the pass's own unless given.
     """
 
     section = "evaluation"
 
-    def __init__(self, metrics: Sequence[Metric], batch_size: int, every: int = 0):
+    def __init__(self, metrics: Sequence[Metric], batch_size: int, every: int = 0, section: str | None = None):
+        self.name, self.section = section or type(self).__name__.lower(), section or self.section
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if every < 0:
@@ -66,20 +69,23 @@ class SplitPass(Pass):
     """A pass over the examples of a split, each looked at by a method of the run's objective.
 
     Args:
-      metrics, batch_size, every: see `Pass`.
+      metrics, batch_size, every, section: see `Pass`.
       split: 'validation' or 'train', which is taken without augmentation.
     """
 
     view: str
 
-    def __init__(self, metrics: Sequence[Metric], batch_size: int, every: int = 0, split: str = "validation"):
-        super().__init__(metrics, batch_size, every)
+    def __init__(
+        self, metrics: Sequence[Metric], batch_size: int, every: int = 0, split: str = "validation",
+        section: str | None = None,
+    ):
+        super().__init__(metrics, batch_size, every, section)
         self.split = split
 
     def about(self, task: Task, data: Dataset) -> About:
         """See `Pass`."""
         tokenizer = getattr(task.objective, "tokenizer", None)
-        return About(type(self).__name__.lower(), data.num_examples(self.split), tokenizer.grid if tokenizer else None,
+        return About(self.name, data.num_examples(self.split), tokenizer.grid if tokenizer else None,
                      data.num_classes)
 
     def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
@@ -122,7 +128,7 @@ class Samples(Pass):
 
     Args:
       num_images: in all, for a prior without classes; of each class for one with them.
-      metrics, batch_size, every: see `Pass`.
+      metrics, batch_size, every, section: see `Pass`.
       num_classes: the first so many classes; None takes all.
       sampler: another one than the prior's own.
       seed: for the draws.
@@ -132,9 +138,9 @@ class Samples(Pass):
 
     def __init__(
         self, metrics: Sequence[Metric], num_images: int, batch_size: int, every: int = 0,
-        num_classes: int | None = None, sampler: Sampler | None = None, seed: int = 0,
+        num_classes: int | None = None, sampler: Sampler | None = None, seed: int = 0, section: str | None = None,
     ):
-        super().__init__(metrics, batch_size, every)
+        super().__init__(metrics, batch_size, every, section)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
         self.num_images, self.num_classes, self.sampler, self.seed = num_images, num_classes, sampler, seed
@@ -142,14 +148,14 @@ class Samples(Pass):
 
     def labels(self, task: Task) -> np.ndarray:
         """The class of every image, in order; -1 without classes."""
-        num_classes: int = task.objective.num_classes  # type: ignore[attr-defined]
+        num_classes: int = _of_a_prior(task).num_classes
         shown = num_classes if self.num_classes is None else min(num_classes, self.num_classes)
         return np.repeat(np.arange(shown) if num_classes else np.array([-1]), self.num_images).astype(np.int32)
 
     def about(self, task: Task, data: Dataset) -> About:
         """See `Pass`."""
-        objective: Any = task.objective
-        return About("samples", len(self.labels(task)), objective.tokenizer.grid, objective.num_classes)
+        objective = _of_a_prior(task)
+        return About(self.name, len(self.labels(task)), objective.tokenizer.grid, objective.num_classes)
 
     def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
         """See `Pass`."""
@@ -166,10 +172,15 @@ class Samples(Pass):
 
 def bind_sampler(task: Task, runtime: Runtime, batch_size: int, sampler: Sampler | None = None) -> Draw:
     """What draws a batch of tokens from a task's prior: by its own sampler, or by another one."""
-    objective: Any = task.objective
-    if not hasattr(objective, "prior"):
-        raise ValueError(f"samples need a prior, this run trains a {objective.name}")
+    objective = _of_a_prior(task)
     return (sampler or objective.sampler).bind(objective.prior, runtime, batch_size, task.dtype)
+
+
+def _of_a_prior(task: Task) -> Any:
+    """A task's objective; ValueError unless it is a prior's."""
+    if not hasattr(task.objective, "prior"):
+        raise ValueError(f"samples need a prior, this run trains a {task.objective.name}")
+    return task.objective
 
 
 def draw_batches(

@@ -128,10 +128,13 @@ class CandidateSampler:
 
 def check_classifier(classifier: Classifier, num_classes: int, image_size: int) -> None:
     """Raises ValueError unless a classifier is for a prior's classes and images."""
-    for name, wanted, got in (("num_classes", num_classes, classifier.num_classes),
-                              ("image_size", image_size, classifier.image_size)):
-        if got != wanted:
-            raise ValueError(f"classifier must have the prior's {name}, {wanted}, got {got}")
+    _check_same("classifier", "num_classes", num_classes, classifier.num_classes)
+    _check_same("classifier", "image_size", image_size, classifier.image_size)
+
+
+def _check_same(name: str, number: str, wanted: int, got: int) -> None:
+    if got != wanted:
+        raise ValueError(f"{name} must have the prior's {number}, {wanted}, got {got}")
 
 
 def verdicts_of(logits_MBY: list[np.ndarray], labels_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,6 +228,8 @@ class Rejection:
     def observe(self, items: Items, frozen: Mapping[str, State], context: Context) -> dict[str, Tensor]:
         """See `Metric`."""
         assert items.images_BCHW is not None and items.labels_B is not None
+        for name, classifier in self._classifiers.items():
+            _check_same(name, "image_size", items.images_BCHW.shape[-1], classifier.image_size)
         logits = {f"logits/{name}": classifier(frozen[name], items.images_BCHW, context=context)
                   for name, classifier in self._classifiers.items()}
         return {"labels": items.labels_B, "images": float_to_images(items.images_BCHW), **logits}
@@ -232,9 +237,7 @@ class Rejection:
     def tally(self, about: About) -> Tally:
         """See `Metric`."""
         for name, classifier in self._classifiers.items():
-            if classifier.num_classes != about.num_classes:
-                raise ValueError(f"{name} must have the prior's num_classes, {about.num_classes}, got "
-                                 f"{classifier.num_classes}")
+            _check_same(name, "num_classes", about.num_classes, classifier.num_classes)
         return _Judged(list(self._classifiers), self.rates)
 
 

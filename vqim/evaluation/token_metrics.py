@@ -34,7 +34,7 @@ class CodebookUse:
 
     def tally(self, about: About) -> Tally:
         """See `Metric`."""
-        return _Use(grid_of(about))
+        return _Use(grid_of(about, type(self).__name__))
 
 
 class _Use:
@@ -74,7 +74,7 @@ class Likelihood:
 
     def tally(self, about: About) -> Tally:
         """See `Metric`."""
-        return _Likelihood(grid_of(about))
+        return _Likelihood(grid_of(about, type(self).__name__))
 
 
 class _Likelihood:
@@ -100,8 +100,8 @@ class _Likelihood:
         return found
 
 
-def grid_of(about: About) -> TokenGrid:
-    """The pass's token grid; ValueError if it has none."""
+def grid_of(about: About, metric: str) -> TokenGrid:
+    """The token grid of a metric's pass; ValueError if it has none."""
     if about.grid is None:
-        raise ValueError("metrics: this pass has no tokens")
+        raise ValueError(f"metrics: {metric} needs tokens_BNK, which {about.name} do not have here")
     return about.grid

@@ -17,7 +17,7 @@ from vqim.state.leaf import Spec, State
 
 
 class FromRun:
-    """A network that another run has trained, or has taken from a run itself.
+    """A network that another run has trained, or has taken from a run itself; equal if run, name and shapes are.
 
     Args:
       model: the network, built as that run built it.
@@ -28,6 +28,12 @@ class FromRun:
 
     def __init__(self, model: nn.Module, run: str, network: str = "tokenizer"):
         self.model, self.run, self.network = model, run, network
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FromRun) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash((self.run, self.network))
 
     def __call__(self, arrays: State, *inputs: Tensor, context: Context) -> Any:
         """The network's forward pass."""
@@ -55,6 +61,9 @@ class FromRun:
         """
         checkpoint, names = self._source
         return checkpoint.read(names[name], index)
+
+    def _identity(self) -> tuple[str, str, dict[str, tuple[int, ...]]]:
+        return self.run, self.network, {name: leaf.shape for name, leaf in arrays_spec(self.model).items()}
 
     @functools.cached_property
     def _source(self) -> tuple[Checkpoint, dict[str, str]]:

@@ -47,8 +47,15 @@ class TorchvisionResNet:
         check_positive(image_size=image_size, num_classes=num_classes)
         self._path = pretrained.find_weights(weights_path)
         self.image_size, self.num_classes = image_size, num_classes
+        self._identity = (self._path, image_size, depth, num_classes)
         with torch.device("meta"):
             self._module = torchvision.models.get_model(f"resnet{depth}", num_classes=num_classes).eval()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TorchvisionResNet) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
 
     def init_spec(self) -> Spec:
         """The network's parameters and statistics, read from the file when they are placed, and how to resize."""

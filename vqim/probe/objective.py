@@ -48,11 +48,11 @@ class Probe(nn.Module):
         """Logits [L, B, C], by the running statistics."""
         return self(features_LBD, self.mean_LD, self.variance_LD)
 
-    def advance(self, sums: Mapping[str, Tensor], context: Context) -> dict[str, Tensor]:
+    def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
         """The running statistics after a batch; the first batch's stand for all before it."""
         share = torch.where(context.scalars["step"] == 0, 1.0, 1 - STATISTICS_DECAY)
         running = {"mean_LD": self.mean_LD, "variance_LD": self.variance_LD}
-        return {name: old + share * (sums[name] / sums["parts"] - old) for name, old in running.items()}
+        return Advanced({name: old + share * (sums[name] / sums["parts"] - old) for name, old in running.items()})
 
 
 class ProbeObjective(OneLearner):
@@ -94,7 +94,7 @@ class ProbeObjective(OneLearner):
     def advance(self, arrays: State, computed: Computed, context: Context, program: str) -> Advanced:
         """The running statistics."""
         new = apply(self.probe.advance, sections.network_arrays(arrays, self.name), computed.sums, context)
-        return Advanced({sections.statistics(self.name) + name: value for name, value in new.items()})
+        return Advanced({sections.statistics(self.name) + name: value for name, value in new.arrays.items()})
 
     def classify(self, state: State, batch: dict[str, Tensor], context: Context) -> Items:
         """Class logits of every layer's head in evaluation mode, float32 [L, B, C]."""

@@ -27,7 +27,7 @@ from vqim.registry.config_text import (
     read,
 )
 
-__all__ = ["Binding", "Config", "ConfigError", "load"]
+__all__ = ["Binding", "Config", "ConfigError", "forget", "load"]
 
 _REQUIRED = Macro("gin.REQUIRED")
 
@@ -77,6 +77,11 @@ def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
         _bind(binding)
     gin.finalize()
     return config
+
+
+def forget() -> None:
+    """Puts the configuration of the last `load` out of force: gin is as its other users expect it then."""
+    gin.clear_config()
 
 
 @dataclasses.dataclass(frozen=True)

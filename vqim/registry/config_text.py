@@ -14,9 +14,7 @@ from typing import Any
 
 from gin import config_parser
 
-import vqim
-
-_PACKAGE = Path(vqim.__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class ConfigError(ValueError):

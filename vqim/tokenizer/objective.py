@@ -55,7 +55,7 @@ class TokenizerObjective:
         self.frozen = merge_frozen({f"term {term.name}": dict(term.frozen) for term in self.terms})
         self._learner = learner(name=self.name, module=model)
         if adversary is not None:
-            adversary.check_model(model)
+            adversary.check_model(model, model.image_size)
 
     def statistics(self) -> Spec:
         """The adversary's."""
@@ -120,17 +120,19 @@ class TokenizerObjective:
         what is replaced is a code that has had no gradient.
         """
         new: State = {}
+        shown: dict[str, Tensor] = {}
         quantizer = self.tokenizer.quantizer
         if isinstance(quantizer, Advancing):
             own = select(self._arrays(arrays), _QUANTIZER)
-            changed = apply(quantizer.advance, own, select(computed.sums, _QUANTIZER), context.fold("quantizer"))
-            for name, value in changed.items():
+            advanced = apply(quantizer.advance, own, select(computed.sums, _QUANTIZER), context.fold("quantizer"))
+            shown = {f"codebook/{name}": value for name, value in advanced.metrics.items()}
+            for name, value in advanced.arrays.items():
                 new |= self._written(arrays, _QUANTIZER + name, value)
         if self.adversary and program != TRAIN_BEFORE_ADVERSARY:
             new |= self.adversary.advance(arrays, computed, context)
         usage = {name: (present > 0).float().mean() for name, present in computed.sums.items()
                  if not name.startswith(_QUANTIZER)}
-        return Advanced(new, usage)
+        return Advanced(new, usage | shown)
 
     def reconstruct(self, state: State, batch: dict[str, Tensor], context: Context) -> Items:
         """Images, their tokens and their reconstructions, in evaluation mode and float32."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqim.contracts.context import Context, Kernels
 from vqim.contracts.learning import Computed, Learner, Objective
-from vqim.nn.module import spec, statistics_spec
+from vqim.nn.module import arrays_spec, spec, statistics_spec
 from vqim.optim.ema import ema_rate, ema_spec, update_ema
 from vqim.optim.network import accumulate, gradients, update_network
 from vqim.state import sections
@@ -41,11 +41,17 @@ class GradientTask:
     ):
         if num_micro_batches < 1:
             raise ValueError(f"num_micro_batches must be at least 1, got {num_micro_batches}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
         self.objective, self.num_micro_batches, self.dtype = objective, num_micro_batches, DTYPES[dtype]
         self._learners = objective.learners()
         self._main = self._learners[0].name
         self._params = {learner.name: spec(learner.module) for learner in self._learners}
         self._trained = {learner.name: _trained(learner, self._params[learner.name]) for learner in self._learners}
+        # What `trains` leaves out does not move without gradients either.
+        self._still = {f"{section(learner.name)}{name}" for learner in self._learners
+                       for section in (sections.params, sections.ema, sections.statistics)
+                       for name in arrays_spec(learner.module) if not re.fullmatch(learner.trains, name)}
         self.checked = [name for learner in self._learners
                         for name in (self._shown(learner.name, "loss"),
                                      *(self._shown(learner.name, name) for name in self._trained[learner.name]))]
@@ -108,7 +114,8 @@ class GradientTask:
             context = Context(kernels, self.dtype, key, scalars, key)
             advanced = self.objective.advance(state, Computed(losses, means["metrics"], sums), context, program)
             for name, value in advanced.arrays.items():
-                state[name].copy_(torch.where(keep, value, state[name]))
+                if name not in self._still:
+                    state[name].copy_(torch.where(keep, value, state[name]))
         shown_losses = {self._shown(name, "loss"): loss for name, loss in losses.items()}
         return {**shown_losses, **metrics, **advanced.metrics}
 

@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from vqim.training.interrupts import Interrupts
 from vqim.training.profiling import Profiler
 from vqim.training.progress import Progress
 from vqim.training.state import NonFiniteError, TrainState, restore, save, start
-from vqim.training.summaries import Summaries, is_measured
+from vqim.training.summaries import Summaries, evaluators_done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +81,10 @@ def train(
         state = restore(spec, experiment.seed, runtime, checkpoint)
         # The same of every process, so that there may be more of them now.
         loader.restore(checkpoint.data_position(0))
-        unmeasured = checkpoint.metadata.get("unmeasured", False) and not is_measured(workdir, state.step)
+        unmeasured = checkpoint.metadata.get("unmeasured", False)
         if state.step < num_steps:
             logging.info("Going on from step %d of %s.", state.step, workdir)
-        else:
+        elif not unmeasured:
             logging.info("Nothing to do: %s has step %d of %d. A larger train.num_steps would go on from there.",
                          workdir, state.step, num_steps)
     run = _Run(experiment, spec, state, runtime, manager, loader, config)
@@ -100,7 +100,8 @@ def train(
             summaries.write(state.step, {"config": textwrap.indent(config, "    ")})
         with Interrupts(runtime.hosts) as interrupts:
             if unmeasured:  # an interruption left them out
-                interrupted, _ = run.evaluate_due(interrupts, summaries)
+                done = evaluators_done(workdir, state.step)
+                interrupted, _ = run.evaluate_due(interrupts, summaries, done)
             while state.step < num_steps and not interrupted:
                 with progress.pause():
                     profiler.at(state.step)
@@ -188,21 +189,26 @@ class _Run:
             self._window.clear()
         return self._means
 
-    def evaluators_due(self) -> list[Evaluator]:
-        """Those to be run at this step."""
+    def evaluators_due(self) -> dict[int, Evaluator]:
+        """Those to be run at this step, by their numbers."""
         step = self._state.step
-        return [evaluator for evaluator in self._experiment.evaluators
-                if step == self._experiment.num_steps or evaluator.every and step % evaluator.every == 0]
+        return {number: evaluator for number, evaluator in enumerate(self._experiment.evaluators)
+                if step == self._experiment.num_steps or evaluator.every and step % evaluator.every == 0}
 
-    def evaluate_due(self, interrupts: Interrupts, summaries: Summaries) -> tuple[str | None, bool]:
-        """Runs the evaluators that are due; returns the signal that came meanwhile, and whether it left some out.
+    def evaluate_due(
+        self, interrupts: Interrupts, summaries: Summaries, done: Collection[int] = (),
+    ) -> tuple[str | None, bool]:
+        """Runs the evaluators that are due, but for those that are done, by their numbers.
 
-        Their numbers also go with this step's checkpoint, for `KeepBest`.
+        Their results also go with this step's checkpoint, for `KeepBest`.
+
+        Returns:
+          The signal that came meanwhile, and whether it left some out.
         """
-        due = self.evaluators_due()
+        due = {number: evaluator for number, evaluator in self.evaluators_due().items() if number not in done}
         if due:
             self._check_health()
-        for evaluator in due:
+        for number, evaluator in due.items():
             evaluation = evaluator.begin(
                 self._task, self._experiment.data, self._state.arrays, self._runtime)
             for _ in evaluation:
@@ -210,8 +216,11 @@ class _Run:
                     return signal, True
             results = evaluation.result()
             numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
+            twice = sorted(numbers.keys() & self._measured.keys())
+            if twice:
+                raise ValueError(f"evaluators: two measure {', '.join(twice[:5])}; give one of them a `section`")
             self._measured |= numbers
-            summaries.write(self._state.step, results)
+            summaries.write(self._state.step, results, number)
             line = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             logging.info("step %d  %s", self._state.step, line)
         return None, False

@@ -20,6 +20,10 @@ _TAKEN = ("params/", "statistics/")
 """What can be taken. Slots, flags and moving averages always begin anew."""
 
 
+class StartFromError(ValueError):
+    """What `start_from` says does not fit this run, or the other ones."""
+
+
 @dataclasses.dataclass(frozen=True)
 class StartFrom:
     """Another run, and what is taken from it.
@@ -56,7 +60,7 @@ def started_spec(spec: Spec, sources: Sequence[StartFrom]) -> tuple[Spec, list[d
 
     Raises:
       NoCheckpointError: a run has none.
-      ValueError: an array is on one side only and not said to be left or fresh, or has another shape there, or two
+      StartFromError: an array is on one side only and not said to be left or fresh, or has another shape there, or two
         give the same; the message lists them.
     """
     if not sources:
@@ -75,13 +79,15 @@ def started_spec(spec: Spec, sources: Sequence[StartFrom]) -> tuple[Spec, list[d
                 filled[name] = dataclasses.replace(spec[name], init=_Read(checkpoint, there))
         logging.info("Starting from step %d of %s: %d arrays.", checkpoint.step, source.run, len(taken))
         records.append({"run": source.run, "step": checkpoint.step, "arrays": len(taken)})
+    problems += [f"{source.run}: fresh: no array of this run matches {pattern!r}"
+                 for source in sources for pattern in source.fresh if not any(re.fullmatch(pattern, n) for n in spec)]
     for name in spec:
         if name.startswith(_TAKEN) and name not in filled and not _any(
                 [pattern for source in sources for pattern in source.fresh], name):
             problems.append(f"{name}: no run gives it; name it in `fresh` to start it anew")
     if problems:
         more = [f"and {len(problems) - 12} more"] if len(problems) > 12 else []
-        raise ValueError("start_from does not fit:\n  " + "\n  ".join(problems[:12] + more))
+        raise StartFromError("start_from does not fit:\n  " + "\n  ".join(problems[:12] + more))
     fresh = [name for name in spec if name.startswith(_TAKEN) and name not in filled]
     logging.info("Started anew: %s.", ", ".join(fresh) or "nothing but slots")
     return spec | filled, records
@@ -91,7 +97,8 @@ def _matches(source: StartFrom, checkpoint: Checkpoint, problems: list[str]) -> 
     """The names here of what is taken -> what is read there for them."""
     there = checkpoint.names()
     taken: dict[str, str] = {}
-    unused = set(source.arrays)
+    unused = {*source.arrays, *(pattern for pattern in source.left
+                                if not any(re.fullmatch(pattern, name) for name in there))}
     for name in there:
         if not name.startswith(_TAKEN) or _any(source.left, name):
             continue

@@ -45,7 +45,7 @@ def start(spec: Spec, seed: int, runtime: Runtime, sources: Sequence[StartFrom] 
     """A fresh state, with what other runs give it.
 
     Raises:
-      ValueError: `vqim.training.start_from.started_spec` has the reasons.
+      StartFromError: `vqim.training.start_from.started_spec` has the reasons.
     """
     spec, origins = started_spec(spec, sources)
     return TrainState(place(spec, seed, runtime), 0, seed, origins)

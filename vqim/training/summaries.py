@@ -20,6 +20,7 @@ class Summaries:
 
     Floats go to TensorBoard and to metrics.jsonl (one line a step: {"step", "time", name: value ...}; a resumed run
     first drops the lines of steps that it will make again); images, histograms, curves and text to TensorBoard alone.
+    An evaluator's line also has its number, as "evaluator".
     """
 
     def __init__(self, workdir: str | os.PathLike[str], first_step: int, enabled: bool = True):
@@ -31,11 +32,20 @@ class Summaries:
             _drop_later_lines(self._path, first_step)
             self._writer = SummaryWriter(str(directory), purge_step=first_step + 1)
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes values of the kinds that `vqim.contracts.evaluation.Tally.result` lists."""
+    def write(self, step: int, values: dict[str, Any], evaluator: int | None = None) -> None:
+        """Writes values of the kinds that `vqim.contracts.evaluation.Tally.result` lists.
+
+        Args:
+          step: after how many updates.
+          values: by name.
+          evaluator: whose results they are, by its number among the run's; it has a line also where none is a float.
+        """
         if self._writer is None:
             return
         row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
+        num_common = len(row)
+        if evaluator is not None:
+            row["evaluator"] = evaluator
         for name, value in values.items():
             if isinstance(value, Histogram):
                 self._writer.add_histogram(name, value.values, step)
@@ -50,7 +60,7 @@ class Summaries:
                 number = float(value)
                 self._writer.add_scalar(name, number, step)
                 row[name] = number if math.isfinite(number) else None
-        if len(row) > 2:
+        if len(row) > num_common:
             with self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         self._writer.flush()
@@ -86,9 +96,9 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def is_measured(workdir: str | os.PathLike[str], step: int) -> bool:
-    """Whether an evaluator has left a line for this step."""
-    return any(row["step"] == step and "loss" not in row for row in read_metrics(workdir))
+def evaluators_done(workdir: str | os.PathLike[str], step: int) -> set[int]:
+    """The numbers of the evaluators that have left a line for this step."""
+    return {row["evaluator"] for row in read_metrics(workdir) if row["step"] == step and "evaluator" in row}
 
 
 def _drop_later_lines(path: Path, last_step: int) -> None:

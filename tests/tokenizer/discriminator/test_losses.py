@@ -1,13 +1,14 @@
 """Adversarial losses against their formulas, and what regularises them against finite differences in float64."""
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from vqim.tokenizer.adversarial import (
-    KINDS,
+from vqim.tokenizer.discriminator.losses import (
+    Kind,
     adaptive_weight,
     discriminator_loss,
     generator_loss,
@@ -40,14 +41,14 @@ def test_the_tokenizer_raises_the_mean_logit_under_vqgans_losses(kind):
     assert generator_loss(kind, FAKE).item() == pytest.approx(0.875)
 
 
-def test_the_non_saturating_loss_is_the_cross_entropy_of_taking_reconstructions_for_real():
+def test_the_non_saturating_loss_is_cross_entropy_of_taking_fakes_for_real():
     assert generator_loss("non_saturating", FAKE).item() == pytest.approx(cross_entropy(FAKE, True), rel=1e-6)
     confident = torch.tensor([-30.0], requires_grad=True)
     gradient, = torch.autograd.grad(generator_loss("non_saturating", confident), confident)
     assert gradient.item() == pytest.approx(-1.0)  # where the saturating loss has none left
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_losses_of_patches_are_means_over_all_of_them(kind):
     real_Bhw, fake_Bhw = torch.randn(2, 3, 2, 2)
     assert discriminator_loss(kind, real_Bhw, fake_Bhw) == pytest.approx(
@@ -118,7 +119,7 @@ def test_lecam_pulls_logits_that_are_beyond_the_other_sides_mean():
     assert penalty.item() == pytest.approx((1 + 3.5**2) / 3 + (9 + 0.75**2) / 2)
 
 
-def test_the_adaptive_weight_is_the_ratio_of_gradients_by_finite_differences_in_float64(problem):
+def test_the_adaptive_weight_is_the_ratio_of_gradients_by_finite_differences(problem):
     weight, images_BCHW = problem
     weight.requires_grad_()
 

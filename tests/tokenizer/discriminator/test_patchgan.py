@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from vqim.nn.module import apply, count_parameters, spec
+from tests.tokenizer.parameters import count_parameters
+from vqim.nn.module import apply, spec
 from vqim.tokenizer.discriminator.patchgan import NormalAround, PatchGANDiscriminator, batch_norm
 
 

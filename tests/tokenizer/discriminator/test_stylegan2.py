@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tests.tokenizer.discriminator import direct
-from vqim.nn.module import apply, count_parameters, spec
+from tests.tokenizer.parameters import count_parameters
+from vqim.nn.module import apply, spec
 from vqim.optim.layout import lay_out
 from vqim.state.init import Constant, Normal
 from vqim.tokenizer.discriminator import stylegan2
@@ -93,7 +94,7 @@ def test_images_at_the_border_are_seen_as_in_the_direct_form(num_strips, double,
     assert_close([double(discriminator)(params, images)], [direct.logits(params, images)])
 
 
-def test_the_parameters_of_configuration_f_at_1024_are_as_many_as_in_the_authors_logs():
+def test_the_parameters_of_configuration_f_at_1024_are_as_many_as_in_the_authors_log():
     # "Total 29012513": the table that stylegan2's own program prints for D when it trains on FFHQ.
     assert count_parameters(StyleGAN2Discriminator(1024)) == 29_012_513
 
@@ -159,6 +160,18 @@ def test_an_int8_moment_has_a_scale_for_each_output_channel():
 def test_arguments_that_make_no_network_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         StyleGAN2Discriminator(**arguments)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 8, 12])
+def test_batches_of_whole_groups_or_of_one_smaller_group_will_do(batch_size):
+    StyleGAN2Discriminator(16, 32).check_batch(batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [5, 6, 10])
+def test_batches_that_cannot_be_cut_into_groups_are_refused_before_training(batch_size):
+    message = f"batch_size, of a micro-batch, must be a multiple of .* 4 or smaller than it, got {batch_size}"
+    with pytest.raises(ValueError, match=message):
+        StyleGAN2Discriminator(16, 32).check_batch(batch_size)
 
 
 @pytest.mark.parametrize("shape, message", [

@@ -11,7 +11,7 @@ import torch
 import torch_xla.debug.metrics as xla_metrics
 from torch import Tensor
 
-from vqim.nn.context import Context
+from vqim.contracts.context import Context
 from vqim.nn.module import apply, spec
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.torch import TorchRuntime

@@ -3,7 +3,7 @@
     B batch, C image channels, H W image size
 """
 import dataclasses
-from typing import Literal, Protocol
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,13 @@ from vqim.state.init import Constant
 from vqim.state.leaf import Leaf, Spec, State
 from vqim.tokenizer.discriminator.losses import (
     LECAM_DECAY,
+    Kind,
     adaptive_weight,
     discriminator_loss,
     generator_loss,
     lecam_penalty,
     r1_penalty,
 )
-from vqim.tokenizer.model import ImageTokenizer
 
 NAME = "discriminator"
 """Of the network, in the state and in what is shown."""
@@ -94,10 +94,10 @@ class Adversary:
 
     def __init__(
         self, discriminator: Discriminator, learner: MakeLearner, *,
-        loss: Literal["non_saturating", "hinge", "vanilla"] = "non_saturating", weight: float = 0.1,
-        start_step: int = 0, r1_weight: float = 10.0, r1_every: int = 16, lecam_weight: float = 0.0,
-        adaptive_layer: str | None = None,
+        loss: Kind = "non_saturating", weight: float = 0.1, start_step: int = 0, r1_weight: float = 10.0,
+        r1_every: int = 16, lecam_weight: float = 0.0, adaptive_layer: str | None = None,
     ):
+        require(loss in get_args(Kind), "loss", f"one of {get_args(Kind)}", loss)
         self.weights = {"adversarial": weight, "r1": r1_weight, "lecam": lecam_weight}
         for name, value in self.weights.items():
             require(value >= 0, "weight" if name == "adversarial" else f"{name}_weight", "at least 0", value)
@@ -112,10 +112,10 @@ class Adversary:
         """LeCAM's running means."""
         return {f"{NAME}/{name}": Leaf((), Constant(0.0)) for name in _MEANS if self.weights["lecam"]}
 
-    def check_model(self, model: ImageTokenizer) -> None:
-        """Raises ValueError unless the discriminator and the adaptive layer fit the tokenizer."""
-        if self.discriminator.image_size != model.image_size:
-            raise ValueError(f"image_size of the discriminator must be the tokenizer's {model.image_size}, "
+    def check_model(self, model: nn.Module, image_size: int) -> None:
+        """Raises ValueError unless the discriminator and the adaptive layer fit the tokenizer, of this image size."""
+        if self.discriminator.image_size != image_size:
+            raise ValueError(f"image_size of the discriminator must be the tokenizer's {image_size}, "
                              f"got {self.discriminator.image_size}")
         names = [name for name in spec(model) if name.startswith("decoder/")]
         if self.adaptive_layer is not None and self.adaptive_layer not in names:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vqim.contracts.context import Context, scheduled_scalars
 from vqim.contracts.grid import Level
-from vqim.contracts.learning import Advancing
+from vqim.contracts.learning import Advanced, Advancing
 from vqim.nn.convolution import Downsample, ResidualBlock, Upsample, repeat_pixels
 from vqim.nn.layers import check_positive
 from vqim.tokenizer.model import Codes, Quantized, Quantizer
@@ -86,15 +86,17 @@ class HierarchicalQuantizer(nn.Module):
         bottom = self.bottom.lookup(indices[-1:], context.fold("bottom"))
         return self._side_by_side(top, bottom, context)
 
-    def advance(self, sums: Mapping[str, Tensor], context: Context) -> dict[str, Tensor]:
+    def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
         """See `vqim.contracts.learning.Advancing`: both quantizers', where they have something to advance."""
-        changed: dict[str, Tensor] = {}
+        arrays: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for name, quantizer in (("top", self.top), ("bottom", self.bottom)):
             if isinstance(quantizer, Advancing):
                 own = {key.removeprefix(f"{name}/"): value for key, value in sums.items() if key.startswith(f"{name}/")}
                 new = quantizer.advance(own, context.fold(name))
-                changed |= {f"{name}/{key}": value for key, value in new.items()}
-        return changed
+                arrays |= {f"{name}/{key}": value for key, value in new.arrays.items()}
+                metrics |= {f"{name}/{key}": value for key, value in new.metrics.items()}
+        return Advanced(arrays, metrics)
 
     def _side_by_side(self, top: Codes, bottom: Codes, context: Context) -> Codes:
         """What the decoder gets: the top's vectors at the bottom's size, and the bottom's."""

@@ -2,16 +2,20 @@
 
     B batch, h w latent size, D latent width, Z code dimension, V vocabulary, K = 1 codes a position
 """
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqim.contracts.context import Context, Kernels
 from vqim.contracts.grid import Level
+from vqim.contracts.learning import Advanced
 from vqim.nn.layers import Dense, check_positive
-from vqim.nn.module import parameter
-from vqim.state.init import Normal
+from vqim.nn.module import parameter, statistic
+from vqim.state.init import Constant, Normal
 from vqim.tokenizer.model import Codes, Quantized
+from vqim.tokenizer.quantizer.upkeep import advance_codebook, check_upkeep, upkeep_sums
 
 
 class VectorQuantizer(nn.Module):
@@ -30,11 +34,16 @@ class VectorQuantizer(nn.Module):
         not factorised, where width_in and width_out must be equal.
       normalize: whether to l2-normalise latents and codes.
       commitment_weight: beta of equation (1).
+      ema_decay: None trains the codebook by gradients, as the paper does. A number has codes follow the running means
+        of their latents instead (`upkeep.advance_codebook`).
+      restart_below: a code whose running use is below this share of the mean code's becomes a latent of the batch. 0,
+        as in the paper, restarts none.
     """
 
     def __init__(
         self, width_in: int, width_out: int, vocabulary: int, code_dim: int | None,
-        normalize: bool = True, commitment_weight: float = 0.25,
+        normalize: bool = True, commitment_weight: float = 0.25, ema_decay: float | None = None,
+        restart_below: float = 0.0,
     ):
         super().__init__()
         check_positive(width_in=width_in, width_out=width_out, vocabulary=vocabulary,
@@ -44,10 +53,14 @@ class VectorQuantizer(nn.Module):
                              "give a code_dim to project between them")
         if commitment_weight < 0:
             raise ValueError(f"commitment_weight must be at least 0, got {commitment_weight}")
+        check_upkeep(ema_decay, restart_below)
         self.width_in, self.width_out, self.vocabulary = width_in, width_out, vocabulary
         self.normalize, self.commitment_weight = normalize, commitment_weight
         self.project_in = None if code_dim is None else Dense(width_in, code_dim)
-        self.codebook_VZ = parameter((vocabulary, code_dim or width_in), Normal(1.0), "vocabulary", "features")
+        self.ema_decay, self.restart_below = ema_decay, restart_below
+        declare = parameter if ema_decay is None else statistic
+        self.codebook_VZ = declare((vocabulary, code_dim or width_in), Normal(1.0), "vocabulary", "features")
+        self.use_V = statistic((vocabulary,), Constant(1.0), "vocabulary") if self._has_upkeep else None
         self.project_out = None if code_dim is None else Dense(code_dim, width_out)
         self.widening = ("project_out/",)
 
@@ -65,14 +78,29 @@ class VectorQuantizer(nn.Module):
         codebook_loss = (found_BhwZ - z_BhwZ.detach()).square().sum(-1).mean()
         commitment_loss = (z_BhwZ - found_BhwZ.detach()).square().sum(-1).mean()
         straight_through = z_BhwZ + (found_BhwZ - z_BhwZ).detach()
-        return Quantized(
-            codes=self._widen(straight_through, context),
-            indices=(indices_Bhw[..., None],),
-            losses={"codebook": codebook_loss, "commitment": self.commitment_weight * commitment_loss})
+        losses = {"codebook": codebook_loss, "commitment": self.commitment_weight * commitment_loss}
+        if self.ema_decay is not None:
+            del losses["codebook"]
+        sums = {}
+        if self._has_upkeep and context.step_key is not None:
+            sums = upkeep_sums(z_BhwZ.detach().flatten(0, -2), indices_Bhw.flatten(), self.vocabulary, context)
+        return Quantized(self._widen(straight_through, context), (indices_Bhw[..., None],), losses, sums)
+
+    def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
+        """The codebook and its use after a step; see `upkeep.advance_codebook`."""
+        if self.use_V is None:
+            return Advanced()
+        return advance_codebook(
+            self._place(self.codebook_VZ) if self.ema_decay is not None else self.codebook_VZ,
+            self.use_V, sums, self.ema_decay, self.restart_below)
 
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         """Codes [B, h, w, 1] of the level to vectors [B, h, w, width_out]."""
         return self._widen(F.embedding(indices[0][..., 0], self._place(self.codebook_VZ)), context)
+
+    @property
+    def _has_upkeep(self) -> bool:
+        return self.ema_decay is not None or self.restart_below > 0
 
     def _place(self, vectors_Z: Tensor) -> Tensor:
         return l2_normalize(vectors_Z) if self.normalize else vectors_Z

@@ -1,0 +1,367 @@
+"""Passes: any metric on any of them, several at once, of any task in turn; what is drawn, and what is refused."""
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+import vqim.registry.components  # noqa: F401  gin knows the components
+from tests.runtime.several_hosts import together
+from vqim.contracts.context import Context
+from vqim.contracts.learning import Learner
+from vqim.evaluation.accuracy import Accuracy
+from vqim.evaluation.distances import Averages
+from vqim.evaluation.image_metrics import Distances, Lpips, ShownImages
+from vqim.evaluation.passes import Classifications, Predictions, Reconstructions, Samples, evaluate
+from vqim.evaluation.token_metrics import CodebookUse, Likelihood
+from vqim.frozen.vgg16 import VGG16
+from vqim.nn.module import apply
+from vqim.optim.adamw import AdamW
+from vqim.optim.schedules import Constant
+from vqim.prior.sampler import StepwiseSampler
+from vqim.probe.features import PixelFeatures
+from vqim.probe.objective import ProbeObjective
+from vqim.registry.config import load
+from vqim.runtime.torch import TorchRuntime
+from vqim.state.leaf import select
+from vqim.tokenizer.model import images_to_float
+from vqim.tokenizer.objective import TokenizerObjective
+from vqim.tokenizer.terms import L2, Perceptual
+from vqim.training.gradient_task import GradientTask
+from vqim.training.state import start
+
+RUNTIME = TorchRuntime()
+CONTEXT = Context(RUNTIME.kernels)
+
+
+def measure(evaluator, run, data, runtime=RUNTIME):
+    task, state = run
+    return evaluate(evaluator.begin(task, data, state, runtime))
+
+
+class Brightness:
+    """A metric of somebody else: the mean value of images and their smallest token."""
+
+    needs = ("images_BCHW", "tokens_BNK")
+    frozen = {}
+
+    def observe(self, items, frozen, context):
+        return {"brightness": items.images_BCHW.mean((1, 2, 3)), "smallest": items.tokens_BNK.amin((1, 2)).float()}
+
+    def tally(self, about):
+        return Averages()
+
+
+def tokens_of(run, data):
+    """Those of all images, from the prior's frozen tokenizer."""
+    task, state = run
+    images_BCHW = images_to_float(torch.from_numpy(data.images))
+    return apply(task.objective.tokenizer.tokens, select(state, "frozen/tokenizer/"), images_BCHW, CONTEXT)
+
+
+def drawn_tokens(run, labels, seed=0, sampler=None):
+    """All in one batch."""
+    draw = (sampler or StepwiseSampler()).bind(run[0].objective.prior, RUNTIME, len(labels), torch.float32)
+    return draw(select(run[1], "params/prior/"), labels, np.arange(len(labels)), seed)
+
+
+@pytest.mark.parametrize("make", [Reconstructions, Predictions, functools.partial(Samples, num_images=30)],
+                         ids=["reconstructions", "predictions", "samples"])
+def test_any_metric_looks_at_the_images_of_any_pass(make, prior_run, data):
+    run = prior_run()
+    task, state = run
+    evaluator = make([Brightness(), CodebookUse(), ShownImages(4)], batch_size=64)
+    results = measure(evaluator, run, data)
+    if isinstance(evaluator, Samples):
+        tokens = shown = drawn_tokens(run, np.repeat([0, 1, 2], 30))
+    else:
+        tokens = shown = tokens_of(run, data)
+    if isinstance(evaluator, Predictions):
+        labels = torch.from_numpy(data.labels)
+        shown = apply(task.objective.prior.expected, select(state, "params/prior/"), tokens, labels, CONTEXT)
+    images = task.objective.images(state, shown, CONTEXT)
+    section, codebook = ("samples", "samples/codebook") if isinstance(evaluator, Samples) else (
+        "evaluation", "codebook")
+    assert results[f"{section}/brightness"] == pytest.approx(images.mean().item(), rel=1e-5)
+    assert results[f"{section}/smallest"] == pytest.approx(tokens.amin((1, 2)).float().mean().item())
+    assert results[f"{codebook}/usage"] == len(tokens.unique()) / 20
+    pictures = results[f"images/{type(evaluator).__name__.lower()}"]
+    chosen = (images[::len(images) // 4][:4] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(pictures[-4:], chosen)
+
+
+def test_one_pass_finds_what_a_pass_for_each_metric_finds(tokenizer_run, data):
+    run, metrics = tokenizer_run(), [Distances(), CodebookUse(), ShownImages(20), Brightness()]
+    at_once = measure(Reconstructions(metrics, batch_size=128), run, data)
+    alone = {}
+    for metric in metrics:
+        alone |= measure(Reconstructions([metric], batch_size=128), run, data)
+    assert list(at_once) == list(alone)
+    for name, value in at_once.items():
+        for array, expected in zip(arrays_of(value), arrays_of(alone[name]), strict=True):
+            np.testing.assert_array_equal(array, expected, err_msg=name)
+
+
+class Counting(TokenizerObjective):
+    """Counts how often it is looked at."""
+
+    calls = 0
+
+    def reconstruct(self, state, batch, context):
+        self.calls += 1
+        return super().reconstruct(state, batch, context)
+
+
+def test_the_network_runs_once_a_batch_for_all_metrics(make_tokenizer, tokenizer_run, data):
+    learner = functools.partial(Learner, optimizer=AdamW(), learning_rate=Constant(1e-3))
+    task = GradientTask(Counting(make_tokenizer(), learner, [L2()]))
+    _, state = tokenizer_run()
+    measure(Reconstructions([Distances(), CodebookUse(), ShownImages(2)], batch_size=128), (task, state), data)
+    assert task.objective.calls == 3
+
+
+def test_a_pass_stops_after_every_batch_and_asks_for_none_ahead(tokenizer_run, data):
+    task, state = tokenizer_run()
+    evaluation = Reconstructions([Distances()], batch_size=64).begin(task, data, state, RUNTIME)
+    assert data.num_batches == 0
+    assert [data.num_batches for _ in evaluation] == [1, 2, 3, 4, 5]
+    assert evaluation.result().keys() >= {"evaluation/psnr"}
+
+
+def test_images_are_drawn_a_batch_at_a_time(prior_run, data):
+    sizes = []
+
+    class Recorder(StepwiseSampler):
+        def bind(self, prior, runtime, batch_size, dtype):
+            draw = super().bind(prior, runtime, batch_size, dtype)
+
+            def recorded(arrays, labels_B, numbers_B, seed, given_BNK=None):
+                sizes.append(numbers_B.tolist())
+                return draw(arrays, labels_B, numbers_B, seed, given_BNK)
+            return recorded
+
+    task, state = prior_run()
+    evaluation = Samples([ShownImages(2)], 2, batch_size=4, sampler=Recorder()).begin(task, data, state, RUNTIME)
+    assert [len(sizes) for _ in evaluation] == [1, 2]
+    assert sizes == [[0, 1, 2, 3], [4, 5, 6, 7]]  # of three classes, two each
+
+
+@pytest.mark.parametrize("make", [Reconstructions, functools.partial(Samples, num_images=4)],
+                         ids=["reconstructions", "samples"])
+def test_a_second_task_is_measured_with_a_program_of_its_own(make, prior_run, data):
+    def metrics():
+        return [Brightness(), ShownImages(4)]
+
+    # With other vocabularies, so that one's program does not fit the other's arrays.
+    runs = [prior_run(sizes=(20,)), prior_run(seed=5, sizes=(20,)), prior_run(seed=9, sizes=(12, 20), num_classes=2)]
+    fresh = [measure(make(metrics(), batch_size=100), run, data) for run in runs]
+    evaluator = make(metrics(), batch_size=100)
+    for number in (0, 1, 2, 0):
+        results = measure(evaluator, runs[number], data)
+        for name, value in results.items():
+            np.testing.assert_array_equal(value, fresh[number][name])
+    name, = (name for name in fresh[0] if name.endswith("brightness"))
+    assert len({results[name] for results in fresh}) == 3
+
+
+class Placing(TorchRuntime):
+    """Notes what is placed on its device."""
+
+    def __init__(self):
+        super().__init__()
+        self.placed = []
+
+    def place(self, name, leaf, fill):
+        self.placed.append(name)
+        return super().place(name, leaf, fill)
+
+
+def test_networks_that_objective_and_metric_have_alike_are_on_the_device_once(tokenizer_run, data):
+    task, state = tokenizer_run(terms=[L2(), Perceptual()])
+    runtime = Placing()
+    frozen = start({name: leaf for name, leaf in task.init_spec().items() if name.startswith("frozen/")}, 0, runtime)
+    in_state = {**state, **frozen.arrays}
+    assert runtime.placed and all(name.startswith("frozen/lpips/") for name in runtime.placed)
+    runtime.placed.clear()
+    found = measure(Reconstructions([Lpips("vgg16")], batch_size=50, split="train"), (task, in_state), data, runtime)
+    assert runtime.placed == []
+    # The objective has none, and so the metric brings its own.
+    alone = measure(Reconstructions([Lpips("vgg16")], batch_size=50, split="train"), tokenizer_run(), data, runtime)
+    assert len(runtime.placed) == len(frozen.arrays)
+    assert found == alone and found["evaluation/lpips"] > 0
+
+
+def test_constants_are_placed_once_for_all_measurements_of_a_task(tokenizer_run, data):
+    runtime, run = Placing(), tokenizer_run()
+    evaluator = Reconstructions([Lpips("vgg16")], batch_size=50, split="train")
+    first = measure(evaluator, run, data, runtime)
+    count = len(runtime.placed)
+    assert measure(evaluator, run, data, runtime) == first and len(runtime.placed) == count > 0
+
+
+class OtherNetwork:
+    """A metric that looks through a network of a name that LPIPS has taken."""
+
+    needs = ()
+    frozen = {"lpips": VGG16()}
+
+
+def test_metrics_that_mean_different_networks_by_one_name_are_refused(tokenizer_run, data):
+    with pytest.raises(ValueError, match=r"metric 1 \(OtherNetwork\): the name 'lpips' is taken by another frozen"):
+        measure(Reconstructions([Lpips("vgg16"), OtherNetwork()], batch_size=8), tokenizer_run(), data)
+
+
+def test_metrics_that_measure_something_of_one_name_are_refused(tokenizer_run, data):
+    with pytest.raises(ValueError, match="two of them measure evaluation/brightness, one is Brightness"):
+        measure(Reconstructions([Brightness(), Brightness()], batch_size=300), tokenizer_run(), data)
+
+
+def classifier_run():
+    """A linear probe on pixels, untrained."""
+    learner = functools.partial(Learner, optimizer=AdamW(), learning_rate=Constant(1e-3))
+    task = GradientTask(ProbeObjective(PixelFeatures(16), 3, learner))
+    return task, start(task.init_spec(), 0, RUNTIME).arrays
+
+
+@pytest.mark.parametrize(("metric", "evaluator", "message"), [
+    (Distances(), Samples, "metrics: Distances needs originals_BCHW, which Samples does not have here"),
+    (Accuracy(), Samples, "metrics: Accuracy needs logits_LBY, which Samples does not have here"),
+    (Accuracy(), Reconstructions, "metrics: Accuracy needs logits_LBY, which Reconstructions does not have here"),
+    (Likelihood(), Samples, "metrics: Likelihood needs measures, which Samples does not have here"),
+    (Likelihood(), Reconstructions, "metrics: Likelihood needs measures, which Reconstructions does not have here")])
+def test_a_metric_whose_needs_are_missing_is_refused_by_name(metric, evaluator, message, prior_run, data):
+    arguments = {"num_images": 2} if evaluator is Samples else {}
+    with pytest.raises(ValueError, match=message):
+        measure(evaluator([ShownImages(2), metric], batch_size=4, **arguments), prior_run(), data)
+
+
+@pytest.mark.parametrize(("metric", "message"), [
+    (ShownImages(), "metrics: ShownImages needs images_BCHW, which Classifications does not have here"),
+    (Distances(), "metrics: Distances needs originals_BCHW, images_BCHW, which Classifications does not have here"),
+    (CodebookUse(), "metrics: CodebookUse needs tokens_BNK, which classifications do not have here"),
+    (Likelihood(), "metrics: Likelihood needs tokens_BNK, which classifications do not have here")])
+def test_a_pass_over_class_logits_has_neither_images_nor_tokens(metric, message, data):
+    with pytest.raises(ValueError, match=message):
+        measure(Classifications([metric], batch_size=4), classifier_run(), data)
+
+
+@pytest.mark.parametrize(("evaluator", "message"), [
+    (Predictions([Likelihood()], batch_size=4),
+     "evaluators: Predictions needs an objective with `predict`, which TokenizerObjective has not"),
+    (Classifications([Accuracy()], batch_size=4),
+     "evaluators: Classifications needs an objective with `classify`, which TokenizerObjective has not"),
+    (Samples([ShownImages()], num_images=2, batch_size=4), "samples need a prior, this run trains a tokenizer")])
+def test_a_pass_that_does_not_fit_the_objective_is_refused_by_name(evaluator, message, tokenizer_run, data):
+    with pytest.raises(ValueError, match=message):
+        measure(evaluator, tokenizer_run(), data)
+
+
+@pytest.mark.parametrize("make", [
+    Reconstructions, Predictions, Classifications, functools.partial(Samples, num_images=1)])
+def test_impossible_settings_of_a_pass_are_refused(make):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        make([], batch_size=0)
+    with pytest.raises(ValueError, match="every must be at least 0, got -1"):
+        make([], batch_size=4, every=-1)
+
+
+def test_samples_of_no_image_are_refused():
+    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
+        Samples([], num_images=0, batch_size=4)
+
+
+def test_a_pass_goes_over_the_split_that_it_is_for(tokenizer_run, data):
+    run = tokenizer_run()
+    of_train = measure(Reconstructions([Distances()], batch_size=64, split="train"), run, data)
+    assert data.num_batches == 1
+    data.images = data.images[:50]
+    data.labels = data.labels[:50]
+    assert measure(Reconstructions([Distances()], batch_size=7), run, data) == pytest.approx(of_train)
+
+
+def all_samples(run, batch_size, data=None, **arguments):
+    """Every image that is drawn, uint8 [N, H, W, C]."""
+    return measure(Samples([ShownImages(100)], batch_size=batch_size, **arguments), run, data)["images/samples"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0, "temperature": 0.8}])
+def test_an_image_of_a_seed_is_the_same_in_batches_of_any_size(prior_run, settings):
+    run, sampler = prior_run(), StepwiseSampler(**settings)
+    expected = drawn_tokens(run, np.repeat([0, 1, 2], 3), seed=4, sampler=sampler)
+    images = run[0].objective.images(run[1], expected, CONTEXT)
+    expected_images = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    assert len(np.unique(expected_images.reshape(9, -1), axis=0)) == 9
+    for batch_size in (1, 4, 20):
+        found = all_samples(run, batch_size, num_images=3, seed=4, sampler=sampler)
+        np.testing.assert_array_equal(found, expected_images)
+
+
+def test_images_are_as_many_of_each_class_in_order_or_in_all_without_classes(prior_run):
+    samples = Samples([], num_images=2, batch_size=4)
+    assert samples.labels(prior_run()[0]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert samples.labels(prior_run(num_classes=0)[0]).tolist() == [-1, -1]
+    assert len(all_samples(prior_run(num_classes=0), 4, num_images=6)) == 6
+
+
+def test_the_first_classes_alone_are_drawn_as_they_are_among_all(prior_run):
+    run = prior_run()
+    np.testing.assert_array_equal(
+        all_samples(run, 4, num_images=3, num_classes=2), all_samples(run, 4, num_images=3)[:6])
+
+
+def test_another_seed_draws_other_images(prior_run):
+    run = prior_run()
+    assert (all_samples(run, 4, num_images=3) != all_samples(run, 4, num_images=3, seed=1)).any((1, 2, 3)).all()
+
+
+def test_images_are_drawn_by_the_runs_own_sampler_or_by_the_passs(prior_run):
+    run = prior_run()
+    plain, greedy = all_samples(run, 4, num_images=3), StepwiseSampler(temperature=0.0)
+    by_pass = all_samples(run, 4, num_images=3, sampler=greedy)
+    run[0].objective.sampler = greedy
+    by_run = all_samples(run, 4, num_images=3)
+    np.testing.assert_array_equal(by_run, by_pass)
+    assert (by_run != plain).any() and (by_run[:3] == by_run[0]).all()  # the likeliest of a class is one
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """The tokenizer of gin/debug on emoji."""
+    return load(["gin/debug/tokenizer_tiny.gin"], [], []).call("train")
+
+
+def test_several_processes_measure_what_one_measures_each_on_its_share_of_the_pictures(experiment):
+    def measured(runtime):
+        state = start(experiment.task.init_spec(), 0, runtime)
+        evaluator = Reconstructions([Distances(), CodebookUse(), ShownImages()], batch_size=96)
+        return measure(evaluator, (experiment.task, state.arrays), experiment.data, runtime)
+
+    expected = measured(TorchRuntime())
+    runtimes, results = together(2, measured)
+    for result in results:
+        assert result.keys() == expected.keys()
+        for name, value in expected.items():
+            if isinstance(value, float):
+                assert result[name] == pytest.approx(value, rel=1e-6), name
+            else:
+                for array, wanted in zip(arrays_of(result[name]), arrays_of(value), strict=True):
+                    np.testing.assert_array_equal(array, wanted, err_msg=name)
+    num_loaded = [sum(batch["valid"].sum() for batch in runtime.loaded) for runtime in runtimes]
+    assert sum(num_loaded) == experiment.data.num_examples("validation") and max(num_loaded) - min(num_loaded) <= 48
+
+
+def test_several_processes_draw_the_images_that_one_draws(prior_run):
+    run = prior_run()
+
+    def drawn(runtime):
+        return measure(Samples([ShownImages(100)], num_images=3, batch_size=4), run, None, runtime)["images/samples"]
+
+    _, results = together(2, drawn)
+    for images in results:
+        np.testing.assert_array_equal(images, drawn(RUNTIME))
+
+
+def arrays_of(value):
+    """The arrays of a result: pictures, or a histogram's values."""
+    return dataclasses.astuple(value) if dataclasses.is_dataclass(value) else [value]

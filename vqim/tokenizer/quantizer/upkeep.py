@@ -1,0 +1,79 @@
+"""How a codebook is kept in use: codes that follow the means of their latents, and restarts of codes nothing chooses.
+
+Neither is ViT-VQGAN's, which trains its codebook by gradients alone. The first is van den Oord et al. (2017), appendix
+A.1; the second is what public VQ-VAEs do with dead codes (jukebox, vector-quantize-pytorch).
+
+    P latents of a (micro-)batch, Z code dimension, V vocabulary
+"""
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vqim.contracts.context import Context
+from vqim.contracts.learning import Advanced
+
+USE_DECAY = 0.95
+"""For the running use of codes where the codebook is trained by gradients: about the last twenty batches."""
+
+
+def check_upkeep(ema_decay: float | None, restart_below: float) -> None:
+    """Raises ValueError unless the settings are in their ranges."""
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must be None, or at least 0 and less than 1, got {ema_decay}")
+    if not 0 <= restart_below < 1:
+        raise ValueError(f"restart_below must be at least 0 and less than 1 (the mean use of a code), got "
+                         f"{restart_below}")
+
+
+def upkeep_sums(z_PZ: Tensor, indices_P: Tensor, vocabulary: int, context: Context) -> dict[str, Tensor]:
+    """What adds up to the use of a whole batch, whatever the micro-batches and devices that hold it.
+
+    Args:
+      z_PZ: latents as they were looked up, float32, without gradient.
+      indices_P: their codes.
+      vocabulary: V.
+      context: of the quantizer, in training.
+
+    Returns:
+      `counts` [V]; `vectors` [V, Z], the sums of each code's latents; `picks` [V, Z], for each code one latent of the
+      whole batch. Every micro-batch draws the same places, and gives the latents at those that it holds.
+    """
+    chosen_PV = (indices_P[:, None] == torch.arange(vocabulary, device=indices_P.device)).float()
+    number, parts = context.micro_batch
+    key = context.fold("restart").step_key
+    assert key is not None
+    places_V = (context.kernels.uniform(key, (vocabulary,), z_PZ.device) * (parts * len(z_PZ))).long()
+    own_V = places_V - number * len(z_PZ)
+    is_here_V = (own_V >= 0) & (own_V < len(z_PZ))
+    picks_VZ = z_PZ.index_select(0, own_V.clamp(0, len(z_PZ) - 1))
+    return {"counts": chosen_PV.sum(0), "vectors": context.kernels.precise_matmul(chosen_PV.mT, z_PZ),
+            "picks": torch.where(is_here_V[:, None], picks_VZ, 0.0)}
+
+
+def advance_codebook(
+    codebook_VZ: Tensor, use_V: Tensor, sums: Mapping[str, Tensor], ema_decay: float | None, restart_below: float,
+) -> Advanced:
+    """New `codebook_VZ` and `use_V`, and what is shown of them.
+
+    Use is relative: 1 for a code that is chosen as often as the mean code. With `ema_decay` d, a code becomes the
+    running mean of the latents that chose it: n' = d n + (1 - d) count, e' = (d n e + (1 - d) sum) / n'. A code whose
+    running use falls below `restart_below` becomes the picked latent, as long as the code was, and its use 1.
+    """
+    vocabulary, decay = len(use_V), USE_DECAY if ema_decay is None else ema_decay
+    scale = vocabulary / sums["counts"].sum()
+    new_use_V = decay * use_V + (1 - decay) * scale * sums["counts"]
+    new_VZ = codebook_VZ
+    if ema_decay is not None:
+        total_VZ = decay * use_V[:, None] * codebook_VZ + (1 - decay) * scale * sums["vectors"]
+        new_VZ = total_VZ / new_use_V.clamp_min(1e-6)[:, None]
+    dead_V = new_use_V < restart_below
+    if ema_decay is None:
+        lengths_V1 = torch.linalg.vector_norm(codebook_VZ, dim=-1, keepdim=True)
+        picks_VZ = sums["picks"] * lengths_V1 / torch.linalg.vector_norm(
+            sums["picks"], dim=-1, keepdim=True).clamp_min(1e-6)
+    else:
+        picks_VZ = sums["picks"]
+    metrics = {"restarted": dead_V.float().sum(), "dead": (new_use_V < 0.01).float().mean()}
+    return Advanced({"codebook_VZ": torch.where(dead_V[:, None], picks_VZ, new_VZ),
+                     "use_V": torch.where(dead_V, 1.0, new_use_V)}, metrics)
