@@ -82,6 +82,29 @@ def test_no_bit_changes_where_keep_is_false_even_with_nan_gradients():
     assert metrics["update_norm"].item() == 0
 
 
+def test_decay_moves_weights_on_average_though_its_factor_rounds_to_one():
+    # 1 - 1e-8 is 1 in float32. Each step's 1e-8 lies below the rounding of a weight of 1; Adam's own part, which
+    # differs between weights, makes what is rounded up and down cancel over them, but in the first step, where it is
+    # the rate for all of them.
+    generator = torch.Generator().manual_seed(0)
+    spec = {"kernel": Leaf((500, 400), axes=("in", "out"))}
+    grads = [{"kernel": torch.randn(500, 400, generator=generator)} for _ in range(20)]
+    means = []
+    for decay in (0.0, 1e-4):
+        params, optimizer = {"kernel": torch.ones(500, 400)}, AdamW(weight_decay=decay)
+        slots = zeros(optimizer.init_spec(spec))
+        for step in range(20):
+            optimizer.update(params, grads[step], slots, **scalars(step, 1e-4))
+        means.append(params["kernel"].double().mean().item())
+    assert means[0] - means[1] == pytest.approx(19 * 1e-8, rel=0.02)
+
+
+def test_decay_changes_nothing_where_keep_is_false_even_of_infinite_weights():
+    params, optimizer = {name: torch.full(leaf.shape, math.inf) for name, leaf in SPEC.items()}, AdamW(weight_decay=0.1)
+    optimizer.update(params, draw(1), zeros(optimizer.init_spec(SPEC)), **scalars(0, keep=False))
+    assert all(torch.equal(tensor, torch.full_like(tensor, math.inf)) for tensor in params.values())
+
+
 def test_update_norm_is_the_length_of_the_change():
     params, optimizer = draw(0), AdamW(weight_decay=0.1)
     before = {name: tensor.clone() for name, tensor in params.items()}

@@ -74,20 +74,25 @@ class AdamW:
     def _fused(
         self, w: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, weight_decay: float, t: Tensor, keep: Tensor,
     ) -> Tensor:
-        """One pass over memory by the kernel behind `torch.optim.AdamW(fused=True)`; returns the update's norm.
+        """The same by the kernel behind `torch.optim.AdamW(fused=True)`; returns the update's norm.
 
-        Its `found_inf` is what a gradient scaler uses to skip a step, on the device: the opposite of `keep`.
+        Its own decay, w (1 - rate weight_decay), is lost where the factor rounds to 1 in float32. So it makes the
+        decrease alone, by a negative rate and from zero, and the decay is added to that before w rounds the sum. Its
+        `found_inf` is what a gradient scaler uses to skip a step, on the device: the opposite of `keep`.
         """
-        before = w.clone()
+        decrease = torch.zeros_like(w)
         torch._fused_adamw_(
-            [w], [g], [m], [v], [], [t], lr=rate, beta1=self.beta1, beta2=self.beta2, weight_decay=weight_decay,
+            [decrease], [g], [m], [v], [], [t], lr=-rate, beta1=self.beta1, beta2=self.beta2, weight_decay=0.0,
             eps=self.eps, amsgrad=False, maximize=False, found_inf=1 - keep.to(torch.float32))
-        return torch.linalg.vector_norm(before.sub_(w))
+        if weight_decay:
+            decrease.addcmul_(w, rate * weight_decay).masked_fill_(~keep, 0.0)
+        w.sub_(decrease)  # subtracting +0.0 leaves every bit as it was, also that of -0.0
+        return torch.linalg.vector_norm(decrease)
 
     def _written_out(
         self, w: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, weight_decay: float, t: Tensor, keep: Tensor,
     ) -> Tensor:
-        """The same in elementary operations, which XLA fuses."""
+        """One update of one parameter, in elementary operations, which XLA fuses; returns its norm."""
         new_m = m.lerp(g, 1 - self.beta1)
         new_v = (v * self.beta2).addcmul_(g, g, value=1 - self.beta2)
         root = new_v.sqrt().div_(one_minus_power(self.beta2, t).sqrt()).add_(self.eps)
