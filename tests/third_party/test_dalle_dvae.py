@@ -13,6 +13,7 @@ from vqim.registry.config import ConfigError
 from vqim.runtime.torch import TorchKernels
 from vqim.third_party import dalle_dvae
 from vqim.tokenizer.dvae import DVAEDecoder, DVAEEncoder
+from vqim.tokenizer.losses import LOG_SCALE_FLOOR
 from vqim.tokenizer.model import Codes, ImageTokenizer
 from vqim.tokenizer.quantizer.gumbel import GumbelQuantizer
 
@@ -68,7 +69,8 @@ def test_logits_codes_and_reconstructions_are_the_peers(peers):
     assert codes.unique().numel() > 3
     assert torch.equal(tokens[..., 0], codes.flatten(1))
     torch.testing.assert_close(reconstruction.location_BCHW, statistics[:, :3], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(reconstruction.log_scale_BCHW, statistics[:, 3:], rtol=1e-5, atol=1e-5)
+    log_scale = F.softplus(statistics[:, 3:] - LOG_SCALE_FLOOR) + LOG_SCALE_FLOOR  # the peer has no floor
+    torch.testing.assert_close(reconstruction.log_scale_BCHW, log_scale, rtol=1e-5, atol=1e-5)
     mean = (statistics[:, :3].sigmoid() - 0.1) / 0.8
     torch.testing.assert_close(reconstruction.mean_BCHW, mean, rtol=0, atol=1e-5)
 

@@ -1,4 +1,6 @@
 """VQGAN's encoder and decoder: published sizes, shapes, ranges. tests/third_party/ compares values with a peer."""
+import math
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from vqim.nn.module import apply, parameter, spec
 from vqim.runtime.torch import TorchKernels
 from vqim.state.init import Constant
 from vqim.tokenizer.cnn import CNNDecoder, CNNEncoder
+from vqim.tokenizer.losses import LOG_SCALE_FLOOR
 from vqim.tokenizer.model import Codes, ImageTokenizer
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 
@@ -106,7 +109,8 @@ def test_a_decoder_with_a_distribution_has_its_location_before_its_scale(draw_pa
     params["head/conv/bias_O"] = torch.tensor([0.0, 1.0, -2.0, -3.0, -4.0, -5.0])
     reconstruction = apply(decoder.forward, params, of(torch.randn(1, 2, 2, 12)), context)
     assert reconstruction.location_BCHW[0, :, 3, 5].tolist() == [0.0, 1.0, -2.0]
-    assert reconstruction.log_scale_BCHW[0, :, 3, 5].tolist() == [-3.0, -4.0, -5.0]
+    expected = [LOG_SCALE_FLOOR + math.log1p(math.exp(x - LOG_SCALE_FLOOR)) for x in (-3.0, -4.0, -5.0)]
+    assert reconstruction.log_scale_BCHW[0, :, 3, 5].tolist() == pytest.approx(expected, rel=1e-6)
     # (sigmoid(location) - 0.1) / 0.8, worked out by hand.
     expected = torch.tensor([0.5, 0.788823, 0.024004])
     torch.testing.assert_close(reconstruction.mean_BCHW[0, :, 3, 5], expected, rtol=0, atol=1e-5)

@@ -8,6 +8,7 @@ from vqim.nn.module import apply, spec
 from vqim.runtime.torch import TorchKernels
 from vqim.state.init import full_index
 from vqim.tokenizer.dvae import DVAEDecoder, DVAEEncoder
+from vqim.tokenizer.losses import LOG_SCALE_FLOOR
 from vqim.tokenizer.model import Codes
 
 TINY_ENCODER = {"hidden": 8, "num_blocks": 1, "vocabulary": 10}
@@ -47,6 +48,13 @@ def test_images_become_logits_an_eighth_of_their_size_and_vectors_images(draw_pa
     reconstruction = apply(decoder.forward, draw_params(decoder), codes, context)
     for array in (reconstruction.mean_BCHW, reconstruction.location_BCHW, reconstruction.log_scale_BCHW):
         assert array.shape == (2, 3, 16, 24) and array.dtype == torch.float32
+
+
+def test_a_decoder_that_is_sure_of_everything_has_log_scales_at_the_floor(draw_params, context):
+    decoder = DVAEDecoder(**TINY_DECODER)
+    params = draw_params(decoder) | {"head/bias_O": torch.tensor([0.0] * 3 + [-500.0] * 3)}
+    reconstruction = apply(decoder.forward, params, torch.randn(1, 2, 2, 6), context)
+    assert torch.equal(reconstruction.log_scale_BCHW, torch.full((1, 3, 16, 16), LOG_SCALE_FLOOR))
 
 
 def test_kernels_keep_the_variance_of_their_inputs_at_first():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqim.tokenizer.losses import logit_laplace, squeeze, unsqueeze
+from vqim.tokenizer.losses import LOG_SCALE_FLOOR, floor_log_scale, logit_laplace, squeeze, unsqueeze
 
 
 @pytest.mark.parametrize(("location", "scale"), [(0.0, 0.5), (0.7, 0.3), (-1.5, 0.4)])
@@ -45,6 +45,22 @@ def test_black_and_white_have_finite_likelihoods_and_gradients():
     nll.sum().backward()
     assert torch.isfinite(nll).all()
     torch.testing.assert_close(location.grad, torch.tensor([1.0, -1.0]))
+
+
+@pytest.mark.parametrize(("above", "expected"), [
+    (10.0, 10 + 4.54e-5), (3.0, 3.048587), (0.0, 0.693147), (-2.0, 0.126928), (-1000.0, 0.0),  # log(1 + exp(above))
+])
+def test_log_scales_are_the_same_far_above_the_floor_and_never_below(above, expected):
+    floored = floor_log_scale(torch.tensor(LOG_SCALE_FLOOR + above, dtype=torch.float64))
+    assert floored.item() == pytest.approx(LOG_SCALE_FLOOR + expected, abs=1e-6)
+
+
+def test_an_exact_match_has_bounded_gradients_however_sure_the_decoder_is():
+    location, raw = (torch.tensor([x], requires_grad=True) for x in (math.log(0.26 / 0.74), -200.0))
+    for x in (0.2, 0.2 + 1e-4):  # y = 0.26 is at the location
+        nll = logit_laplace(torch.tensor([x]), location, floor_log_scale(raw))
+        gradients = torch.autograd.grad(nll, [location, raw])
+        assert torch.isfinite(nll) and all(gradient.abs() <= math.exp(-LOG_SCALE_FLOOR) for gradient in gradients)
 
 
 def test_bfloat16_predictions_are_compared_in_float32():

@@ -16,7 +16,7 @@ from vqim.contracts.context import Context
 from vqim.nn.convolution import Conv2d, repeat_pixels
 from vqim.nn.layers import check_positive
 from vqim.state.init import Normal
-from vqim.tokenizer.losses import squeeze, unsqueeze
+from vqim.tokenizer.losses import floor_log_scale, squeeze, unsqueeze
 from vqim.tokenizer.model import Codes, Reconstruction
 
 MULTIPLIERS = (1, 2, 4, 8)
@@ -87,7 +87,8 @@ class DVAEDecoder(nn.Module):
             x_BCHW = group(x_BCHW, context)
         statistics = self.head(F.relu(x_BCHW), context).float()
         location_BCHW, log_scale_BCHW = rearrange(statistics, "b (s c) h w -> s b c h w", s=2)
-        return Reconstruction(unsqueeze(torch.sigmoid(location_BCHW)), location_BCHW, log_scale_BCHW)
+        mean_BCHW = unsqueeze(torch.sigmoid(location_BCHW))
+        return Reconstruction(mean_BCHW, location_BCHW, floor_log_scale(log_scale_BCHW))
 
 
 class BottleneckBlock(nn.Module):
