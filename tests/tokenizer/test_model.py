@@ -9,7 +9,9 @@ from vqim.nn.module import apply, arrays_spec, statistic
 from vqim.optim.schedules import Constant
 from vqim.runtime.torch import TorchKernels
 from vqim.state import init
-from vqim.tokenizer.model import ImageTokenizer, float_to_images, images_to_float
+from vqim.tokenizer.cnn import CNNDecoder
+from vqim.tokenizer.dvae import DVAEDecoder
+from vqim.tokenizer.model import Codes, ImageTokenizer, float_to_images, images_to_float
 from vqim.tokenizer.quantizer.gumbel import GumbelQuantizer
 from vqim.tokenizer.quantizer.hierarchical import HierarchicalQuantizer
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
@@ -165,3 +167,26 @@ def test_parts_of_different_widths_are_refused(widths, message):
 def test_an_image_size_that_is_not_the_encoders_is_refused():
     with pytest.raises(ValueError, match="image_size must be the encoder's own, 8, got 16"):
         ImageTokenizer(*make_parts(), image_size=16)
+
+
+@pytest.mark.parametrize(("decoder", "last_layer"), [
+    (ViTDecoder(8, 4, width=6, num_layers=1, num_heads=2, hidden=8), "head/contract"),
+    (CNNDecoder(32, (1, 1), 1, width=6, logit_laplace=True), "head/conv"),
+    (CNNDecoder(32, (1, 1), 1, width=6), None),
+    (DVAEDecoder(8, 1, width=6), "head"),
+])
+def test_images_depend_on_the_image_part_alone_and_log_scales_on_the_rest(draw_params, context, decoder, last_layer):
+    params = {name: array.requires_grad_() for name, array in draw_params(decoder).items()}
+    latents_BhwD = torch.randn(2, 2, 2, 6)
+    made = apply(decoder.forward, params, Codes(latents_BhwD, latents_BhwD), context)
+    for name, array in params.items():
+        in_part = torch.zeros_like(array, dtype=torch.bool)
+        decoder.image_part(name, in_part).fill_(True)
+        if last_layer is None or not name.startswith(last_layer + "/"):
+            assert in_part.all(), name
+            continue
+        of_image, of_scale = (
+            torch.autograd.grad(output.sum(), array, retain_graph=True)[0] != 0
+            for output in (made.mean_BCHW, made.log_scale_BCHW))
+        assert of_image[in_part].any() and not of_image[~in_part].any(), name
+        assert of_scale[~in_part].any() and not of_scale[in_part].any(), name

@@ -129,6 +129,10 @@ class CNNDecoder(nn.Module):
         mean_BCHW = unsqueeze(torch.sigmoid(location_BCHW))
         return Reconstruction(mean_BCHW, location_BCHW, floor_log_scale(log_scale_BCHW))
 
+    def image_part(self, name: str, array: Tensor) -> Tensor:
+        """The first half of the last convolution's outputs where they give a distribution; other arrays whole."""
+        return array.chunk(2)[0] if self.logit_laplace and name.startswith("head/conv/") else array
+
 
 class Level(nn.Module):
     """Residual blocks of one resolution, each with attention after it or not, and a change of resolution.

@@ -90,6 +90,10 @@ class DVAEDecoder(nn.Module):
         mean_BCHW = unsqueeze(torch.sigmoid(location_BCHW))
         return Reconstruction(mean_BCHW, location_BCHW, floor_log_scale(log_scale_BCHW))
 
+    def image_part(self, name: str, array: Tensor) -> Tensor:
+        """The first half of the last convolution's outputs, which gives locations; other arrays whole."""
+        return array.chunk(2)[0] if name.startswith("head/") else array
+
 
 class BottleneckBlock(nn.Module):
     """x + gain * branch(x): four convolutions, each after a rectifier, in a quarter of the channels.

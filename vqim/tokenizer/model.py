@@ -105,6 +105,10 @@ class Decoder(Protocol):
 
     def __call__(self, codes: Codes, context: Context) -> Reconstruction: ...
 
+    def image_part(self, name: str, array: Tensor) -> Tensor:
+        """Of a parameter's array, or its gradient, what the image depends on: the last layer without log scales."""
+        ...
+
 
 class ImageTokenizer(nn.Module):
     """encoder, quantizer, decoder: ViT-VQGAN's Figure 1 (left), or any other family's.

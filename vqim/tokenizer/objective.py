@@ -104,7 +104,8 @@ class TokenizerObjective:
         if self.adversary and program != TRAIN_BEFORE_ADVERSARY:
             step = self.adversary.step(
                 leaves[DISCRIMINATOR], arrays, images_BCHW, reconstruction.mean_BCHW, context, program)
-            weight = self.adversary.generator_weight(step, reconstruction_loss, params, context)
+            weight = self.adversary.generator_weight(
+                step, reconstruction_loss, params, context, self.tokenizer.decoder)
             losses["adversarial"] = step.generator_loss
             parts.append(weight * step.generator_loss)
             metrics, others = {"weight/adversarial": weight, **step.metrics}, {DISCRIMINATOR: step.loss}

@@ -84,6 +84,10 @@ class ViTDecoder(nn.Module):
         mean_BCHW = unsqueeze(torch.sigmoid(location_BCHW))
         return Reconstruction(mean_BCHW, location_BCHW, floor_log_scale(log_scale_BCHW))
 
+    def image_part(self, name: str, array: Tensor) -> Tensor:
+        """The first half of the last layer's columns, which gives locations; other arrays whole."""
+        return array.chunk(2, dim=-1)[0] if name.startswith("head/contract/") else array
+
 
 class Tower(nn.Module):
     """Positions added, a stack of blocks over the flattened grid, a final layer norm: [B, h, w, D] to the same."""

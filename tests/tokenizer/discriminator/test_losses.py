@@ -136,6 +136,12 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_by_finite_differences(pro
     assert not ratio.requires_grad
 
 
+def test_the_adaptive_weight_counts_the_given_part_of_the_layer_alone():
+    x = torch.zeros(3, requires_grad=True)
+    pull, push = (x * torch.tensor([3.0, 4.0, 100.0])).sum(), (x * torch.tensor([0.0, 2.0, 50.0])).sum()
+    assert adaptive_weight(pull, push, x, lambda gradient: gradient[:2]).item() == pytest.approx(5 / 2.0001)
+
+
 @pytest.mark.parametrize("push, expected", [(0.0, 1e4), (1e-9, 1e4), (3.0, 4.0 / 3.0001)])
 def test_the_adaptive_weight_is_finite_and_at_most_ten_thousand(push, expected):
     x = torch.zeros((), dtype=torch.float64, requires_grad=True)

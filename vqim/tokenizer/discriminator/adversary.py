@@ -3,6 +3,7 @@
     B batch, C image channels, H W image size
 """
 import dataclasses
+import functools
 from typing import Protocol, get_args
 
 import torch
@@ -25,6 +26,7 @@ from vqim.tokenizer.discriminator.losses import (
     lecam_penalty,
     r1_penalty,
 )
+from vqim.tokenizer.model import Decoder
 
 NAME = "discriminator"
 """Of the network, in the state and in what is shown."""
@@ -89,7 +91,8 @@ class Adversary:
         2020, section 3.1). One update has all of a step's terms, so that Adam's settings need no correction.
       lecam_weight: of LeCAM; 0 trains without. Its running means are those from before the step.
       adaptive_layer: a parameter of the tokenizer, the kernel of the decoder's last layer: VQGAN's adaptive weight,
-        measured on it, multiplies `weight`. None leaves `weight` as it is.
+        measured on what makes the image of it (not on what makes log scales, which the discriminator does not see),
+        multiplies `weight`. None leaves `weight` as it is.
     """
 
     def __init__(
@@ -167,7 +170,7 @@ class Adversary:
         return DiscriminatorStep(generator_loss(self.loss, logits_fake), loss, metrics)
 
     def generator_weight(
-        self, step: DiscriminatorStep, reconstruction_loss: Tensor, params: State, context: Context,
+        self, step: DiscriminatorStep, reconstruction_loss: Tensor, params: State, context: Context, decoder: Decoder,
     ) -> Tensor:
         """The weight of the adversarial term in this batch.
 
@@ -176,11 +179,13 @@ class Adversary:
           reconstruction_loss: what the adaptive weight measures against.
           params: of the tokenizer, leaves of the graph.
           context: of the step.
+          decoder: of the tokenizer.
         """
         weight = context.scalars["weight/adversarial"]
         if self.adaptive_layer is None:
             return weight
-        return weight * adaptive_weight(reconstruction_loss, step.generator_loss, params[self.adaptive_layer])
+        part = functools.partial(decoder.image_part, self.adaptive_layer.removeprefix("decoder/"))
+        return weight * adaptive_weight(reconstruction_loss, step.generator_loss, params[self.adaptive_layer], part)
 
     def advance(self, arrays: State, computed: Computed, context: Context) -> State:
         """LeCAM's means after a step, by their names in the state."""

@@ -4,6 +4,7 @@ A discriminator's logits are one for each picture, [B], or one for each of its p
 
     B batch, C image channels, H W image size, h w patches
 """
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -72,12 +73,20 @@ def lecam_penalty(logits_real: Tensor, logits_fake: Tensor, mean_real: Tensor, m
     return F.relu(logits_real - mean_fake).square().mean() + F.relu(mean_real - logits_fake).square().mean()
 
 
-def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_weight(
+    reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor,
+    part: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> Tensor:
     """VQGAN's weight of the adversarial loss, Esser et al. (2021), equation (7): a scalar without gradient.
 
     |grad reconstruction loss| / (|grad adversarial loss| + 1e-4), at most 1e4, gradients with respect to a kernel of
     the decoder's last layer: both losses pull equally hard there. 1e-4 is the code's; the paper prints 1e-6.
+
+    Args:
+      reconstruction_loss, adversarial_loss: scalars.
+      last_layer: the kernel, a leaf of the graph.
+      part: of a gradient, the elements that count; all of them unless given.
     """
-    pull, push = (torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
+    pull, push = (part(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
                   for loss in (reconstruction_loss, adversarial_loss))
     return (pull / (push + _EPS)).clamp(max=MAX_ADAPTIVE_WEIGHT)
