@@ -14,7 +14,7 @@ from vqim.data.faults import TooManyCorruptError
 from vqim.data.folder import ImageFolder
 from vqim.data.images import Images
 from vqim.data.source import Emoji, Example
-from vqim.data.transforms import CenterCrop, RandomResizedCrop, Resize
+from vqim.data.transforms import CenterCrop, RandomCrop, RandomResizedCrop, Resize
 
 STRONG = RandomResizedCrop((0.2, 0.9))
 UNCHANGED = RandomResizedCrop((1, 1), (1, 1), flip_probability=0)
@@ -316,3 +316,9 @@ def test_evaluation_does_not_depend_on_anything_random():
     assert_equal_batches(list(images.evaluation(370)), list(images.evaluation(370)))
     assert (next(iter(Images(Emoji, 24, evaluation_transform=Resize()).evaluation(9)))["images"]
             == next(iter(images.evaluation(9)))["images"]).all()  # emoji are square
+
+
+def test_training_crops_random_squares_unless_told_otherwise():
+    default, told = (next(Images(Emoji, 24, **transform).training(20, seed=3))["images"]
+                     for transform in ({}, {"training_transform": RandomCrop(1.0, flip_probability=0.5)}))
+    np.testing.assert_array_equal(default, told)

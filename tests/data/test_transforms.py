@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
-from vqim.data.transforms import CenterCrop, RandomResizedCrop, Resize, crop_box
+from vqim.data import transforms
+from vqim.data.transforms import CenterCrop, RandomCrop, RandomResizedCrop, Resize, crop_box
 
 
 def rng(seed=0):
@@ -44,7 +45,8 @@ def test_centre_crop_of_an_upright_picture_keeps_the_middle_too(picture):
 
 
 def test_a_picture_of_the_right_size_is_not_changed(emoji):
-    for transform in (CenterCrop(), Resize(), RandomResizedCrop((1, 1), (1, 1), flip_probability=0)):
+    whole = RandomCrop(flip_probability=0), RandomResizedCrop((1, 1), (1, 1), flip_probability=0)
+    for transform in (CenterCrop(), Resize(), *whole):
         np.testing.assert_array_equal(transform(emoji["images"][3], 64, rng()), emoji["images"][3])
 
 
@@ -59,7 +61,7 @@ def test_random_resized_crop_is_pillows_crop_and_resize_of_the_drawn_box(picture
         assert np.abs(actual.astype(int) - np.asarray(expected)).mean() < 0.3
 
 
-@pytest.mark.parametrize("transform", [RandomResizedCrop, CenterCrop, Resize])
+@pytest.mark.parametrize("transform", [RandomCrop, RandomResizedCrop, CenterCrop, Resize])
 def test_a_flip_is_left_to_right(picture, transform):
     flipped = transform(flip_probability=1)(picture, 32, rng())
     np.testing.assert_array_equal(flipped[:, ::-1], transform(flip_probability=0)(picture, 32, rng()))
@@ -108,10 +110,57 @@ def test_where_no_box_fits_the_middle_is_torchvisions(shape):
     assert crop_box(*shape, scale, ratio, rng()) == theirs
 
 
+def coordinates(height, width, step):
+    """A picture whose red is `step` times a pixel's row and whose green is `step` times its column."""
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    return (step * np.stack([rows, columns, 0 * rows], -1)).astype(np.uint8)
+
+
+@given(
+    height=st.integers(40, 250), width=st.integers(40, 250), size=st.integers(20, 60), seed=st.integers(0, 2**32),
+    fraction=st.floats(0.5, 1),
+)
+def test_a_random_crop_never_distorts(height, width, size, seed, fraction):
+    # Rows and columns of the original advance equally fast from pixel to pixel, by shorter side / scaled size: from
+    # middle to middle of the outer quarters, as resampling bends ramps at the border of the picture.
+    crop = RandomCrop(fraction, flip_probability=0)(coordinates(height, width, 1), size, rng(seed)).astype(float)
+    quarter, span = size // 4, size - 1 - 2 * (size // 4)
+    down = crop[-1 - quarter, size // 2, 0] - crop[quarter, size // 2, 0]
+    across = crop[size // 2, -1 - quarter, 1] - crop[size // 2, quarter, 1]
+    rounding = 1 + span * min(height, width) / size * 0.5 / size  # of levels, and of the scaled longer side
+    assert abs(down - across) <= rounding
+    shorter = min(height, width)
+    assert shorter / np.ceil(size / fraction) * span - rounding <= down <= shorter / size * span + rounding
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 13), (13, 8), (8, 8)])
+def test_a_random_crop_draws_every_position_equally_often(height, width):
+    generator, picture = rng(), coordinates(height, width, 10)
+    crops = [RandomCrop(flip_probability=0)(picture, 8, generator) for _ in range(1200)]
+    corners = [tuple(crop[0, 0, :2] // 10) for crop in crops]
+    counts = {corner: corners.count(corner) for corner in np.ndindex(height - 7, width - 7)}
+    assert sum(counts.values()) == 1200
+    num = len(counts)
+    assert all(abs(count - 1200 / num) <= 4 * (1200 / num * (1 - 1 / num)) ** 0.5 for count in counts.values())
+    for crop, (top, left) in zip(crops, corners, strict=True):
+        np.testing.assert_array_equal(crop, picture[top:top + 8, left:left + 8])
+
+
+def test_a_random_crop_draws_sizes_evenly_up_to_the_share_that_was_asked_for(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(transforms, "_resize", lambda image, size: sizes.append(size) or np.zeros((*size, 3), np.uint8))
+    generator = rng()
+    for _ in range(2000):
+        RandomCrop(0.8)(np.zeros((50, 100, 3), np.uint8), 20, generator)
+    counts = [sizes.count([size, 2 * size]) for size in range(20, 26)]  # 25 is 20 / 0.8
+    assert sum(counts) == 2000
+    assert all(abs(count - 2000 / 6) < 4 * (2000 / 6 * 5 / 6) ** 0.5 for count in counts)
+
+
 def test_random_numbers_come_from_the_generator_alone(picture):
-    transform = RandomResizedCrop((0.1, 1.0))
-    np.testing.assert_array_equal(transform(picture, 32, rng(5)), transform(picture, 32, rng(5)))
-    assert (transform(picture, 32, rng(5)) != transform(picture, 32, rng(6))).any()
+    for transform in RandomResizedCrop((0.1, 1.0)), RandomCrop(0.7):
+        np.testing.assert_array_equal(transform(picture, 32, rng(5)), transform(picture, 32, rng(5)))
+        assert (transform(picture, 32, rng(5)) != transform(picture, 32, rng(6))).any()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -122,3 +171,9 @@ def test_random_numbers_come_from_the_generator_alone(picture):
 def test_values_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         RandomResizedCrop(**arguments)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.01, float("nan")])
+def test_a_crop_of_an_impossible_share_is_refused(fraction):
+    with pytest.raises(ValueError, match="min_crop_fraction: expected"):
+        RandomCrop(min_crop_fraction=fraction)

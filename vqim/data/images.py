@@ -12,7 +12,7 @@ from vqim.data.faults import CorruptRecords
 from vqim.data.loader import Evaluation, Loader
 from vqim.data.order import augmentation_rng, stream_key
 from vqim.data.source import SPLITS, Source, SourceFactory, check_split
-from vqim.data.transforms import CenterCrop, RandomResizedCrop, Transform
+from vqim.data.transforms import CenterCrop, RandomCrop, Transform
 
 
 class Images:
@@ -36,7 +36,7 @@ class Images:
         Args:
           source: called with `split="train"` and with `split="validation"`.
           image_size: height and width of the pictures in pixels.
-          training_transform: crop, resize and flip for training; `RandomResizedCrop()` unless given.
+          training_transform: crop, resize and flip for training; `RandomCrop()` unless given.
           evaluation_transform: the same for evaluation; `CenterCrop()` unless given.
           max_corrupt_fraction: more corrupt pictures than this share of a split stop the run, in [0, 1).
           num_threads: batches that are decoded at the same time.
@@ -55,7 +55,7 @@ class Images:
         if not isinstance(num_threads, int) or num_threads < 1:
             raise ValueError(f"num_threads: expected an integer >= 1, got {num_threads!r}")
         self._open, self.image_size = source, image_size
-        self._training_transform = training_transform or RandomResizedCrop()
+        self._training_transform = training_transform or RandomCrop()
         self._evaluation_transform = evaluation_transform or CenterCrop()
         self._num_threads, self._max_corrupt_fraction = num_threads, max_corrupt_fraction
 

@@ -51,6 +51,35 @@ class RandomResizedCrop:
 
 
 @dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """A random square, not distorted: the shorter side scaled to the output size, a random part of the longer one kept.
+
+    So does VQGAN (taming-transformers, taming/data/base.py: SmallestMaxSize, then RandomCrop). ADM (guided-diffusion,
+    image_datasets.py: random_crop_arr) scales the shorter side to a random size, up to 1 / 0.8 of the output's, and
+    keeps a random part of both sides: `min_crop_fraction` 0.8.
+
+    Attributes:
+      min_crop_fraction: least side of the square as a share of the shorter side, in (0, 1]; sizes are drawn evenly.
+      flip_probability: of a left-right flip.
+    """
+
+    min_crop_fraction: float = 1.0
+    flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_crop_fraction <= 1:
+            raise ValueError(f"min_crop_fraction: expected a number in (0, 1], got {self.min_crop_fraction}")
+        _check_probability(self.flip_probability)
+
+    def __call__(self, image_HWC: np.ndarray, image_size: int, rng: np.random.Generator) -> np.ndarray:
+        largest = math.ceil(image_size / self.min_crop_fraction)
+        scale = (image_size + int(rng.random() * (largest - image_size + 1))) / min(image_HWC.shape[:2])
+        resized_HWC = _resize(image_HWC, [round(side * scale) for side in image_HWC.shape[:2]])
+        top, left = (int(rng.random() * (side - image_size + 1)) for side in resized_HWC.shape[:2])
+        return _random_flip(resized_HWC[top:top + image_size, left:left + image_size], self.flip_probability, rng)
+
+
+@dataclasses.dataclass(frozen=True)
 class CenterCrop:
     """The shorter side scaled to the output size, and the middle of the longer one kept.
 

@@ -23,7 +23,7 @@ from vqim.training import experiment, gradient_task, start_from
 
 for module, components in {
     "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, token_cache.Tokens,
-             transforms.RandomResizedCrop, transforms.CenterCrop, transforms.Resize),
+             transforms.RandomCrop, transforms.RandomResizedCrop, transforms.CenterCrop, transforms.Resize),
     "nn": (convolution.GroupNorm, convolution.AttentionBlock),
     "frozen": (vgg16.VGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet, from_run.FromRun),
     "tokenizer": (model.ImageTokenizer, vit.ViTEncoder, vit.ViTDecoder, cnn.CNNEncoder, cnn.CNNDecoder,
