@@ -3,11 +3,11 @@
 A codebook of K codes. Where positions have several channels or levels with codebooks of their own, each is
 measured on its own.
 
-    B batch, K codes; ... any dimensions of positions
+    B batch, K codes, N images of a set, G groups of them; ... any dimensions of positions
 """
-import math
-
 import numpy as np
+
+_SHUFFLE_KEY = 256
 
 
 def count_codes(indices: np.ndarray, num_codes: int) -> np.ndarray:
@@ -48,48 +48,52 @@ def perplexity(counts_K: np.ndarray) -> float:
 
 
 class CodebookStatistics:
-    """Use of a codebook over a set of images that come in batches of any size, the last of which may be padded.
+    """Use of a codebook over a set of images that come in their order, in batches of any size, with places unfilled.
 
     Besides the use over the whole set, it measures the one of ViT-VQGAN's Table 4, "the percentage of used codes
-    given a batch of 256 test images averaged over the entire test set": images are regrouped in the order they
-    come, and a last incomplete group is left out, since fewer images use fewer codes (unless it is the only one).
+    given a batch of 256 test images averaged over the entire test set". Which images make a batch is a fixed shuffle,
+    by an image's number in the set: images of one class, which often follow one another, use fewer codes. What is left
+    over from whole groups is left out, since fewer images use fewer codes (unless it is the only group). An image that
+    is not valid is missing from its group.
     """
 
-    def __init__(self, num_codes: int, images_per_group: int = 256):
-        for name, value in (("num_codes", num_codes), ("images_per_group", images_per_group)):
+    def __init__(self, num_codes: int, num_images: int, images_per_group: int = 256):
+        for name, value in (("num_codes", num_codes), ("num_images", num_images),
+                            ("images_per_group", images_per_group)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.counts_K = np.zeros(num_codes, np.int64)
-        self._images_per_group = images_per_group
-        self._group_counts_K = np.zeros(num_codes, np.int64)
-        self._group_size = 0
-        self._group_usages: list[float] = []
+        # Of NumPy's numbers, only the raw bits of its generators stay the same between its versions.
+        ranks_N = np.random.Philox(key=_SHUFFLE_KEY).random_raw(num_images).argsort(kind="stable")
+        self._groups_N = ranks_N // images_per_group
+        self._used_GK = np.zeros((max(1, num_images // images_per_group), num_codes), bool)
+        self._num_seen = 0
 
     def add(self, indices_B: np.ndarray, valid_B: np.ndarray) -> None:
-        """Adds a batch.
+        """Adds the next places of the set.
 
         Args:
           indices_B: integer indices [B, ...] of each image.
-          valid_B: bool, False for padding.
+          valid_B: bool, False for what is no image: one that could not be read, or padding after the last.
+
+        Raises:
+          ValueError: an index lies outside of the codebook, or there are more images than `num_images`.
         """
+        numbers_B = self._num_seen + np.flatnonzero(valid_B)
+        self._num_seen += len(valid_B)
+        if len(numbers_B) and numbers_B[-1] >= len(self._groups_N):
+            raise ValueError(f"expected {len(self._groups_N)} images, got one more at place {numbers_B[-1]}")
         indices_B = np.asarray(indices_B)[valid_B]
-        while len(indices_B):
-            part_B, indices_B = np.split(indices_B, [self._images_per_group - self._group_size])
-            counts_K = count_codes(part_B, len(self.counts_K))
-            self.counts_K += counts_K
-            self._group_counts_K += counts_K
-            self._group_size += len(part_B)
-            if self._group_size == self._images_per_group:
-                self._group_usages.append(usage(self._group_counts_K))
-                self._group_counts_K[:] = 0
-                self._group_size = 0
+        self.counts_K += count_codes(indices_B, len(self.counts_K))
+        for group, indices in zip(self._groups_N[numbers_B], indices_B, strict=True):
+            if group < len(self._used_GK):
+                self._used_GK[group, indices] = True
 
     def result(self) -> dict[str, float]:
         """`usage` over the set and `usage_per_batch` (shares), `entropy_bits` (a token) and `perplexity`."""
-        groups = self._group_usages or [usage(self._group_counts_K)]
         return {
             "usage": usage(self.counts_K),
-            "usage_per_batch": math.fsum(groups) / len(groups),
+            "usage_per_batch": float(self._used_GK.mean()),
             "entropy_bits": entropy_bits(self.counts_K),
             "perplexity": perplexity(self.counts_K),
         }

@@ -34,13 +34,13 @@ class CodebookUse:
 
     def tally(self, about: About) -> Tally:
         """See `Metric`."""
-        return _Use(grid_of(about, type(self).__name__))
+        return _Use(grid_of(about, type(self).__name__), about.num_items)
 
 
 class _Use:
-    def __init__(self, grid: TokenGrid):
+    def __init__(self, grid: TokenGrid, num_images: int):
         self._grid = grid
-        self._levels = [CodebookStatistics(level.vocabulary) for level in grid.levels]
+        self._levels = [CodebookStatistics(level.vocabulary, num_images) for level in grid.levels]
 
     def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
         """See `Tally`."""
