@@ -76,12 +76,21 @@ def test_indices_latents_and_losses_are_equation_1s(draw_params, context, normal
     indices, _, z, e = reference(params, latents, normalize)
     np.testing.assert_array_equal(quantized.indices[0][..., 0], indices)
     assert quantized.indices[0].dtype == torch.int64
-    squared = ((z - e) ** 2).sum(-1).mean()
+    squared = ((z - e) ** 2).sum() / (2 * 3 * 4 * 3)  # the mean over 24 positions and 3 dimensions
     assert quantized.losses["codebook"].item() == pytest.approx(squared, rel=1e-4)
     assert quantized.losses["commitment"].item() == pytest.approx(BETA * squared, rel=1e-4)
     assert set(quantized.losses) == {"codebook", "commitment"}
     decoded = e @ params["project_out/kernel_IO"].double().numpy() + params["project_out/bias_O"].double().numpy()
     np.testing.assert_allclose(quantized.codes.latents_BhwD, decoded, rtol=1e-4, atol=1e-5)
+
+
+def test_losses_do_not_grow_with_the_number_of_dimensions(context):
+    # Latents one above their only code in every dimension.
+    for code_dim in (1, 4, 256):
+        quantizer = make_quantizer(False, width_in=code_dim, width_out=code_dim, vocabulary=1, code_dim=None)
+        losses = apply(quantizer.forward, {"codebook_VZ": torch.zeros(1, code_dim)}, torch.ones(2, 1, 1, code_dim),
+                       context).losses
+        assert losses["codebook"] == 1 and losses["commitment"].item() == pytest.approx(BETA)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -145,7 +154,7 @@ def test_the_codebook_term_moves_codes_alone_with_weight_one(draw_params, contex
     codes = params["codebook_VZ"].double().numpy()
     expected = np.zeros_like(codes)
     for place in np.ndindex(1, 2, 2):
-        by_code = 2 * (e[place] - z[place]) / 4  # the mean over four positions
+        by_code = 2 * (e[place] - z[place]) / (4 * 3)  # the mean over four positions and three dimensions
         code = indices[place]
         expected[code] += jacobian_of_unit(codes[code]) @ by_code if normalize else by_code
     np.testing.assert_allclose(by_params["codebook_VZ"], expected, rtol=1e-3, atol=1e-5)
@@ -160,7 +169,7 @@ def test_the_commitment_term_moves_latents_alone_with_weight_beta(draw_params, c
     assert by_params["codebook_VZ"] is None or not by_params["codebook_VZ"].any()
     _, projected, z, e = reference(params, latents, normalize)
     for place in np.ndindex(1, 2, 2):
-        by_z = BETA * 2 * (z[place] - e[place]) / 4
+        by_z = BETA * 2 * (z[place] - e[place]) / (4 * 3)
         by_projected = jacobian_of_unit(projected[place]) @ by_z if normalize else by_z
         expected = params["project_in/kernel_IO"].double().numpy() @ by_projected
         np.testing.assert_allclose(by_latents[place], expected, rtol=1e-3, atol=1e-5)

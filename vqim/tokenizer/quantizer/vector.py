@@ -26,6 +26,10 @@ class VectorQuantizer(nn.Module):
     `normalize`, latents and codes are put on the unit sphere first, so that the nearest code is the one of largest
     cosine similarity.
 
+    Equation (1)'s squared norms are means over positions and over the code's dimensions, as in VQGAN's code
+    (taming-transformers, taming/modules/vqvae/quantize.py). The sum over dimensions, which is what the norm says, is
+    `code_dim` times as much beside the other losses: with 32, the paper's weights then leave one code in use.
+
     Args:
       width_in: of the encoder's latents.
       width_out: of the decoder's inputs.
@@ -75,8 +79,8 @@ class VectorQuantizer(nn.Module):
         codes_VZ = self._place(self.codebook_VZ)
         indices_Bhw = nearest_code(z_BhwZ.detach(), codes_VZ.detach(), context.kernels)
         found_BhwZ = F.embedding(indices_Bhw, codes_VZ)
-        codebook_loss = (found_BhwZ - z_BhwZ.detach()).square().sum(-1).mean()
-        commitment_loss = (z_BhwZ - found_BhwZ.detach()).square().sum(-1).mean()
+        codebook_loss = (found_BhwZ - z_BhwZ.detach()).square().mean()
+        commitment_loss = (z_BhwZ - found_BhwZ.detach()).square().mean()
         straight_through = z_BhwZ + (found_BhwZ - z_BhwZ).detach()
         losses = {"codebook": codebook_loss, "commitment": self.commitment_weight * commitment_loss}
         if self.ema_decay is not None:
