@@ -12,25 +12,21 @@ from vqim.registry.config import load
 from vqim.runtime.torch import TorchRuntime
 from vqim.training.loop import train
 
-STAGES = {"run/stage1_paper": "shrink_stage1", "run/stage2_paper": "shrink_stage2", "run/probe_paper": "shrink_probe"}
-MODELS = {
-    "model/vit_tokenizer": "shrink_vit", "model/cnn_tokenizer": "shrink_cnn", "model/dvae_tokenizer": "shrink_dvae"}
-QUANTIZERS = {"@tokenizer.HierarchicalQuantizer()": "shrink_hierarchy"}
 STAND_INS = {"runs/dalle_dvae": "runs/dvae_imagenet"}
 """Weights that are OpenAI's, and the experiment that makes some like them."""
 
 
 def shrinking(name):
-    """The files that shrink an experiment, by what it includes; empty for files that are small as they are."""
-    text = whole_text(name)
-    model = [small for large, small in MODELS.items() if f"'gin/{large}.gin'" in text]
-    stage = [small for large, small in STAGES.items() if f"'gin/{large}.gin'" in text]
-    quantizer = [small for large, small in QUANTIZERS.items() if large in text]
-    # The file's own binding, where it has one, comes before those of what it includes.
-    discriminator = re.findall(r"Adversary.discriminator = @tokenizer.(\w+)Discriminator", text)[:1]
-    if stage and discriminator and "TokenizerObjective.adversary = None" not in text:
-        stage.append(f"shrink_{discriminator[0].lower()}")
-    return [f"gin/debug/{small}.gin" for small in model + quantizer + stage] if stage else []
+    """The files that shrink an experiment, as it and what it includes say; empty for files that are small as they are.
+
+    A twin of something that a file has replaced is not its own: for each thing the first line counts, which is the
+    file's own before those of what it includes.
+    """
+    twins = {}
+    for thing, twin in re.findall(r"^# Small twin of the (\w+): (\S+)$", whole_text(name), re.MULTILINE):
+        twins.setdefault(thing, twin)
+    # What replaces comes after what it replaces a part of.
+    return [twin for twin in reversed(twins.values()) if twin != "none"] if "run" in twins else []
 
 
 EXPERIMENTS = [name for path in sorted((ROOT / "gin/exp").rglob("*.gin"))
