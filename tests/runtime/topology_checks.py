@@ -40,12 +40,12 @@ def check_step(target, results):
     spec = task.init_spec()
     runtime = TopologyRuntime(XlaSettings(fsdp=2, tensor=2, rules=RULES), target)
     arrays = {name: runtime.place(name, leaf, refuse) for name, leaf in spec.items()}
-    size = task.model.image_size
+    size = task.objective.tokenizer.image_size
     batch = {"images": np.broadcast_to(np.uint8(0), (8, size, size, 3)), "labels": np.zeros(8, np.int32),
              "valid": np.zeros(8, bool)}
     programs = Programs(task, runtime)
     for _ in range(2):
-        programs(task.program(0), TrainState(arrays, 0, 0), runtime.put(batch))
+        programs(task.objective.program(0), TrainState(arrays, 0, 0), runtime.put(batch))
     (traced,) = runtime.traced
     results["state"] = sorted(name for name in spec if not name.startswith("frozen/"))
     compiled = traced.compile(target, runtime.mesh_shape)
