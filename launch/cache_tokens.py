@@ -33,7 +33,7 @@ from . import flags, session
 
 OUT = absl_flags.DEFINE_string("out", None, "Folder for the cache.", required=True)
 NUM_VIEWS = absl_flags.DEFINE_integer("num_views", 1, "Augmented passes over the training split.", lower_bound=1)
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Pictures at a time.", lower_bound=1)
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 256, "Images at a time.", lower_bound=1)
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def write_cache(
       out: the folder.
       model: the tokenizer.
       arrays: its arrays.
-      data: pictures.
+      data: images.
       runtime: where to run.
       fingerprint: of the tokenizer and its weights.
       batch_size: over all processes.
@@ -96,7 +96,7 @@ def write_cache(
                 written = runtime.fetch(program(arrays, runtime.put(batch)))
                 if writer is not None:
                     writer.write(*written)
-        logging.info("%s: %d views of %d pictures in %s", split, views, data.num_examples(split), out)
+        logging.info("%s: %d views of %d images in %s", split, views, data.num_examples(split), out)
     runtime.hosts.wait("token cache")  # what process 0 writes is there for all
 
 

@@ -4,7 +4,7 @@
     python -m launch.compile ... --step=sample --top=10 --dump_hlo=/tmp/hlo
 
 The programs are those of launch.train (or evaluate, or sample), by the real TPU compiler; arrays have shapes and no
-values, and pictures are not read. Speeds are estimates: vqim/runtime/estimate.py says how they are made. Exit code 1
+values, and images are not read. Speeds are estimates: vqim/runtime/estimate.py says how they are made. Exit code 1
 means that it does not fit.
 """
 import collections
@@ -33,7 +33,7 @@ STEP = absl_flags.DEFINE_enum(
 JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object to standard output instead of text.")
 DUMP_HLO = absl_flags.DEFINE_string("dump_hlo", None, "Folder for each program as traced and as compiled.")
 TOP = absl_flags.DEFINE_integer("top", 0, "How many of the most expensive kinds of work to list.", lower_bound=0)
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 64, "Pictures at a time, with --step=sample.", lower_bound=1)
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 64, "Images at a time, with --step=sample.", lower_bound=1)
 
 
 def main() -> None:

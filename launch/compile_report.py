@@ -45,7 +45,7 @@ class Report:
       runtime: the runtime's description.
       step: 'train', 'evaluate' or 'sample'.
       parameters: their number in each part of the task.
-      batch_size: pictures that a step trains on; None for other steps.
+      batch_size: images that a step trains on; None for other steps.
       trace_seconds: that tracing took.
     """
 

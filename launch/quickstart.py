@@ -1,4 +1,4 @@
-"""The whole way once, on real pictures, in minutes: stage 1, stage 2, samples, linear probe, and a report.
+"""The whole way once, on real images, in minutes: stage 1, stage 2, samples, linear probe, and a report.
 
     python -m launch.quickstart [--workdir=runs/quickstart]
 
@@ -88,8 +88,8 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
     probe = _last(workdir / "probe")
     raw_pixels = _last(workdir / "pixel_probe")["evaluation/top1"]
     names = tokenizer.data.class_names
-    training_NHWC, _ = _pictures(tokenizer, "train")
-    validation_NHWC, labels_N = _pictures(tokenizer, "validation")
+    training_NHWC, _ = _images(tokenizer, "train")
+    validation_NHWC, labels_N = _images(tokenizer, "validation")
     copies_NHWC = downscaled_copy(validation_NHWC, 4)
     summary = {
         "psnr": stage1["evaluation/psnr"],
@@ -121,12 +121,12 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
         "summary": (f"A ViT-VQGAN with {level.height * level.width} tokens of {level.vocabulary} codes, a transformer "
                     f"over its tokens and a linear probe, trained from nothing on {len(training_NHWC):,} emoji of "
                     f"{model.image_size}x{model.image_size} pixels. Every figure is of the "
-                    f"{len(validation_NHWC)} validation pictures, which no stage was trained on."),
+                    f"{len(validation_NHWC)} validation images, which no stage was trained on."),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}; {_device(workdir)}",
         "date": datetime.datetime.now().astimezone(),
         "measures": measures,
         "originals_BHWC": originals_BHWC, "reconstructions_BHWC": reconstructions_BHWC,
-        "picture_names": _names_of(originals_BHWC, validation_NHWC, labels_N, names),
+        "image_names": _names_of(originals_BHWC, validation_NHWC, labels_N, names),
         "code_counts_K": np.bincount(stage1["codebook/histogram"].values, minlength=level.vocabulary),
         "loss_curves": {STAGES[stage]: _losses(workdir / stage) for stage in ("tokenizer", "prior", "probe")},
         "samples": dict(zip(names, samples, strict=True)),
@@ -164,8 +164,8 @@ def _evaluate(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
     return experiment, results
 
 
-def _pictures(experiment: Experiment, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures of a split as evaluation has them, uint8 [N, H, W, 3], and their labels."""
+def _images(experiment: Experiment, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a split as evaluation has them, uint8 [N, H, W, 3], and their labels."""
     batches = list(experiment.data.evaluation(256, split=split))
     return (np.concatenate([batch["images"][batch["valid"]] for batch in batches]),
             np.concatenate([batch["labels"][batch["valid"]] for batch in batches]))
@@ -174,7 +174,7 @@ def _pictures(experiment: Experiment, split: str) -> tuple[np.ndarray, np.ndarra
 def _names_of(
     images_BHWC: np.ndarray, validation_NHWC: np.ndarray, labels_N: np.ndarray, names: Sequence[str],
 ) -> list[str]:
-    """The class names of pictures of the validation set."""
+    """The class names of images of the validation set."""
     labels = {image.tobytes(): label for image, label in zip(validation_NHWC, labels_N, strict=True)}
     return [names[labels[image.tobytes()]] for image in images_BHWC]
 

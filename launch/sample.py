@@ -1,8 +1,8 @@
-"""Draws pictures from a trained prior.
+"""Draws images from a trained prior.
 
     python -m launch.sample --workdir=runs/prior --num_images=64 --labels=0,3 --out=samples
 
-Writes one PNG a picture, named <number>_<class>.png, and grid.png. Labels are class numbers or names, used in turn;
+Writes one PNG an image, named <number>_<class>.png, and grid.png. Labels are class numbers or names, used in turn;
 without --labels, a prior with classes takes all of them in turn.
 
 A classifier may reject most of what is drawn (ViT-VQGAN, Table 6), here nine of ten; then the best tenth is written:
@@ -27,11 +27,11 @@ from vqim.training.summaries import image_grid
 
 from . import flags, session
 
-NUM_IMAGES = absl_flags.DEFINE_integer("num_images", 64, "How many pictures to draw.", lower_bound=1)
+NUM_IMAGES = absl_flags.DEFINE_integer("num_images", 64, "How many images to draw.", lower_bound=1)
 LABELS = absl_flags.DEFINE_list("labels", [], "Class numbers or names, used in turn.")
-OUT = absl_flags.DEFINE_string("out", None, "Folder for the pictures; <workdir>/samples unless given.")
-BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 64, "Pictures drawn at a time.", lower_bound=1)
-SEED = absl_flags.DEFINE_integer("seed", 0, "The same seed draws the same pictures.", lower_bound=0)
+OUT = absl_flags.DEFINE_string("out", None, "Folder for the images; <workdir>/samples unless given.")
+BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 64, "Images drawn at a time.", lower_bound=1)
+SEED = absl_flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", lower_bound=0)
 TEMPERATURE = absl_flags.DEFINE_float("temperature", None, "Divides the logits; 0 takes the likeliest.", lower_bound=0)
 TOP_K = absl_flags.DEFINE_integer("top_k", None, "Only the k likeliest codes.", lower_bound=1)
 TOP_P = absl_flags.DEFINE_float(
@@ -51,7 +51,7 @@ def main() -> None:
     rate, names = rejection.acceptance_rate, run.facts.class_names
     labels_N = _labels(run)
     if rate < 1 and labels_N.min() < 0:
-        raise ConfigError(f"sample.acceptance_rate {rate} needs a class for every picture: there is none to judge by")
+        raise ConfigError(f"sample.acceptance_rate {rate} needs a class for every image: there is none to judge by")
     given = {"temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "guidance": GUIDANCE.value}
     try:
         sampler = prior.sampler.with_settings(**{name: value for name, value in given.items() if value is not None})
@@ -74,15 +74,15 @@ def main() -> None:
             if run.runtime.process_index == 0:  # every host has all of them
                 Image.fromarray(image).save(out / f"{number:05d}_{word}.png")
             drawn[number] = image
-        logging.info("%d of %d pictures", len(drawn), len(labels_N))
+        logging.info("%d of %d images", len(drawn), len(labels_N))
     if run.runtime.process_index == 0:
         grid = image_grid(np.stack([drawn[number] for number in range(len(labels_N))]))
         Image.fromarray(grid).save(out / "grid.png")
-        print(f"{len(drawn)} pictures in {out}")
+        print(f"{len(drawn)} images in {out}")
 
 
 def _draw(candidates: CandidateSampler, run: Trained, labels_N: np.ndarray, rate: float) -> Iterator[Candidates]:
-    """A picture for each label, in any order; below a rate of 1, the accepted of as many candidates as that takes."""
+    """An image for each label, in any order; below a rate of 1, the accepted of as many candidates as that takes."""
     if rate == 1:
         return candidates(run.arrays, labels_N, SEED.value)
     labels, counts = np.unique(labels_N, return_counts=True)
@@ -91,7 +91,7 @@ def _draw(candidates: CandidateSampler, run: Trained, labels_N: np.ndarray, rate
 
 
 def _labels(run: Trained) -> np.ndarray:
-    """The class of each picture to draw, int32; -1 for a prior without classes."""
+    """The class of each image to draw, int32; -1 for a prior without classes."""
     num_classes = run.prior.num_classes
     if LABELS.value and not num_classes:
         raise ConfigError(f"--labels needs a prior that was trained with classes, got {','.join(LABELS.value)}")

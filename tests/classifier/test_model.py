@@ -98,6 +98,6 @@ def test_one_class_is_no_choice():
         make_network(1)
 
 
-def test_pictures_that_do_not_fit_the_encoder_are_refused():
+def test_images_that_do_not_fit_the_encoder_are_refused():
     with pytest.raises(ValueError, match="image_size must be the encoder's own, 8, got 16"):
         ImageClassifier(ViTEncoder(8, 4, 8, 1, 2, 8), 16, 5)

@@ -1,4 +1,4 @@
-"""Training a classifier: the gradient by finite differences, separable pictures, data that do not fit."""
+"""Training a classifier: the gradient by finite differences, separable images, data that do not fit."""
 import functools
 from types import SimpleNamespace
 

@@ -39,7 +39,7 @@ def results(tmp_path_factory):
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_scores_on_xla_are_those_of_the_same_pictures_on_torch(results):
+def test_scores_on_xla_are_those_of_the_same_images_on_torch(results):
     for found in results["classifiers"]:
         assert max(found["gaps"]) < 1e-4 < 1e-2 < found["spread"]
 

@@ -3,7 +3,7 @@
     python -m tests.classifier.xla_scores FOLDER
 
 FOLDER has resnet.pth, a ResNet-18 of three classes, and a run of `make_network`. Prints JSON: how far the scores are
-from those of the same pictures on the torch runtime, whether these pictures are drawn there too, what torch_xla counted
+from those of the same images on the torch runtime, whether these images are drawn there too, what torch_xla counted
 after each batch, and of samplers with other settings whether they drew what torch draws and what each compiled.
 """
 import json
@@ -35,7 +35,7 @@ SETTINGS = [{"temperature": 0.8, "top_p": 0.9, "guidance": 2.0}, {"temperature":
 
 
 def make_network() -> ImageClassifier:
-    """For 8x8 pictures."""
+    """For 8x8 images."""
     return ImageClassifier(ViTEncoder(8, 4, 8, 2, 2, 8), 8, NUM_CLASSES)
 
 
@@ -50,7 +50,7 @@ def main(folder: str) -> None:
     state = {name: there.place(name, Leaf(tuple(array.shape), axes=("features",) * array.ndim),
                                lambda index, array=array: array.numpy()[index])
              for name, array in on_host.items()}
-    pictures = np.concatenate([batch.images_BHWC for batch in CandidateSampler(
+    images = np.concatenate([batch.images_BHWC for batch in CandidateSampler(
         task, here, bind_sampler(task, here, 5), 5)(on_host, LABELS, 0)])
     results = []
     for classifier in (TorchvisionResNet(f"{folder}/resnet.pth", 8, 18, NUM_CLASSES),
@@ -67,7 +67,7 @@ def main(folder: str) -> None:
         results.append({
             "gaps": gaps, "compiled": compiled,
             "spread": float(np.concatenate([batch.scores_MB[0] for batch in batches]).std()),
-            "drawn_alike": bool((np.concatenate([batch.images_BHWC for batch in batches]) == pictures).all())})
+            "drawn_alike": bool((np.concatenate([batch.images_BHWC for batch in batches]) == images).all())})
     drawn = []
     for settings in SETTINGS:
         before, tokens = num_compiled(), []

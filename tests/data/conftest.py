@@ -1,4 +1,4 @@
-"""Small real data sets on disk: emoji pictures as files."""
+"""Small real data sets on disk: emoji images as files."""
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,11 +16,11 @@ def emoji():
 @pytest.fixture
 def make_folder(tmp_path, emoji):
     """Writes emoji as PNG files: `make_folder({"train/cats": 3, ...})` returns the root."""
-    def make(counts, root=tmp_path / "pictures"):
-        pictures = iter(emoji["images"])
+    def make(counts, root=tmp_path / "images"):
+        images = iter(emoji["images"])
         for folder, count in counts.items():
             (root / folder).mkdir(parents=True)
             for number in range(count):
-                Image.fromarray(next(pictures)).save(root / folder / f"{number:03}.png")
+                Image.fromarray(next(images)).save(root / folder / f"{number:03}.png")
         return root
     return make

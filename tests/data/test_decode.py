@@ -16,7 +16,7 @@ def encode(image, kind, **options):
 
 @pytest.fixture
 def picture(emoji):
-    """A colourful 64x48 picture."""
+    """A colourful 64x48 image."""
     return Image.fromarray(emoji["images"][1500][:48])
 
 
@@ -78,7 +78,7 @@ def test_cmyk_jpeg_becomes_rgb():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_pictures_are_turned_upright(picture, orientation, kind):
+def test_images_are_turned_upright(picture, orientation, kind):
     stored_from_upright = {
         1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
         5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, 1), 7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
@@ -106,13 +106,13 @@ def test_truncated_files_are_corrupt(picture, kind):
         decode(data[:len(data) // 2])
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + bytes(40)])
 def test_other_bytes_are_corrupt(data):
     with pytest.raises(CorruptImageError):
         decode(data)
 
 
-def test_floating_point_pictures_are_refused_with_a_reason():
+def test_floating_point_images_are_refused_with_a_reason():
     image = Image.fromarray(np.ones((2, 2), np.float32))
     with pytest.raises(CorruptImageError, match="no defined range"):
         decode(encode(image, "TIFF"))

@@ -7,7 +7,7 @@ from vqim.data.folder import ImageFolder, in_validation
 
 
 def names(source):
-    return [source[i].name.rsplit("pictures/", 1)[1] for i in range(len(source))]
+    return [source[i].name.rsplit("images/", 1)[1] for i in range(len(source))]
 
 
 def test_classes_are_the_sorted_subfolders_and_label_their_files(make_folder):

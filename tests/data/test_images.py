@@ -91,7 +91,7 @@ def test_it_says_what_it_holds():
     assert images.num_classes == 9 and len(images.class_names) == 9 and images.image_size == 32
 
 
-def test_an_epoch_of_training_has_each_picture_with_its_label(emoji):
+def test_an_epoch_of_training_has_each_image_with_its_label(emoji):
     images = Images(Emoji, 64, training_transform=UNCHANGED)
     batches = take(images.training(761, seed=0), 2)
     def digests(pictures, labels):
@@ -102,7 +102,7 @@ def test_an_epoch_of_training_has_each_picture_with_its_label(emoji):
     assert digests(*seen) == digests(emoji["images"][train], emoji["labels"][train])
 
 
-def test_an_evaluation_has_the_pictures_in_the_order_of_the_file(emoji):
+def test_an_evaluation_has_the_images_in_the_order_of_the_file(emoji):
     batches = list(Images(Emoji, 64).evaluation(100))
     validation = emoji["is_validation"]
     np.testing.assert_array_equal(np.concatenate([batch["images"] for batch in batches])[:370],
@@ -152,13 +152,13 @@ def test_processes_see_the_pixels_that_one_would_see():
     np.testing.assert_array_equal(np.concatenate(parts), alone)
 
 
-class OnePicture:
-    """A source with the same picture everywhere, so that only augmentation can differ."""
+class OneImage:
+    """A source with the same image everywhere, so that only augmentation can differ."""
 
     class_names = ("only",)
 
     def __init__(self, split):
-        self.example = Example(Emoji(split)[0].image, 0, "picture")
+        self.example = Example(Emoji(split)[0].image, 0, "image")
 
     def __len__(self):
         return 4
@@ -168,12 +168,12 @@ class OnePicture:
 
 
 def test_each_example_is_augmented_anew_in_each_epoch():
-    batch = next(Images(OnePicture, 32, training_transform=STRONG).training(12, seed=0))  # three epochs
+    batch = next(Images(OneImage, 32, training_transform=STRONG).training(12, seed=0))  # three epochs
     assert len({picture.tobytes() for picture in batch["images"]}) == 12
 
 
 def test_seeds_augment_differently():
-    images = Images(OnePicture, 32, training_transform=STRONG)
+    images = Images(OneImage, 32, training_transform=STRONG)
     first, second = (next(images.training(4, seed=seed))["images"] for seed in (0, 1))
     assert not {picture.tobytes() for picture in first} & {picture.tobytes() for picture in second}
 
@@ -186,11 +186,11 @@ def test_views_are_augmented_passes_in_the_order_of_the_source(emoji):
 
 
 def test_each_view_is_another_augmentation():
-    batch = next(iter(Images(OnePicture, 32, training_transform=STRONG).views(12, 0, 3)))
+    batch = next(iter(Images(OneImage, 32, training_transform=STRONG).views(12, 0, 3)))
     assert len({picture.tobytes() for picture in batch["images"]}) == 12
 
 
-def test_labels_follow_their_pictures_in_folders(tmp_path, emoji):
+def test_labels_follow_their_images_in_folders(tmp_path, emoji):
     source = jpeg_folder(tmp_path, emoji)
     batch = next(iter(Images(source, 64).evaluation(20, split="train")))
     expected = {name.stem: "ab".index(name.parent.name) for name in tmp_path.glob("train/*/*.jpg")}
@@ -200,7 +200,7 @@ def test_labels_follow_their_pictures_in_folders(tmp_path, emoji):
         np.testing.assert_allclose(picture.astype(int), np.asarray(Image.open(name)), atol=1)
 
 
-def test_pictures_without_labels_have_label_minus_one(make_folder):
+def test_images_without_labels_have_label_minus_one(make_folder):
     source = functools.partial(ImageFolder, make_folder({"train": 3, "val": 2}))
     images = Images(source, 16)
     assert images.num_classes == 0 and images.class_names == ()
@@ -209,7 +209,7 @@ def test_pictures_without_labels_have_label_minus_one(make_folder):
 
 @pytest.fixture
 def damaged(make_folder):
-    """Twenty training pictures, two of them damaged: 003.png cut off, 007.png something else."""
+    """Twenty training images, two of them damaged: 003.png cut off, 007.png something else."""
     root = make_folder({"train/a": 20, "val/a": 4})
     path = root / "train" / "a" / "003.png"
     path.write_bytes(path.read_bytes()[:200])
@@ -217,7 +217,7 @@ def damaged(make_folder):
     return functools.partial(ImageFolder, root)
 
 
-def test_training_replaces_a_corrupt_picture_by_the_next_one(damaged, make_folder, tmp_path):
+def test_training_replaces_a_corrupt_image_by_the_next_one(damaged, make_folder, tmp_path):
     def pictures(source):
         images = Images(source, 64, training_transform=UNCHANGED, max_corrupt_fraction=0.1)
         return next(images.training(20, seed=0))["images"]
@@ -228,7 +228,7 @@ def test_training_replaces_a_corrupt_picture_by_the_next_one(damaged, make_folde
     assert [rows[picture.tobytes()] for picture in pictures(damaged)] == [{3: 4, 7: 8}.get(n, n) for n in order]
 
 
-def test_a_corrupt_picture_changes_no_other_pixel(damaged, make_folder, tmp_path):
+def test_a_corrupt_image_changes_no_other_pixel(damaged, make_folder, tmp_path):
     def batches(source):
         images = Images(source, 32, training_transform=STRONG, max_corrupt_fraction=0.1)
         return np.concatenate([batch["images"] for batch in take(images.training(5, seed=0), 4)])
@@ -237,7 +237,7 @@ def test_a_corrupt_picture_changes_no_other_pixel(damaged, make_folder, tmp_path
     assert differs.sum() == 2
 
 
-def test_a_corrupt_picture_is_warned_of_once_with_its_name_and_counted(damaged, caplog):
+def test_a_corrupt_image_is_warned_of_once_with_its_name_and_counted(damaged, caplog):
     images = Images(damaged, 32, max_corrupt_fraction=0.1)
     loader = images.training(10, seed=0)
     assert loader.num_skipped == 0
@@ -249,7 +249,7 @@ def test_a_corrupt_picture_is_warned_of_once_with_its_name_and_counted(damaged, 
     assert loader.num_skipped == 2
 
 
-def test_evaluation_leaves_corrupt_pictures_out(damaged):
+def test_evaluation_leaves_corrupt_images_out(damaged):
     evaluation = Images(damaged, 32, max_corrupt_fraction=0.1).evaluation(8, split="train")
     batches = list(evaluation)
     valid = np.concatenate([batch["valid"] for batch in batches])
@@ -258,13 +258,13 @@ def test_evaluation_leaves_corrupt_pictures_out(damaged):
     assert evaluation.num_skipped == 2
 
 
-def test_too_many_corrupt_pictures_stop_the_run(damaged):
+def test_too_many_corrupt_images_stop_the_run(damaged):
     loader = Images(damaged, 32, max_corrupt_fraction=0.05).training(20, seed=0)
     with pytest.raises(TooManyCorruptError, match=r"2 of 20 images are corrupt .* max_corrupt_fraction=0\.05 allows"):
         next(loader)
 
 
-def test_restoring_with_corrupt_pictures_gives_identical_pixels(damaged):
+def test_restoring_with_corrupt_images_gives_identical_pixels(damaged):
     def loader():
         return Images(damaged, 32, training_transform=STRONG, max_corrupt_fraction=0.1).training(3, seed=2)
     first = loader()
@@ -274,7 +274,7 @@ def test_restoring_with_corrupt_pictures_gives_identical_pixels(damaged):
     assert_equal_batches(take(second, 8), take(first, 8))
 
 
-def test_a_file_that_vanishes_is_an_error_not_a_corrupt_picture(make_folder):
+def test_a_file_that_vanishes_is_an_error_not_a_corrupt_image(make_folder):
     root = make_folder({"train/a": 3, "val/a": 1})
     loader = Images(functools.partial(ImageFolder, root), 16).training(3, seed=0)
     (root / "train" / "a" / "001.png").unlink()
@@ -283,7 +283,7 @@ def test_a_file_that_vanishes_is_an_error_not_a_corrupt_picture(make_folder):
 
 
 def test_splits_with_different_classes_are_refused():
-    class Other(OnePicture):
+    class Other(OneImage):
         def __init__(self, split):
             super().__init__(split)
             self.class_names = (split,)

@@ -21,7 +21,7 @@ def load_adapter(folder):
     return module
 
 
-def test_licence_and_notice_are_beside_the_pictures():
+def test_licence_and_notice_are_beside_the_images():
     licence = (FOLDER / "LICENSE").read_text()
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
     assert "Google" in (FOLDER / "NOTICE").read_text() and "Changes:" in (FOLDER / "NOTICE").read_text()
@@ -38,11 +38,11 @@ def test_the_file_is_the_one_that_the_readme_describes():
     assert hashlib.sha256(find_dataset().read_bytes()).hexdigest() == digest
 
 
-def test_no_two_pictures_are_the_same(emoji):
+def test_no_two_images_are_the_same(emoji):
     assert len(np.unique(emoji["images"].reshape(1892, -1), axis=0)) == 1892
 
 
-def test_the_pictures_are_found_wherever_the_folder_is_installed(tmp_path):
+def test_the_images_are_found_wherever_the_folder_is_installed(tmp_path):
     installed = Path(shutil.copytree(FOLDER, tmp_path / "site" / "vqim" / "third_party" / "noto_emoji"))
     assert load_adapter(installed).find_dataset() == installed / "noto_emoji_64.npz"
 

@@ -10,14 +10,14 @@ from vqim.data.source import Arrays, Emoji, Idx
 
 @pytest.fixture
 def arrays(emoji):
-    """Ten pictures of three classes, four of them for validation, as an .npz holds them."""
+    """Ten images of three classes, four of them for validation, as an .npz holds them."""
     return {"images": emoji["images"][:10], "labels": np.arange(10) % 3,
             "class_names": np.array(["a", "b", "c"]), "is_validation": np.arange(10) % 5 > 2}
 
 
 @pytest.fixture
 def save(tmp_path, arrays):
-    """Saves the ten pictures with some arrays replaced (None: left out)."""
+    """Saves the ten images with some arrays replaced (None: left out)."""
     def save_changed(**changes):
         path = tmp_path / "set.npz"
         np.savez(path, **{name: array for name, array in {**arrays, **changes}.items() if array is not None})
@@ -33,7 +33,7 @@ def write_idx(path, array, zipped=True):
 
 @pytest.fixture
 def idx_folder(tmp_path):
-    """Five training and three validation pictures of 4x6 pixels."""
+    """Five training and three validation images of 4x6 pixels."""
     rng = np.random.default_rng(0)
     for stem, count in (("train", 5), ("t10k", 3)):
         write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", rng.integers(0, 256, (count, 4, 6)))
@@ -48,7 +48,7 @@ def test_the_emoji_splits_are_those_of_the_file(emoji):
         np.testing.assert_array_equal([source[i].image for i in range(len(source))], emoji["images"][chosen])
 
 
-def test_the_emoji_set_has_1522_and_370_pictures_of_nine_classes():
+def test_the_emoji_set_has_1522_and_370_images_of_nine_classes():
     assert (len(Emoji("train")), len(Emoji("validation"))) == (1522, 370)
     assert len(Emoji("train").class_names) == 9 and "Flags" in Emoji("train").class_names
 
@@ -65,7 +65,7 @@ def test_an_array_example_is_named_by_its_place_in_the_file(save):
     ({"labels": np.array([0, 1, 2, 0, 3, 0, 0, 0, 0, 0])}, "expected labels from 0 to 2, .* label 4 is 3"),
     ({"labels": np.array([0, -1, 2, 0, 0, 0, 0, 0, 0, 0])}, "expected labels from 0 to 2, .* label 1 is -1"),
     ({"is_validation": np.zeros(10, np.uint8)}, "expected `is_validation` bool"),
-    ({"is_validation": np.zeros(10, bool)}, "no picture is in the validation split"),
+    ({"is_validation": np.zeros(10, bool)}, "no image is in the validation split"),
     ({"class_names": None}, "no array class_names; it has images, labels, is_validation"),
 ])
 def test_arrays_that_do_not_fit_are_refused(save, changes, message):
@@ -149,5 +149,5 @@ def test_a_damaged_idx_file_is_refused(idx_folder, damage, message):
 
 def test_idx_files_of_different_lengths_are_refused(idx_folder):
     write_idx(idx_folder / "train-labels-idx1-ubyte.gz", np.zeros(4))
-    with pytest.raises(ValueError, match="5 pictures but .* 4 labels"):
+    with pytest.raises(ValueError, match="5 images but .* 4 labels"):
         Idx(idx_folder, "train")

@@ -31,7 +31,7 @@ def write(path, split, num_views, levels=LEVELS, fingerprint="tokenizer-1", make
 
 @pytest.fixture
 def cache(tmp_path):
-    """A cache with three views of ten training pictures, and four validation pictures."""
+    """A cache with three views of ten training images, and four validation images."""
     write(tmp_path / "cache", "train", NUM_VIEWS)
     write(tmp_path / "cache", "validation", 1)
     return tmp_path / "cache"

@@ -21,7 +21,7 @@ def difference(x, y):
 
 @pytest.fixture
 def picture(emoji):
-    """A 40x64 picture."""
+    """A 40x64 image."""
     return np.ascontiguousarray(emoji["images"][700][12:52])
 
 
@@ -38,13 +38,13 @@ def test_centre_crop_scales_the_shorter_side_and_keeps_the_middle(picture, size)
     assert difference(CenterCrop()(picture, size, rng()), scaled.crop((left, 0, left + size, size))) <= 1
 
 
-def test_centre_crop_of_an_upright_picture_keeps_the_middle_too(picture):
+def test_centre_crop_of_an_upright_image_keeps_the_middle_too(picture):
     upright = np.ascontiguousarray(picture.swapaxes(0, 1))
     scaled = Image.fromarray(upright).resize((20, 32), Image.Resampling.BICUBIC)
     assert difference(CenterCrop()(upright, 20, rng()), scaled.crop((0, 6, 20, 26))) <= 1
 
 
-def test_a_picture_of_the_right_size_is_not_changed(emoji):
+def test_a_image_of_the_right_size_is_not_changed(emoji):
     whole = RandomCrop(flip_probability=0), RandomResizedCrop((1, 1), (1, 1), flip_probability=0)
     for transform in (CenterCrop(), Resize(), *whole):
         np.testing.assert_array_equal(transform(emoji["images"][3], 64, rng()), emoji["images"][3])
@@ -79,7 +79,7 @@ def test_flips_come_as_often_as_asked(emoji):
     scale=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted),
     ratio=st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(sorted),
 )
-def test_a_crop_box_lies_within_the_picture(height, width, seed, scale, ratio):
+def test_a_crop_box_lies_within_the_image(height, width, seed, scale, ratio):
     top, left, crop_height, crop_width = crop_box(height, width, scale, ratio, rng(seed))
     assert crop_height >= 1 and crop_width >= 1
     assert 0 <= top <= height - crop_height and 0 <= left <= width - crop_width
@@ -111,7 +111,7 @@ def test_where_no_box_fits_the_middle_is_torchvisions(shape):
 
 
 def coordinates(height, width, step):
-    """A picture whose red is `step` times a pixel's row and whose green is `step` times its column."""
+    """An image whose red is `step` times a pixel's row and whose green is `step` times its column."""
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     return (step * np.stack([rows, columns, 0 * rows], -1)).astype(np.uint8)
 
@@ -122,7 +122,7 @@ def coordinates(height, width, step):
 )
 def test_a_random_crop_never_distorts(height, width, size, seed, fraction):
     # Rows and columns of the original advance equally fast from pixel to pixel, by shorter side / scaled size: from
-    # middle to middle of the outer quarters, as resampling bends ramps at the border of the picture.
+    # middle to middle of the outer quarters, as resampling bends ramps at the border of the image.
     crop = RandomCrop(fraction, flip_probability=0)(coordinates(height, width, 1), size, rng(seed)).astype(float)
     quarter, span = size // 4, size - 1 - 2 * (size // 4)
     down = crop[-1 - quarter, size // 2, 0] - crop[quarter, size // 2, 0]

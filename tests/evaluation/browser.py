@@ -1,4 +1,4 @@
-"""Opens a page in headless Chromium and says what a visitor would get: pictures, errors, requests, a screenshot.
+"""Opens a page in headless Chromium and says what a visitor would get: images, errors, requests, a screenshot.
 
 It speaks the DevTools protocol over Chromium's own pipe (`--remote-debugging-pipe`: JSON messages that end in a zero
 byte, read by the browser from file descriptor 3 and written to 4), and so needs no driver and no package.
@@ -84,8 +84,8 @@ def visit(
                 alt: image.alt, width: image.naturalWidth, height: image.naturalHeight, shown: image.clientWidth})),
               overflow: document.documentElement.scrollWidth - innerWidth}))"""))
         if screenshot is not None:
-            picture = browser.call("Page.captureScreenshot", captureBeyondViewport=True, format="png")
-            screenshot.write_bytes(base64.b64decode(picture["data"]))
+            image = browser.call("Page.captureScreenshot", captureBeyondViewport=True, format="png")
+            screenshot.write_bytes(base64.b64decode(image["data"]))
         requests = [event["request"]["url"] for event in browser.events("Network.requestWillBeSent")]
         return Visit(errors=list(_errors(browser)), **found,
                      requests=[url for url in requests if url != address and not url.startswith("data:")])

@@ -1,4 +1,4 @@
-"""Small real pictures, and tasks of both stages with random parameters."""
+"""Small real images, and tasks of both stages with random parameters."""
 import functools
 
 import numpy as np
@@ -25,7 +25,7 @@ from vqim.training.gradient_task import GradientTask
 LEARNER = functools.partial(Learner, optimizer=AdamW(), learning_rate=Constant(1e-3))
 
 
-class Pictures:
+class Images:
     """300 emoji of 16x16 pixels and three classes in turn.
 
     The last batch is filled up with what would count if it were looked at.
@@ -61,8 +61,8 @@ class Pictures:
 
 @pytest.fixture
 def data():
-    """Pictures of which no batch has been taken yet."""
-    return Pictures()
+    """Images of which no batch has been taken yet."""
+    return Images()
 
 
 def draw(module, seed):
@@ -73,7 +73,7 @@ def draw(module, seed):
 
 @pytest.fixture
 def make_tokenizer():
-    """`make_tokenizer(sizes=(20,), **arguments of the decoder)`: 16x16 pictures to tokens, of two levels for two."""
+    """`make_tokenizer(sizes=(20,), **arguments of the decoder)`: 16x16 images to tokens, of two levels for two."""
     def make(sizes=(20,), **kwargs):
         if len(sizes) == 1:
             quantizer, width = VectorQuantizer(16, 16, sizes[0], 4), 16

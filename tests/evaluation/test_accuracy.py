@@ -56,7 +56,7 @@ def cross_entropy(logits):
     return -np.log(probabilities[np.arange(7), LABELS]).mean()
 
 
-def test_accuracy_and_cross_entropy_are_means_over_the_pictures_that_are_there():
+def test_accuracy_and_cross_entropy_are_means_over_the_images_that_are_there():
     results = measured(1)
     assert results["evaluation/top1"] == pytest.approx((LOGITS[0].argmax(1) == LABELS).mean())
     assert results["evaluation/cross_entropy"] == pytest.approx(cross_entropy(LOGITS[0]), rel=1e-6)

@@ -61,7 +61,7 @@ def test_psnr_and_ssim_give_scikit_images_numbers():
     assert distances.ssim(a_BCHW, b_BCHW).tolist() == pytest.approx([0.02979380, 0.95398487], abs=1e-5)
 
 
-def test_ssim_equals_a_slow_one_on_pictures(emoji_NHWC):
+def test_ssim_equals_a_slow_one_on_images(emoji_NHWC):
     images_NHWC = emoji_NHWC[3:5, 8:40, 16:46]
     a_BCHW = distances.unit_range(images_NHWC)
     b_BCHW = distances.unit_range(distances.downscaled_copy(images_NHWC))
@@ -82,7 +82,7 @@ def test_gradient_energy_of_stripes_and_of_a_step_is_known():
     torch.testing.assert_close(distances.gradient_energy(images_BCHW), torch.tensor([1.0, 0.25 / 3]))
 
 
-def test_blur_takes_gradient_energy_from_every_picture(emoji_NHWC):
+def test_blur_takes_gradient_energy_from_every_image(emoji_NHWC):
     images_BCHW = distances.unit_range(emoji_NHWC)
     sharp_BCHW, blurred_BCHW = images_BCHW[..., 1:-1, 1:-1], F.avg_pool2d(images_BCHW, 3, stride=1)
     assert (distances.gradient_energy(blurred_BCHW) < distances.gradient_energy(sharp_BCHW)).all()
@@ -115,7 +115,7 @@ def test_averages_refuse_batches_that_measure_different_things():
 
 
 def test_mean_image_psnr_of_two_greys_is_known():
-    # The training mean is 0.4; a validation picture of 0.6 misses it by 0.2, one of 0.4 + 1/10 by 0.1.
+    # The training mean is 0.4; a validation image of 0.6 misses it by 0.2, one of 0.4 + 1/10 by 0.1.
     train_NHWC = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (51, 153)])
     validation_NHWC = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (153, 76)])
     errors = [(153 - 102) / 255, (76 - 102) / 255]
@@ -131,7 +131,7 @@ def test_a_downscaled_copy_keeps_flat_regions_and_loses_pixels():
     assert inside.min() > 100 and inside.max() < 155  # antialiased: half grey, not aliased black or white
 
 
-def test_a_downscaled_copy_is_nearer_to_a_picture_than_the_mean_image(emoji_NHWC):
+def test_a_downscaled_copy_is_nearer_to_a_image_than_the_mean_image(emoji_NHWC):
     copies = distances.downscaled_copy(emoji_NHWC)
     copies_psnr = distances.psnr(*map(distances.unit_range, (emoji_NHWC, copies))).mean().item()
     assert copies.dtype == np.uint8 and copies.shape == emoji_NHWC.shape

@@ -331,7 +331,7 @@ def experiment():
     return load(["gin/debug/tokenizer_tiny.gin"], [], []).call("train")
 
 
-def test_several_processes_measure_what_one_measures_each_on_its_share_of_the_pictures(experiment):
+def test_several_processes_measure_what_one_measures_each_on_its_share_of_the_images(experiment):
     def measured(runtime):
         state = start(experiment.task.init_spec(), 0, runtime)
         evaluator = Reconstructions([Distances(), CodebookUse(), ShownImages()], batch_size=96)
@@ -363,5 +363,5 @@ def test_several_processes_draw_the_images_that_one_draws(prior_run):
 
 
 def arrays_of(value):
-    """The arrays of a result: pictures, or a histogram's values."""
+    """The arrays of a result: images, or a histogram's values."""
     return dataclasses.astuple(value) if dataclasses.is_dataclass(value) else [value]

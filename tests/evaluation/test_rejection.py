@@ -61,7 +61,7 @@ def test_as_many_candidates_as_needed_give_as_many_as_wanted(wanted, rate):
 
 
 def make_candidates(labels):
-    """A picture of each label that holds its number."""
+    """An image of each label that holds its number."""
     numbers = np.arange(len(labels))
     images = np.broadcast_to(numbers[:, None, None, None].astype(np.uint8), (len(labels), 2, 2, 3))
     scores = np.random.default_rng(0).normal(size=(2, len(labels))).astype(np.float32)
@@ -86,7 +86,7 @@ def test_a_stream_of_candidates_is_accepted_as_all_of_them_at_once(batch_size):
     assert len(expected.labels_B) == 3 + 1 + 3
 
 
-def test_accepted_pictures_of_a_class_come_before_the_next_class_is_drawn():
+def test_accepted_images_of_a_class_come_before_the_next_class_is_drawn():
     candidates, drawn = make_candidates([0] * 4 + [1] * 4 + [2] * 4), []
 
     def batches():
@@ -99,7 +99,7 @@ def test_accepted_pictures_of_a_class_come_before_the_next_class_is_drawn():
 
 
 class Reddest:
-    """Class 1 as surely as a picture is red, class 0 otherwise; class 2 never."""
+    """Class 1 as surely as an image is red, class 0 otherwise; class 2 never."""
 
     def __init__(self, image_size=8, num_classes=3, sign=1.0):
         self.image_size, self.num_classes, self.sign = image_size, num_classes, sign
@@ -114,7 +114,7 @@ class Reddest:
 
 
 class OneOfMany:
-    """Finds class 9 in every picture."""
+    """Finds class 9 in every image."""
 
     image_size = 8
 
@@ -137,7 +137,7 @@ class Coloured(PriorObjective):
 
 
 def make_task(num_classes=3):
-    """8x8 pictures of 2x2 tokens."""
+    """8x8 images of 2x2 tokens."""
     tokenizer = ImageTokenizer(
         ViTEncoder(8, 4, 8, 1, 2, 8), VectorQuantizer(8, 8, 16, 4), ViTDecoder(8, 4, 8, 1, 2, 8), 8)
     prior = functools.partial(AutoregressivePrior, width=8, num_layers=1, num_heads=2, hidden=8)
@@ -175,7 +175,7 @@ def test_scores_are_log_probabilities_and_hits_the_likeliest_class(sign):
         np.testing.assert_array_equal(batch.hits_MB, (probabilities.max(1) == of_label)[None])
 
 
-def test_the_same_seed_draws_the_same_pictures_in_any_batches_with_and_without_a_classifier():
+def test_the_same_seed_draws_the_same_images_in_any_batches_with_and_without_a_classifier():
     task, labels = make_task(), [0, 1, 2, 1]
 
     def draw(classifier, seed, batch_size):
@@ -248,7 +248,7 @@ def test_without_a_judge_there_are_no_figures_of_one():
     ({"image_size": 16}, "must have the prior's image_size, 8, got 16"),
     ({"num_classes": 4}, "must have the prior's num_classes, 3, got 4"),
 ])
-def test_a_classifier_of_other_pictures_or_classes_is_refused(arguments, message):
+def test_a_classifier_of_other_images_or_classes_is_refused(arguments, message):
     for name in ("classifier", "judge"):
         with pytest.raises(ValueError, match=f"{name} {message}"):
             measure(make_task(), **{name: Reddest(**arguments)})

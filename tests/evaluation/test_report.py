@@ -21,7 +21,7 @@ in_browser = pytest.mark.skipif(
 
 @pytest.fixture(name="report", scope="module")
 def make_report() -> Report:
-    """Real pictures, their thumbnails as reconstructions, and invented figures, one of which misses its bar."""
+    """Real images, their thumbnails as reconstructions, and invented figures, one of which misses its bar."""
     source = Emoji("validation")
     originals = np.stack([np.asarray(source[i].image) for i in range(0, 320, 20)])[:, ::2, ::2]
     decay = np.exp(-np.arange(50) / 10)
@@ -32,7 +32,7 @@ def make_report() -> Report:
             Measure("Reconstruction PSNR", 21.0, "dB", {"mean image": 11.5}, [Bar("at least", 20.0)]),
             Measure("Linear probe, top-1", 61.0, "%", {"raw pixels": 63.5}, [Bar("above", 63.5, "raw pixels")], 1)],
         originals_BHWC=originals, reconstructions_BHWC=distances.downscaled_copy(originals, 2),
-        picture_names=[f"emoji {i}" for i in range(16)], code_counts_K=np.arange(512),
+        image_names=[f"emoji {i}" for i in range(16)], code_counts_K=np.arange(512),
         loss_curves={"stage 1": {"total": (range(50), decay), "l2": (range(50), decay / 9)},
                      "stage 2": {"train": (range(50), 4 + decay)}, "probe": {"train": (range(50), 1 + decay)}},
         samples={name: originals[4 * i:4 * i + 4] for i, name in enumerate(("Flags", "Food & Drink"))},
@@ -67,7 +67,7 @@ def written(tmp_path: pathlib.Path, report: Report) -> pathlib.Path:
 
 @in_browser
 @pytest.mark.parametrize("width, dark", [(1200, False), (390, True)], ids=["desktop", "phone in the dark"])
-def test_a_visitor_sees_all_pictures_and_no_errors(report, tmp_path, width, dark):
+def test_a_visitor_sees_all_images_and_no_errors(report, tmp_path, width, dark):
     seen = visit(written(tmp_path, report), tmp_path / "screenshot.png", width=width, dark=dark)
     assert seen.errors == []
     assert seen.requests == []
@@ -100,7 +100,7 @@ def test_the_page_asks_for_nothing_outside_of_itself(report, tmp_path):
     assert not {"script", "iframe", "object"} & {tag for tag, _ in page.elements}
 
 
-def test_pictures_are_in_the_page_pixel_by_pixel(report, tmp_path):
+def test_images_are_in_the_page_pixel_by_pixel(report, tmp_path):
     page = Page(written(tmp_path, report))
     pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
                 for source in page.attributes("src")]
@@ -109,7 +109,7 @@ def test_pictures_are_in_the_page_pixel_by_pixel(report, tmp_path):
     np.testing.assert_array_equal(pictures[32:], np.concatenate(list(report.samples.values())))
 
 
-def test_every_picture_and_chart_has_an_alternative_text(report, tmp_path):
+def test_every_image_and_chart_has_an_alternative_text(report, tmp_path):
     page = Page(written(tmp_path, report))
     texts = [attributes.get("alt") or attributes.get("aria-label") for tag, attributes in page.elements
              if tag in ("img", "svg")]
@@ -144,7 +144,7 @@ def test_figures_are_shown_with_baselines_bars_and_verdicts(report, tmp_path):
 def test_names_and_config_are_text_whatever_they_hold(report, tmp_path):
     hostile = '<script>alert("1")</script> & $title'
     page = Page(written(tmp_path, dataclasses.replace(
-        report, title=hostile, config=hostile, picture_names=[hostile] * 16, samples={hostile: report.originals_BHWC},
+        report, title=hostile, config=hostile, image_names=[hostile] * 16, samples={hostile: report.originals_BHWC},
         loss_curves={hostile: {hostile: ([0, 1], [1, 2])}})))
     assert "script" not in {tag for tag, _ in page.elements}
     assert page.text.count(hostile) >= 20
@@ -163,11 +163,11 @@ def test_a_bar_is_passed_on_its_side_only_and_never_by_nan(kind, passing):
     assert [value for value in (19.0, 20.0, 21.0, float("nan")) if Bar(kind, 20.0).passed(value)] == passing
 
 
-def test_pictures_that_do_not_belong_together_are_refused(report):
+def test_images_that_do_not_belong_together_are_refused(report):
     with pytest.raises(ValueError, match="of one shape"):
         dataclasses.replace(report, reconstructions_BHWC=report.reconstructions_BHWC[:3])
     with pytest.raises(ValueError, match="got 2 names"):
-        dataclasses.replace(report, picture_names=["a", "b"])
+        dataclasses.replace(report, image_names=["a", "b"])
     with pytest.raises(ValueError, match=r"samples\['Flags'\] must be uint8.*float32"):
         dataclasses.replace(report, samples={"Flags": np.zeros((1, 8, 8, 3), np.float32)})
 

@@ -35,11 +35,11 @@ def distance(params, a_BCHW, b_BCHW):
 
 @pytest.mark.parametrize("size", [64, 32])
 def test_it_equals_the_published_formula_on_torchvision_features(params, emoji_BCHW, size):
-    pictures_BCHW = emoji_BCHW[..., :size, :size]
-    blurred_BCHW = torchvision.transforms.functional.gaussian_blur(pictures_BCHW, [5, 5], [1.0, 1.0])
+    images_BCHW = emoji_BCHW[..., :size, :size]
+    blurred_BCHW = torchvision.transforms.functional.gaussian_blur(images_BCHW, [5, 5], [1.0, 1.0])
     trunk = torchvision.models.alexnet(weights=None).features
-    expected_B = published_lpips(trunk, RECTIFIERS, params, pictures_BCHW, blurred_BCHW)
-    np.testing.assert_allclose(distance(params, pictures_BCHW, blurred_BCHW).numpy(), expected_B, rtol=2e-5)
+    expected_B = published_lpips(trunk, RECTIFIERS, params, images_BCHW, blurred_BCHW)
+    np.testing.assert_allclose(distance(params, images_BCHW, blurred_BCHW).numpy(), expected_B, rtol=2e-5)
 
 
 def test_equal_images_have_no_distance(params, emoji_BCHW):

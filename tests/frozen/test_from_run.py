@@ -19,7 +19,7 @@ from vqim.training.state import TrainState, save, start
 
 
 def make_tokenizer(vocabulary=32):
-    """16x16 pictures to 4x4 tokens."""
+    """16x16 images to 4x4 tokens."""
     sizes = {"width": 16, "num_layers": 2, "num_heads": 4, "hidden": 24}
     return ImageTokenizer(ViTEncoder(16, 4, **sizes), VectorQuantizer(16, 16, vocabulary, code_dim=4),
                           ViTDecoder(16, 4, **sizes), image_size=16)

@@ -37,26 +37,26 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """Folders as gin/data wants them: ImageNet's, with a thousand classes, and one without classes."""
     png = io.BytesIO()
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(png, "png")
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for split in ("train", "val"):
         for path in [folder / f"classes/{split}/n{number:08d}" for number in range(1000)] + [folder / f"none/{split}"]:
             path.mkdir(parents=True)
-            (path / "picture.png").write_bytes(png.getvalue())
+            (path / "image.png").write_bytes(png.getvalue())
     return folder
 
 
 @pytest.fixture
-def bindings(pictures):
+def bindings(images):
     """`bindings(name)`: what a file leaves to the command line."""
     def of(name):
         text = whole_text(name)
         if "data.ImageFolder.path = %DATA" not in text:
             return []
-        return [f"DATA = {str(pictures / ('classes' if 'gin/data/imagenet.gin' in text else 'none'))!r}"]
+        return [f"DATA = {str(images / ('classes' if 'gin/data/imagenet.gin' in text else 'none'))!r}"]
     return of
 
 

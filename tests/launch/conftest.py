@@ -66,7 +66,7 @@ def same():
 
 
 @pytest.fixture
-def write_pictures():
+def write_images():
     """Writes a folder with one class of small PNGs, the first few of which are cut short."""
     def write(folder, count, corrupt):
         (folder / "square").mkdir(parents=True)

@@ -35,7 +35,7 @@ def compile_(*arguments):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """One training step, of pictures in a folder that is not there."""
+    """One training step, of images in a folder that is not there."""
     dump = tmp_path_factory.mktemp("hlo")
     process = compile_(
         TINY, "--topology=v4:2x2x1", "--json", f"--dump_hlo={dump}", "--gin_bindings=train.batch_size = 16",

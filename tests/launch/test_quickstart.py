@@ -75,7 +75,7 @@ def test_the_unigram_entropy_is_at_most_that_of_even_use(summary):
 
 
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium here: .ci/run installs one")
-def test_the_report_opens_in_a_browser_with_all_pictures_and_no_errors(quickstart):
+def test_the_report_opens_in_a_browser_with_all_images_and_no_errors(quickstart):
     page = visit(quickstart / "report.html", screenshot=quickstart / "report.png")
     assert page.errors == [] and page.requests == []
     assert len(page.images) > 16 and all(image["width"] > 0 for image in page.images)

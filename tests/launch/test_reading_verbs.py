@@ -19,7 +19,7 @@ def last_evaluation(run):
     return {name: value for row in rows for name, value in row.items() if isinstance(value, float) and name != "time"}
 
 
-def pictures(folder):
+def images(folder):
     """The PNGs of a folder by name."""
     return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))}
 
@@ -41,24 +41,24 @@ def test_evaluating_a_finished_run_gives_the_numbers_of_its_last_evaluation(verb
 def test_an_evaluation_may_have_other_settings(verbs, runs):
     done = verbs("evaluate", TOKENIZER, "--gin_bindings=evaluation.Reconstructions.batch_size = 100")
     assert done.code == 0, done.err
-    # Another batch size adds the same numbers in another order, and has batches of other pictures.
+    # Another batch size adds the same numbers in another order, and has batches of other images.
     for name, value in last_evaluation(runs / "tokenizer").items():
         if name != "codebook/usage_per_batch":
             assert json.loads((runs / "tokenizer/evaluation.json").read_text())[name] == pytest.approx(value, rel=1e-4)
 
 
-def test_samples_are_pictures_by_class_names_and_numbers_the_same_for_the_same_seed(verbs, runs):
+def test_samples_are_images_by_class_names_and_numbers_the_same_for_the_same_seed(verbs, runs):
     for out, seed in (("a", 3), ("b", 3), ("c", 4)):
         done = verbs("sample", PRIOR, "--num_images=5", "--labels=0,Food & Drink,-1", f"--out={out}", f"--seed={seed}",
                      "--batch_size=2")
         assert done.code == 0, done.err
-    first, again, other = (pictures(verbs.directory / out) for out in "abc")
+    first, again, other = (images(verbs.directory / out) for out in "abc")
     names = [path.split("_", 1) for path in first]
     assert [number for number, *_ in names[:5]] == ["00000", "00001", "00002", "00003", "00004"]
     assert names[0][1] == names[3][1] != names[1][1] == names[4][1] == "Food_&_Drink.png"
     assert names[2][1] == "any.png"
     assert {image.shape for name, image in first.items() if name != "grid.png"} == {(16, 16, 3)}
-    assert done.out == "5 pictures in c\n"
+    assert done.out == "5 images in c\n"
     assert first.keys() == again.keys() and all((first[name] == again[name]).all() for name in first)
     assert any((first[name] != other[name]).any() for name in first)
 
@@ -77,7 +77,7 @@ def test_samples_that_cannot_be_drawn_are_refused(verbs, runs, files, flags, mes
     assert files(runs) == before
 
 
-def test_a_prior_trains_on_cached_tokens_which_are_those_of_the_pictures(verbs, runs):
+def test_a_prior_trains_on_cached_tokens_which_are_those_of_the_images(verbs, runs):
     done = verbs("cache_tokens", TOKENIZER, "--num_views=2", "--out=cache", "--batch_size=100")
     assert done.code == 0, done.err
     tokens = Tokens(verbs.directory / "cache")
@@ -85,7 +85,7 @@ def test_a_prior_trains_on_cached_tokens_which_are_those_of_the_pictures(verbs, 
     with contextlib.closing(tokens.training(64, 0)) as loader:
         assert next(loader)["tokens"].shape == (64, 16, 1)
 
-    # The whole validation set, measured on the cached tokens and on pictures that the tokenizer reads.
+    # The whole validation set, measured on the cached tokens and on images that the tokenizer reads.
     cached = ("train.data = @data.Tokens()", "data.Tokens.path = 'cache'")
     done = verbs("evaluate", PRIOR, *(f"--gin_bindings={line}" for line in cached))
     assert done.code == 0, done.err

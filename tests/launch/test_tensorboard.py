@@ -60,7 +60,7 @@ def test_the_codes_histogram_counts_every_token_of_the_validation_set(shown):
     histograms = shown("tokenizer").Histograms("codebook/histogram")
     assert steps(histograms) == EVALUATIONS
     value = histograms[-1].histogram_value
-    assert value.num % 16 == 0 and value.num > 300 * 16  # 16 tokens a picture, about 378 pictures
+    assert value.num % 16 == 0 and value.num > 300 * 16  # 16 tokens an image, about 378 images
     assert 0 <= value.min <= value.max < 64
 
 
@@ -70,7 +70,7 @@ def test_the_codes_histogram_counts_every_token_of_the_validation_set(shown):
     ("prior", "images/predictions", (4 * 18, 8 * 18)),
     ("prior", "images/samples", (5 * 18, 8 * 18)),
 ])
-def test_pictures_are_shown_at_every_evaluation(shown, name, tag, size):
+def test_images_are_shown_at_every_evaluation(shown, name, tag, size):
     images = shown(name).Images(tag)
     assert steps(images) == EVALUATIONS
     assert pixels(images[-1]).shape == (*size, 3)

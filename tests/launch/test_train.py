@@ -12,7 +12,7 @@ from vqim.training.summaries import read_metrics
 
 TOKENIZER = "gin/debug/tokenizer_tiny.gin"
 
-# A task whose pictures turn NaN at one step, a schedule whose rate does, an optimizer whose result does.
+# A task whose images turn NaN at one step, a schedule whose rate does, an optimizer whose result does.
 PLUGIN = """
 import gin
 import torch
@@ -192,14 +192,14 @@ def test_a_full_disk_ends_the_run_with_the_reason_and_the_checkpoint_before_is_w
     assert checkpoints(run) == [40, 45]
 
 
-def test_too_many_corrupt_pictures_stop_the_run_and_a_few_are_warned_of_and_counted(verbs, write_pictures):
-    write_pictures(verbs.directory / "pictures", count=40, corrupt=2)
-    bindings = ("data.Images.source = @data.ImageFolder", "data.ImageFolder.path = 'pictures'",
+def test_too_many_corrupt_images_stop_the_run_and_a_few_are_warned_of_and_counted(verbs, write_images):
+    write_images(verbs.directory / "images", count=40, corrupt=2)
+    bindings = ("data.Images.source = @data.ImageFolder", "data.ImageFolder.path = 'images'",
                 "data.ImageFolder.validation_fraction = 0.25", "train.num_steps = 10", "train.batch_size = 8",
                 "train.evaluators = []")
     done = verbs("train", *train_flags(TOKENIZER, "few", *bindings, "data.Images.max_corrupt_fraction = 0.2"))
     assert done.code == 0, done.err
-    warned = re.findall(r"WARNING .*pictures/square/(\d+)\.png", done.err)
+    warned = re.findall(r"WARNING .*images/square/(\d+)\.png", done.err)
     assert 1 <= len(warned) == len(set(warned)) <= 2
     assert read_metrics(verbs.directory / "few")[-1]["data/num_skipped"] == len(warned)
 

@@ -9,7 +9,7 @@ from tests.launch.verbs import Verbs, train_flags
 from vqim.data.token_cache import Tokens
 from vqim.trained import load
 
-FOLDER = ("data.Images.source = @data.ImageFolder", "data.ImageFolder.path = 'pictures'",
+FOLDER = ("data.Images.source = @data.ImageFolder", "data.ImageFolder.path = 'images'",
           "data.ImageFolder.validation_fraction = 0.25")
 PRIOR = ("NUM_CLASSES = 3", "TOKENIZER_RUN = 'tokenizer'", "prior.AutoregressivePrior.class_dropout_rate = 0.0")
 SHORT = ("train.num_steps = 2", "train.evaluators = []")
@@ -18,19 +18,19 @@ CACHED = ("train.data = @data.Tokens()", "data.Tokens.path = 'cache'")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Runs `tokenizer`, `prior` and `cached` of folders of pictures, classes '1', '2' and '3', that are gone since."""
+    """Runs `tokenizer`, `prior` and `cached` of folders of images, classes '1', '2' and '3', that are gone since."""
     directory = tmp_path_factory.mktemp("trained")
     verbs = Verbs(directory, tmp_path_factory.mktemp("trained_logs"))
     for label in ("1", "2", "3"):
-        (directory / "pictures" / label).mkdir(parents=True)
+        (directory / "images" / label).mkdir(parents=True)
         for number in range(20):
             Image.fromarray(np.full([16, 16, 3], 10 * number, np.uint8)).save(
-                directory / "pictures" / label / f"{number}.png")
+                directory / "images" / label / f"{number}.png")
     verbs.train("tokenizer_tiny", *SHORT, *FOLDER, workdir="tokenizer")
     verbs.train("prior_tiny", *SHORT, *FOLDER, *PRIOR, workdir="prior")
     assert verbs("cache_tokens", "--workdir=tokenizer", "--out=cache").code == 0
     verbs.train("prior_tiny", *SHORT, *CACHED, *PRIOR, workdir="cached")
-    shutil.rmtree(directory / "pictures")
+    shutil.rmtree(directory / "images")
     shutil.rmtree(directory / "cache")
     return directory
 
@@ -84,8 +84,8 @@ def test_what_does_need_them_is_refused_without_them_and_with_the_line(elsewhere
     flags = {"train": ["--gin_file=tokenizer/config.gin"], "evaluate": [], "cache_tokens": ["--out=cache"]}[verb]
     done = elsewhere(verb, "--workdir=tokenizer", *flags)
     assert done.code == 2, done.err
-    assert "path: expected a folder, but 'pictures' does not exist" in done.err
-    assert "data.ImageFolder.path = 'pictures'  (tokenizer/config.gin:" in done.err
+    assert "path: expected a folder, but 'images' does not exist" in done.err
+    assert "data.ImageFolder.path = 'images'  (tokenizer/config.gin:" in done.err
     assert files(elsewhere.directory) == before
 
 

@@ -51,7 +51,7 @@ def make_prior():
 
 @pytest.fixture
 def tokenizer():
-    """8x8 pictures to 2x2 tokens of 16."""
+    """8x8 images to 2x2 tokens of 16."""
     return ImageTokenizer(ViTEncoder(8, 4, 8, 1, 2, 8), VectorQuantizer(8, 8, 16, 4), ViTDecoder(8, 4, 8, 1, 2, 8), 8)
 
 

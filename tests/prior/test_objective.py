@@ -85,7 +85,7 @@ def test_tokens_of_a_cache_are_taken_as_they_are(make_task):
 
 
 @pytest.mark.parametrize("context", [CONTEXT, ROUGH], ids=["float32", "bfloat16"])
-def test_pictures_of_tokens_are_the_tokenizers_in_float32_rounded_to_8_bits(
+def test_images_of_tokens_are_the_tokenizers_in_float32_rounded_to_8_bits(
         make_task, tokenizer, draw_params, context):
     task, tokens = make_task(), torch.randint(16, (6, 4, 1))
     exact = apply(tokenizer.images, draw_params(tokenizer), tokens, CONTEXT)
@@ -110,7 +110,7 @@ def test_a_batch_is_memorised_while_the_tokenizer_stays_as_it_was(make_task, tok
     state = make_state(task)
     history = [run_step(task, state, batch, step)["loss"].item() for step in range(60)]
     assert history[0] == pytest.approx(math.log(16), rel=0.1)
-    # Six pictures of three classes: what is left is which of the two of a class it is, at most log(2) / 4 a token.
+    # Six images of three classes: what is left is which of the two of a class it is, at most log(2) / 4 a token.
     assert history[-1] < math.log(2) / 4 + 0.1
     frozen = select(state, "frozen/tokenizer/")
     params = draw_params(tokenizer)
@@ -175,7 +175,7 @@ def test_reconstructions_are_the_frozen_tokenizers_in_float32_rounded_to_8_bits(
     assert torch.equal(items.labels_B, batch["labels"].long()) and items.labels_B.dtype == torch.int64
 
 
-def test_predictions_are_pictures_of_the_expected_tokens_beside_those_of_the_true_ones(make_task):
+def test_predictions_are_images_of_the_expected_tokens_beside_those_of_the_true_ones(make_task):
     task, batch = make_task(), make_batch()
     state, objective = make_noisy_state(task), task.objective
     items = objective.predict(state, batch, CONTEXT)
@@ -225,7 +225,7 @@ class Unigram(nn.Module):
         return {"bits_per_token": -self.logits_V.log_softmax(0)[tokens_BNK].mean((1, 2)) / math.log(2)}
 
 
-def test_a_prior_that_expects_nothing_is_trained_and_measured_without_pictures_of_what_it_expects(make_task):
+def test_a_prior_that_expects_nothing_is_trained_and_measured_without_images_of_what_it_expects(make_task):
     task, batch = make_task(prior=Unigram), make_batch()
     state = make_state(task)
     assert run_step(task, state, batch)["loss"].item() == pytest.approx(math.log(16))

@@ -22,7 +22,7 @@ from vqim.training.gradient_task import GradientTask
 B, N, V, Z = 2, 16, 64, 4
 SIZES = {"width": 32, "num_layers": 3, "num_heads": 4, "hidden": 48}
 ATTENTION = SIZES["num_layers"] * 2 * (2 * N * N * SIZES["width"])
-"""Of one picture, forward: q k^T, and the weights times v, two operations for each pair of positions and feature."""
+"""Of one image, forward: q k^T, and the weights times v, two operations for each pair of positions and feature."""
 
 
 def tokenizer(width_multiple=1):
@@ -83,7 +83,7 @@ def test_a_tokenizer_costs_three_times_its_forward_pass_but_for_what_needs_no_gr
     model = task.objective.tokenizer
     expected = 6 * matrices(model) * B * N + 2 * 3 * ATTENTION * B
     expected += 2 * V * Z * B * N  # the search in the codebook has no gradient
-    expected -= 2 * matrices(model.encoder.embed) * B * N  # neither have the pictures
+    expected -= 2 * matrices(model.encoder.embed) * B * N  # neither have the images
     assert step_flops(task, task.init_spec(), pictures()) == expected
 
 

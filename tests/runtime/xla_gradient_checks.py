@@ -26,7 +26,7 @@ def draw(seed, *shape):
 
 
 def check_linear(runtime, results):
-    """Gradients of a dense layer, a device's part of the batch being 8 pictures."""
+    """Gradients of a dense layer, a device's part of the batch being 8 images."""
     dense = Dense(INPUTS, OUTPUTS)
     values = {"kernel_IO": draw(0, INPUTS, OUTPUTS), "bias_O": draw(1, OUTPUTS)}
     params = {name: runtime.place(name, leaf, lambda index, name=name: values[name][index])

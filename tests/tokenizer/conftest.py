@@ -1,4 +1,4 @@
-"""Tiny tokenizers with random parameters, and small real pictures."""
+"""Tiny tokenizers with random parameters, and small real images."""
 import numpy as np
 import pytest
 import torch
@@ -35,7 +35,7 @@ def context():
 
 @pytest.fixture
 def make_tokenizer():
-    """`make_tokenizer()`: 16x16 pictures to 4x4 tokens of 32; encoder and decoder differ in width."""
+    """`make_tokenizer()`: 16x16 images to 4x4 tokens of 32; encoder and decoder differ in width."""
     def make(dropout_rate=0.0, vocabulary=32, normalize=True):
         return ImageTokenizer(
             ViTEncoder(16, 4, width=32, num_layers=2, num_heads=4, hidden=48, dropout_rate=dropout_rate),

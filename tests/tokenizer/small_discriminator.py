@@ -11,7 +11,7 @@ from vqim.state.init import Constant, Normal
 
 
 class SmallDiscriminator(nn.Module):
-    """A strided convolution, tanh, and one logit for each patch, or their mean for each picture."""
+    """A strided convolution, tanh, and one logit for each patch, or their mean for each image."""
 
     def __init__(self, image_size=16, patch_size=4, width=6, patches=False):
         super().__init__()

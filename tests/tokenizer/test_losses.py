@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqim.tokenizer.losses import LOG_SCALE_FLOOR, floor_log_scale, logit_laplace, squeeze, unsqueeze
+from vqim.tokenizer.losses import LOG_SCALE_FLOOR, floor_log_scale, logit_laplace, map_pixels, unmap_pixels
 
 
 @pytest.mark.parametrize(("location", "scale"), [(0.0, 0.5), (0.7, 0.3), (-1.5, 0.4)])
@@ -71,6 +71,6 @@ def test_bfloat16_predictions_are_compared_in_float32():
 
 
 def test_squeezing_keeps_away_from_the_logits_poles():
-    torch.testing.assert_close(squeeze(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.1, 0.5, 0.9]))
+    torch.testing.assert_close(map_pixels(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.1, 0.5, 0.9]))
     x = torch.linspace(-0.1, 1.1, 13)
-    torch.testing.assert_close(unsqueeze(squeeze(x)), x)
+    torch.testing.assert_close(unmap_pixels(map_pixels(x)), x)

@@ -106,7 +106,7 @@ QUANTIZERS = {
 
 
 def with_quantizer(quantizer):
-    """A tokenizer of 16x16 pictures to 4x4 latents."""
+    """A tokenizer of 16x16 images to 4x4 latents."""
     return ImageTokenizer(ViTEncoder(16, 4, 32, 1, 4, 32), quantizer,
                           ViTDecoder(16, 4, quantizer.width_out, 1, 2, 32), image_size=16)
 

@@ -1,4 +1,4 @@
-"""Stage 1: its loss term by term, what it changes and what it never does, learning on real pictures."""
+"""Stage 1: its loss term by term, what it changes and what it never does, learning on real images."""
 import functools
 import math
 from types import SimpleNamespace
@@ -99,7 +99,7 @@ def test_the_default_weight_of_the_quantizers_losses_is_the_papers():
     assert TokenizerObjective.__init__.__kwdefaults__["quantizer_weight"] == 1.0
 
 
-def test_terms_are_means_over_the_pictures_values(make_task, batch):
+def test_terms_are_means_over_the_images_values(make_task, batch):
     task = make_task()
     state = make_noisy_state(task)
     items = reconstruct(task, state, batch)
@@ -149,15 +149,15 @@ def test_every_parameter_learns(make_task, batch):
             assert not torch.equal(state[name], before[name]), name
 
 
-def test_stage_1_learns_real_pictures(make_task, batch):
+def test_stage_1_learns_real_images(make_task, batch):
     task = make_task()
     state = make_state(task)
     history = [run_step(task, state, batch, step) for step in range(100)]
     first, last = history[0], history[-1]
     pixels = batch["images"].double() / 255
-    of_the_mean_picture = (pixels - pixels.mean(0)).square().mean().item()  # the best answer without looking
-    assert first["loss/l2"] > of_the_mean_picture
-    assert last["loss/l2"] < 0.9 * of_the_mean_picture
+    of_the_mean_image = (pixels - pixels.mean(0)).square().mean().item()  # the best answer without looking
+    assert first["loss/l2"] > of_the_mean_image
+    assert last["loss/l2"] < 0.9 * of_the_mean_image
     assert last["loss/logit_laplace"] < first["loss/logit_laplace"] - 0.5
     assert last["loss"] < first["loss"]
 

@@ -1,4 +1,4 @@
-"""Every quantizer learns: stage 1 on real pictures, some steps long, against the best answer without looking."""
+"""Every quantizer learns: stage 1 on real images, some steps long, against the best answer without looking."""
 import functools
 
 import numpy as np
@@ -37,11 +37,11 @@ QUANTIZERS = {
         WIDTH, VectorQuantizer(WIDTH, WIDTH, 32, 4), VectorQuantizer(2 * WIDTH, WIDTH, 32, 4), num_blocks=1),
 }
 COLLAPSED = "neither factorised nor normalised"
-"""One code for all pictures after 20 steps: what the paper saw without normalisation (Table 4, 2% of the codes)."""
+"""One code for all images after 20 steps: what the paper saw without normalisation (Table 4, 2% of the codes)."""
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_reconstructions_become_better_than_the_mean_picture(emoji, name):
+def test_reconstructions_become_better_than_the_mean_image(emoji, name):
     quantizer = QUANTIZERS[name]()
     sizes = {"num_layers": 1, "num_heads": 4, "hidden": 48}
     model = ImageTokenizer(ViTEncoder(16, 4, WIDTH, **sizes), quantizer,
@@ -56,14 +56,14 @@ def test_reconstructions_become_better_than_the_mean_picture(emoji, name):
         scalars = RUNTIME.scalars({**task.host_scalars(step), "step": step, "seed": 0})
         history.append(task.train_step(state, batch, scalars, RUNTIME.kernels))
     pixels = batch["images"].double() / 255
-    of_the_mean_picture = (pixels - pixels.mean(0)).square().mean().item()
+    of_the_mean_image = (pixels - pixels.mean(0)).square().mean().item()
     assert history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["loss/l2"] < 0.6 * history[0]["loss/l2"]
     with torch.no_grad():
         items = task.objective.reconstruct(state, batch, Context(RUNTIME.kernels))
     of_evaluation = (items.originals_BCHW - (items.location_BCHW.sigmoid() - 0.1) / 0.8).square().mean()
     if name != COLLAPSED:
-        assert history[0]["loss/l2"] > of_the_mean_picture
-        assert max(history[-1]["loss/l2"], of_evaluation) < of_the_mean_picture
+        assert history[0]["loss/l2"] > of_the_mean_image
+        assert max(history[-1]["loss/l2"], of_evaluation) < of_the_mean_image
     usage = {key for key in history[-1] if key.endswith("batch_usage")}
     assert usage == {f"{name}/batch_usage" for name in model.grid.codebook_names}

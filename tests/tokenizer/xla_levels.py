@@ -43,7 +43,7 @@ def make_task() -> GradientTask:
 
 
 def run(runtime: Runtime) -> dict:
-    """Codes and pictures of the initial state, then the losses of some steps, and how often each made XLA compile."""
+    """Codes and images of the initial state, then the losses of some steps, and how often each made XLA compile."""
     task = make_task()
     arrays = start(task.init_spec(), 0, runtime).arrays
     generator = np.random.default_rng(0)

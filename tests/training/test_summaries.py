@@ -1,4 +1,4 @@
-"""Rows of metrics.jsonl and what of them a resumed run keeps; grids of pictures."""
+"""Rows of metrics.jsonl and what of them a resumed run keeps; grids of images."""
 import json
 
 import numpy as np
@@ -72,7 +72,7 @@ def test_only_one_process_writes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_grid_has_rows_of_eight_and_light_grey_where_pictures_run_out():
+def test_a_grid_has_rows_of_eight_and_light_grey_where_images_run_out():
     images = np.stack([np.full([4, 6, 3], number, np.uint8) for number in range(10)])
     grid = image_grid(images, padding=1)
     assert grid.shape == (2 * 5, 8 * 7, 3)
@@ -81,5 +81,5 @@ def test_a_grid_has_rows_of_eight_and_light_grey_where_pictures_run_out():
     assert (grid[4] == 230).all() and (grid[:, 6] == 230).all()
 
 
-def test_a_grid_of_few_pictures_is_as_narrow_as_they_are():
+def test_a_grid_of_few_images_is_as_narrow_as_they_are():
     assert image_grid(np.zeros([3, 4, 4, 3], np.uint8), padding=2).shape == (6, 18, 3)

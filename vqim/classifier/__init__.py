@@ -1,1 +1,1 @@
-"""Classifiers of pictures: a contract, one that this project trains, and torchvision's ResNets. They judge samples."""
+"""Classifiers of images: a contract, one that this project trains, and torchvision's ResNets. They judge samples."""

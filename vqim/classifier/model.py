@@ -1,4 +1,4 @@
-"""What a classifier of pictures is, and a network that becomes one by training.
+"""What a classifier of images is, and a network that becomes one by training.
 
     B batch, C image channels, H W image size, h w latent size, D width, Y classes
 """
@@ -42,7 +42,7 @@ class ImageClassifier(nn.Module):
 
     Args:
       encoder: of any family, to be trained from scratch.
-      image_size: height and width of the pictures, in pixels.
+      image_size: height and width of the images, in pixels.
       num_classes: Y.
     """
 
@@ -56,7 +56,7 @@ class ImageClassifier(nn.Module):
         self.head = Dense(encoder.width, num_classes, Constant(0.0))
 
     def forward(self, images_BCHW: Tensor, context: Context) -> Tensor:
-        """Pictures in [0, 1] to logits [B, Y], float32."""
+        """Images in [0, 1] to logits [B, Y], float32."""
         latents_BhwD = self.encoder(images_BCHW, context.fold("encoder"))
         pooled_BD = reduce(latents_BhwD.float(), "b h w d -> b d", "mean")
         return self.head(self.norm(pooled_BD, context), context).float()

@@ -1,11 +1,11 @@
-"""Pictures and tokens in: sources, decoding, augmentation, loaders that restart exactly, and the token cache.
+"""Images and tokens in: sources, decoding, augmentation, loaders that restart exactly, and the token cache.
 
-    source.py      where pictures come from: .npz arrays (the embedded emoji set), IDX files
+    source.py      where images come from: .npz arrays (the embedded emoji set), IDX files
     folder.py      a folder of image files
     decode.py      bytes of an image file -> RGB array
     transforms.py  crop, resize, flip to the size that a model wants
     order.py       which example is read when, and the random numbers of its augmentation
-    faults.py      corrupt pictures: warned of, counted, and too many of them stop the run
+    faults.py      corrupt images: warned of, counted, and too many of them stop the run
     prefetch.py    reading ahead in threads
     loader.py      training batches without end, and evaluation passes
     images.py      `Images`: a source with its transforms

@@ -12,13 +12,13 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 
 class CorruptImageError(ValueError):
-    """The bytes are not a picture that can be decoded."""
+    """The bytes are not an image that can be decoded."""
 
 
 def decode(data: bytes) -> np.ndarray:
     """Decodes an image file to uint8 [height, width, 3].
 
-    The picture is turned upright as its EXIF orientation says. Grey becomes three equal channels; transparent
+    The image is turned upright as its EXIF orientation says. Grey becomes three equal channels; transparent
     pixels are composited on white; palettes and CMYK become RGB; of 16 bits a sample the upper 8 are kept; of an
     animation the first frame. Colour profiles are ignored.
 
@@ -44,7 +44,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
-        raise ValueError("floating-point pictures have no defined range; convert to 8 or 16 bits first")
+        raise ValueError("floating-point images have no defined range; convert to 8 or 16 bits first")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

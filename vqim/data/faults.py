@@ -1,4 +1,4 @@
-"""Corrupt pictures: each one is warned of once and counted, and too many of them stop the run."""
+"""Corrupt images: each one is warned of once and counted, and too many of them stop the run."""
 import logging
 import threading
 
@@ -6,14 +6,14 @@ logger = logging.getLogger(__name__)
 
 
 class TooManyCorruptError(RuntimeError):
-    """More pictures of a data set are corrupt than its user allows."""
+    """More images of a data set are corrupt than its user allows."""
 
 
 class CorruptRecords:
-    """The pictures of one split that could not be decoded so far. Loader threads share it."""
+    """The images of one split that could not be decoded so far. Loader threads share it."""
 
     def __init__(self, num_examples: int, max_fraction: float):
-        """Allows at most `max_fraction` of `num_examples` pictures to be corrupt."""
+        """Allows at most `max_fraction` of `num_examples` images to be corrupt."""
         self._num_examples = num_examples
         self._max_fraction = max_fraction
         self._records: set[int] = set()
@@ -24,7 +24,7 @@ class CorruptRecords:
         return len(self._records)
 
     def known(self, record: int) -> bool:
-        """Whether this picture was found to be corrupt before.
+        """Whether this image was found to be corrupt before.
 
         Raises:
           TooManyCorruptError: it was, and another thread has meanwhile found more than are allowed.
@@ -36,7 +36,7 @@ class CorruptRecords:
             return False
 
     def add(self, record: int, name: str, reason: Exception) -> None:
-        """Notes a corrupt picture: warns if it is new.
+        """Notes a corrupt image: warns if it is new.
 
         Raises:
           TooManyCorruptError: with this one there are more than allowed.

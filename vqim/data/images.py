@@ -1,4 +1,4 @@
-"""`Images`: pictures of a source as batches of squares, for training and for evaluation.
+"""`Images`: images of a source as batches of squares, for training and for evaluation.
 
     B batch per process, H and W height and width
 """
@@ -16,14 +16,14 @@ from vqim.data.transforms import CenterCrop, RandomCrop, Transform
 
 
 class Images:
-    """A data set of pictures.
+    """A data set of images.
 
     Batches are `{"images": uint8 [B, H, W, 3], "labels": int32 [B], "valid": bool [B]}` with H = W = `image_size`;
-    labels are -1 where the source has no classes. Corrupt pictures are skipped: in training the next picture of the
+    labels are -1 where the source has no classes. Corrupt images are skipped: in training the next image of the
     source stands in (same augmentation draws, so nothing else changes); in evaluation the place is not `valid`.
 
     Attributes:
-      image_size: height and width of the pictures in pixels.
+      image_size: height and width of the images in pixels.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class Images:
 
         Args:
           source: called with `split="train"` and with `split="validation"`.
-          image_size: height and width of the pictures in pixels.
+          image_size: height and width of the images in pixels.
           training_transform: crop, resize and flip for training; `RandomCrop()` unless given.
           evaluation_transform: the same for evaluation; `CenterCrop()` unless given.
-          max_corrupt_fraction: more corrupt pictures than this share of a split stop the run, in [0, 1).
+          max_corrupt_fraction: more corrupt images than this share of a split stop the run, in [0, 1).
           num_threads: batches that are decoded at the same time.
 
         Raises:
@@ -86,7 +86,7 @@ class Images:
         return len(self.class_names)
 
     def num_examples(self, split: str) -> int:
-        """Pictures in one split, over all processes."""
+        """Images in one split, over all processes."""
         check_split(split)
         return len(self._sources[split])
 
@@ -111,7 +111,7 @@ class Images:
     def evaluation(
         self, batch_size: int, *, split: str = "validation", process_index: int = 0, process_count: int = 1,
     ) -> Evaluation:
-        """One pass over a split in the source's order, each picture as `evaluation_transform` has it."""
+        """One pass over a split in the source's order, each image as `evaluation_transform` has it."""
         check_split(split)
         return self._pass(split, self._evaluation_transform, 0, batch_size, 1, process_index, process_count)
 
@@ -138,7 +138,7 @@ class Images:
 
 
 class _Reader:
-    """Reads a batch of pictures: a `ReadBatch`."""
+    """Reads a batch of images: a `ReadBatch`."""
 
     def __init__(
         self, source: Source, transform: Transform, image_size: int, seed: int, corrupt: CorruptRecords, *,
@@ -166,7 +166,7 @@ class _Reader:
         return {"images": images_BHWC, "labels": labels_B, "valid": valid_B}
 
     def _read_decodable(self, record: int) -> tuple[np.ndarray, int] | None:
-        """Picture and label of a record; of the next good one, or None, if it is corrupt."""
+        """Image and label of a record; of the next good one, or None, if it is corrupt."""
         while True:  # ends, since `CorruptRecords` raises before all records are corrupt
             if not self._corrupt.known(record):
                 example = self._source[record]

@@ -1,4 +1,4 @@
-"""Where pictures come from: one protocol, and the sources that keep all pictures in memory."""
+"""Where images come from: one protocol, and the sources that keep all images in memory."""
 import dataclasses
 import gzip
 import os
@@ -20,12 +20,12 @@ FASHION_MNIST_CLASSES = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """One picture.
+    """One image.
 
     Attributes:
       image: uint8 [height, width, 3], or the bytes of an image file.
       label: index of its class; -1 where the source has no classes.
-      name: what messages about this picture call it, such as its path.
+      name: what messages about this image call it, such as its path.
     """
 
     image: np.ndarray | bytes
@@ -37,7 +37,7 @@ class Source(Protocol):
     """One split of a data set, with random access. `source[i]` may be called from several threads at once."""
 
     class_names: tuple[str, ...]
-    """Name of each class; empty where pictures have no labels."""
+    """Name of each class; empty where images have no labels."""
 
     def __len__(self) -> int: ...
 
@@ -51,7 +51,7 @@ class SourceFactory(Protocol):
 
 
 class Arrays:
-    """An .npz file with all pictures as one array, kept in memory.
+    """An .npz file with all images as one array, kept in memory.
 
     The file holds `images` uint8 [N, H, W, 3] (or [N, H, W], grey), `labels` integers [N] that index
     `class_names` str [num_classes], and `is_validation` bool [N].
@@ -67,7 +67,7 @@ class Arrays:
         Raises:
           FileNotFoundError: there is no such file.
           ValueError: the file is no .npz, an array is missing or of a wrong shape or type, a label is out of
-            range, or the split has no pictures.
+            range, or the split has no images.
         """
         check_split(split)
         path = existing_file(path)
@@ -85,7 +85,7 @@ class Arrays:
         check_labels(labels, len(self.class_names), path)
         self._records = np.flatnonzero(is_validation == (split == "validation"))
         if not len(self._records):
-            raise ValueError(f"{path}: no picture is in the {split} split, by its array `is_validation`")
+            raise ValueError(f"{path}: no image is in the {split} split, by its array `is_validation`")
         self._images = images[self._records]
         self._labels = labels[self._records]
         self._file_name = path.name
@@ -99,7 +99,7 @@ class Arrays:
 
 
 class Emoji(Arrays):
-    """The data set that ships with vqim: 1,892 Noto Emoji pictures, 64x64 on white, nine classes, 20% validation."""
+    """The data set that ships with vqim: 1,892 Noto Emoji images, 64x64 on white, nine classes, 20% validation."""
 
     def __init__(self, split: str):
         """Reads one split, "train" or "validation"."""
@@ -107,7 +107,7 @@ class Emoji(Arrays):
 
 
 class Idx:
-    """A pair of IDX files with grey pictures and labels, as MNIST and Fashion-MNIST come; kept in memory.
+    """A pair of IDX files with grey images and labels, as MNIST and Fashion-MNIST come; kept in memory.
 
     The training split is `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, the validation split
     `t10k-images-...` and `t10k-labels-...`, each gzipped (`.gz`) or not.
@@ -133,9 +133,9 @@ class Idx:
         self._images = _read_idx(images_path, num_dims=3)
         self._labels = _read_idx(labels_path, num_dims=1)
         if not len(self._images):
-            raise ValueError(f"{images_path}: holds no pictures")
+            raise ValueError(f"{images_path}: holds no images")
         if len(self._images) != len(self._labels):
-            raise ValueError(f"{images_path} has {len(self._images)} pictures but {labels_path} has "
+            raise ValueError(f"{images_path} has {len(self._images)} images but {labels_path} has "
                              f"{len(self._labels)} labels; they must come from the same set")
         self.class_names = tuple(class_names)
         check_labels(self._labels, len(self.class_names), labels_path)

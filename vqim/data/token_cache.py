@@ -6,7 +6,7 @@ A split is a folder of three files, complete or absent (it is written under anot
     labels.npy     [examples] int32
     metadata.json  grid, tokenizer, classes, counts
 
-    B batch per process, N tokens of a picture over all levels of the grid, K channels
+    B batch per process, N tokens of an image over all levels of the grid, K channels
 """
 import dataclasses
 import functools
@@ -36,10 +36,10 @@ class CacheMetadata:
     Attributes:
       levels: the token grid: (height, width, channels, vocabulary) of each level; channels are the same in all.
       fingerprint: identifies the tokenizer and its weights.
-      image_size: of the pictures that were encoded.
+      image_size: of the images that were encoded.
       class_names: of the labels; empty without classes.
       num_views: differently augmented encodings of each example.
-      num_examples: pictures in the split.
+      num_examples: images in the split.
     """
 
     levels: Levels
@@ -87,7 +87,7 @@ class TokenCacheWriter:
           split: "train" or "validation".
           levels: (height, width, channels, vocabulary) of each level of the tokenizer's grid.
           fingerprint: identifies the tokenizer and its weights.
-          image_size: of the pictures that are encoded.
+          image_size: of the images that are encoded.
           class_names: of the labels; empty without classes.
           num_views: how often each example comes.
 
@@ -222,7 +222,7 @@ class Tokens:
 
     @property
     def image_size(self) -> int:
-        """Of the pictures that were encoded."""
+        """Of the images that were encoded."""
         return self._splits["train"].metadata.image_size
 
     @property
@@ -236,7 +236,7 @@ class Tokens:
         return len(self.class_names)
 
     def num_examples(self, split: str) -> int:
-        """Pictures in one split, over all processes; views do not count."""
+        """Images in one split, over all processes; views do not count."""
         check_split(split)
         return self._splits[split].metadata.num_examples
 

@@ -1,4 +1,4 @@
-"""Crop, resize and flip: from a picture of any size to the square that a model takes.
+"""Crop, resize and flip: from an image of any size to the square that a model takes.
 
 Resampling is torchvision's bicubic with antialiasing on uint8. Where random numbers are needed they come from the
 generator that is passed in, which the loader keys by (seed, epoch, example).
@@ -16,7 +16,7 @@ NUM_ATTEMPTS = 10
 
 
 class Transform(Protocol):
-    """Brings one picture to its final size."""
+    """Brings one image to its final size."""
 
     def __call__(self, image_HWC: np.ndarray, image_size: int, rng: np.random.Generator) -> np.ndarray:
         """From uint8 [height, width, 3] to uint8 [image_size, image_size, 3]."""
@@ -25,10 +25,10 @@ class Transform(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random part of the picture, scaled to the output size (the Inception crop), flipped half of the time.
+    """A random part of the image, scaled to the output size (the Inception crop), flipped half of the time.
 
     Attributes:
-      scale: least and greatest area of the part, as shares of the picture's.
+      scale: least and greatest area of the part, as shares of the image's.
       ratio: least and greatest width / height of the part; log-uniform between them.
       flip_probability: of a left-right flip.
     """
@@ -102,7 +102,7 @@ class CenterCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """The whole picture scaled to the output size, its aspect ratio not kept.
+    """The whole image scaled to the output size, its aspect ratio not kept.
 
     Attributes:
       flip_probability: of a left-right flip; leave it at 0 for evaluation.
@@ -120,7 +120,7 @@ class Resize:
 def crop_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """Draws the part of a picture that `RandomResizedCrop` keeps.
+    """Draws the part of an image that `RandomResizedCrop` keeps.
 
     Area and shape are drawn until a part fits; after ten attempts it is the largest middle part whose shape is
     within `ratio`, as in torchvision.

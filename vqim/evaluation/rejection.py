@@ -24,7 +24,7 @@ from vqim.state.leaf import State, select
 from vqim.tokenizer.model import float_to_images
 
 NUM_SHOWN = 8
-"""Classes of which the evaluator shows a picture."""
+"""Classes of which the evaluator shows an image."""
 
 
 def accept(scores_N: np.ndarray, labels_N: np.ndarray, rate: float) -> np.ndarray:

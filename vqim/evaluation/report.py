@@ -1,6 +1,6 @@
-"""The report of a run: one HTML file that holds its figures, pictures and charts, and asks the network for nothing.
+"""The report of a run: one HTML file that holds its figures, images and charts, and asks the network for nothing.
 
-    B pictures, H height, W width, C channels; K codes; L layers
+    B images, H height, W width, C channels; K codes; L layers
 """
 import base64
 import dataclasses
@@ -80,12 +80,12 @@ class Report:
       date: when it ended.
       seconds: how long it took.
       measures: the headline figures.
-      originals_BHWC: uint8 pictures.
+      originals_BHWC: uint8 images.
       reconstructions_BHWC: uint8, what the tokenizer makes of them.
-      picture_names: a name for each of them; used for captions and alternative texts.
+      image_names: a name for each of them; used for captions and alternative texts.
       code_counts_K: how often each code occurs in the validation set's tokens.
       loss_curves: for each run (stage 1, stage 2, probe) its curves by name, each (steps, values).
-      samples: uint8 generated pictures [B, H, W, C] by class name; as they came, none picked out (the caption says so).
+      samples: uint8 generated images [B, H, W, C] by class name; as they came, none picked out (the caption says so).
       probe: accuracies by layer.
       commands: command lines that make this run again.
       config: the operative configuration.
@@ -99,7 +99,7 @@ class Report:
     measures: Sequence[Measure] = ()
     originals_BHWC: np.ndarray | None = None
     reconstructions_BHWC: np.ndarray | None = None
-    picture_names: Sequence[str] = ()
+    image_names: Sequence[str] = ()
     code_counts_K: np.ndarray | None = None
     loss_curves: Mapping[str, Mapping[str, charts.Curve]] = dataclasses.field(default_factory=dict)
     samples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -108,13 +108,13 @@ class Report:
     config: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ValueError where pictures are not uint8 [B, H, W, 3] or do not belong together."""
+        """Raises ValueError where images are not uint8 [B, H, W, 3] or do not belong together."""
         shapes = [images if images is None else images.shape
                   for images in (self.originals_BHWC, self.reconstructions_BHWC)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"originals and reconstructions must be of one shape, got {shapes[0]} and {shapes[1]}")
-        if self.picture_names and (shapes[0] is None or len(self.picture_names) != shapes[0][0]):
-            raise ValueError(f"picture_names must have a name for each original, got {len(self.picture_names)} names "
+        if self.image_names and (shapes[0] is None or len(self.image_names) != shapes[0][0]):
+            raise ValueError(f"image_names must have a name for each original, got {len(self.image_names)} names "
                              f"for originals of shape {shapes[0]}")
         for name, images in {"originals_BHWC": self.originals_BHWC, "reconstructions_BHWC": self.reconstructions_BHWC,
                              **{f"samples[{name!r}]": images for name, images in self.samples.items()}}.items():
@@ -199,7 +199,7 @@ def _reconstructions(report: Report, numbered: _Numbering) -> str:
     if originals is None or copies is None or not len(originals):
         return ""
     psnr_B = distances.psnr(*map(distances.unit_range, (originals, copies))).tolist()
-    names = report.picture_names or [f"picture {i}" for i in range(1, len(originals) + 1)]
+    names = report.image_names or [f"image {i}" for i in range(1, len(originals) + 1)]
     pairs = "".join(
         f'<div class="pair">{_image(original, f"{name}, original")}{_image(copy, f"{name}, reconstruction")}'
         f"<p><span>{html.escape(name)}</span><span>{psnr:.1f} dB</span></p></div>"
@@ -218,7 +218,7 @@ def _samples(report: Report, numbered: _Numbering) -> str:
         f"<div><dt>{html.escape(name)}</dt><dd>"
         + "".join(_image(image, f"sample {i} of class {name}") for i, image in enumerate(images, start=1))
         + "</dd></div>" for name, images in report.samples.items())
-    caption = numbered.caption("Generated pictures, a row for each class: the first that were drawn, none picked out.")
+    caption = numbered.caption("Generated images, a row for each class: the first that were drawn, none picked out.")
     return f'<section><h2>Samples by class</h2><figure><dl class="classes">{rows}</dl>{caption}</figure></section>'
 
 

@@ -19,7 +19,7 @@ from vqim.third_party import torchvision_resnet as pretrained
 
 DEPTHS = (18, 34, 50, 101, 152)
 INPUT_SIZE = 224
-# Of ImageNet's pictures in [0, 1]: what torchvision's weights were trained with.
+# Of ImageNet's images in [0, 1]: what torchvision's weights were trained with.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
@@ -29,11 +29,11 @@ _AXES = {1: ("features",), 2: ("out", "in"), 4: ("out", "in", "kh", "kw")}
 class TorchvisionResNet:
     """A ResNet of torchvision with weights from a file; computes in float32, in evaluation mode.
 
-    Pictures are resized to 224x224, all of them and not a crop, and normalised by ImageNet's mean and deviation.
+    Images are resized to 224x224, all of them and not a crop, and normalised by ImageNet's mean and deviation.
 
     Args:
       weights_path: of a state_dict, such as torchvision's resnet101-cd907fc2.pth.
-      image_size: height and width of the pictures.
+      image_size: height and width of the images.
       depth: of the network, 101 in Table 6.
       num_classes: that it tells apart, in the order of the data's labels: ImageNet's, sorted by WordNet id.
 

@@ -23,7 +23,7 @@ class TransformerBlock(nn.Module):
 
     The last matrix of each branch starts at zero, so that a new block is the identity. Small tokenizers depend on it:
     on the emoji set, with 1024 codes, one with Xavier's values there stood at 15.1 dB and 5% of its codes after 300
-    steps of 32 pictures; one with zeros at 19.1 dB and 92% after 150 (laptop CPU, 2026-11-21).
+    steps of 32 images; one with zeros at 19.1 dB and 92% after 150 (laptop CPU, 2026-11-21).
     """
 
     def __init__(

@@ -36,7 +36,7 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def batch_spec(num_dims: int, axis: int = 0) -> PartitionSpec:
-    """How arrays are cut that have a batch's pictures along one dimension."""
+    """How arrays are cut that have a batch's images along one dimension."""
     return tuple(BATCH_AXES if dim == axis else None for dim in range(num_dims))
 
 

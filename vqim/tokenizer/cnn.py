@@ -27,7 +27,7 @@ from vqim.nn.convolution import (
     Upsample,
 )
 from vqim.nn.layers import check_positive
-from vqim.tokenizer.losses import floor_log_scale, unsqueeze
+from vqim.tokenizer.losses import floor_log_scale, unmap_pixels
 from vqim.tokenizer.model import Codes, Reconstruction
 
 
@@ -126,7 +126,7 @@ class CNNDecoder(nn.Module):
         if not self.logit_laplace:
             return Reconstruction((x_BCHW + 1) / 2)
         location_BCHW, log_scale_BCHW = rearrange(x_BCHW, "b (s c) h w -> s b c h w", s=2)
-        mean_BCHW = unsqueeze(torch.sigmoid(location_BCHW))
+        mean_BCHW = unmap_pixels(torch.sigmoid(location_BCHW))
         return Reconstruction(mean_BCHW, location_BCHW, floor_log_scale(log_scale_BCHW))
 
     def image_part(self, name: str, array: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from vqim.contracts.context import Context
 from vqim.nn.convolution import Conv2d, repeat_pixels
 from vqim.nn.layers import check_positive
 from vqim.state.init import Normal
-from vqim.tokenizer.losses import floor_log_scale, squeeze, unsqueeze
+from vqim.tokenizer.losses import floor_log_scale, map_pixels, unmap_pixels
 from vqim.tokenizer.model import Codes, Reconstruction
 
 MULTIPLIERS = (1, 2, 4, 8)
@@ -53,7 +53,7 @@ class DVAEEncoder(nn.Module):
 
     def forward(self, images_BCHW: Tensor, context: Context) -> Tensor:
         """Images in [0, 1] to logits [B, h, w, V]."""
-        x_BCHW = self.conv_in(squeeze(images_BCHW), context)
+        x_BCHW = self.conv_in(map_pixels(images_BCHW), context)
         for i, group in enumerate(self.groups):
             if i > 0:
                 x_BCHW = F.max_pool2d(x_BCHW, kernel_size=2)
@@ -87,7 +87,7 @@ class DVAEDecoder(nn.Module):
             x_BCHW = group(x_BCHW, context)
         statistics = self.head(F.relu(x_BCHW), context).float()
         location_BCHW, log_scale_BCHW = rearrange(statistics, "b (s c) h w -> s b c h w", s=2)
-        mean_BCHW = unsqueeze(torch.sigmoid(location_BCHW))
+        mean_BCHW = unmap_pixels(torch.sigmoid(location_BCHW))
         return Reconstruction(mean_BCHW, location_BCHW, floor_log_scale(log_scale_BCHW))
 
     def image_part(self, name: str, array: Tensor) -> Tensor:

@@ -19,13 +19,13 @@ PSNR 20.39, 20.43, 20.38, 20.56 dB; codes used 96.2, 96.2, 95.9, 97.5%; gradient
 2.1, 1.7, 1.2, 0.6. Seed 1, without and with -3: 20.41, 20.48 dB; 96.9, 98.6%; 2.1, 0.7."""
 
 
-def squeeze(x: Tensor) -> Tensor:
+def map_pixels(x: Tensor) -> Tensor:
     """[0, 1] to [eps, 1 - eps]."""
     return (1 - 2 * LOGIT_LAPLACE_EPSILON) * x + LOGIT_LAPLACE_EPSILON
 
 
-def unsqueeze(y: Tensor) -> Tensor:
-    """The inverse of `squeeze`, not clamped."""
+def unmap_pixels(y: Tensor) -> Tensor:
+    """The inverse of `map_pixels`, not clamped."""
     return (y - LOGIT_LAPLACE_EPSILON) / (1 - 2 * LOGIT_LAPLACE_EPSILON)
 
 
@@ -37,9 +37,9 @@ def floor_log_scale(log_scale: Tensor) -> Tensor:
 def logit_laplace(images_BCHW: Tensor, location_BCHW: Tensor, log_scale_BCHW: Tensor) -> Tensor:
     """Negative log-likelihood of each value [B, C, H, W], in nats, under a logit-Laplace distribution.
 
-    -log p(y) = log(2 b) + log(y (1 - y)) + |logit(y) - mu| / b, with y = squeeze(x), mu = location, b = exp(log_scale).
+    -log p(y) = log(2 b) + log(y (1 - y)) + |logit(y) - mu| / b, with y = map_pixels(x), mu = location, b = exp(log_scale).
     """
-    y = squeeze(images_BCHW.float())
+    y = map_pixels(images_BCHW.float())
     distance = (torch.logit(y) - location_BCHW.float()).abs()
     log_scale = log_scale_BCHW.float()
     return math.log(2) + log_scale + torch.log(y * (1 - y)) + distance * torch.exp(-log_scale)

@@ -11,7 +11,7 @@ from vqim.nn.layers import Dense, LayerNorm, check_positive
 from vqim.nn.module import parameter
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.state.init import Normal
-from vqim.tokenizer.losses import floor_log_scale, unsqueeze
+from vqim.tokenizer.losses import floor_log_scale, unmap_pixels
 from vqim.tokenizer.model import Codes, Reconstruction
 
 
@@ -81,7 +81,7 @@ class ViTDecoder(nn.Module):
         p = self.patch_size
         patches = self.head(self.tower(codes.latents_BhwD, context), context).float()
         location_BCHW, log_scale_BCHW = rearrange(patches, "b h w (s p q c) -> s b c (h p) (w q)", s=2, p=p, q=p)
-        mean_BCHW = unsqueeze(torch.sigmoid(location_BCHW))
+        mean_BCHW = unmap_pixels(torch.sigmoid(location_BCHW))
         return Reconstruction(mean_BCHW, location_BCHW, floor_log_scale(log_scale_BCHW))
 
     def image_part(self, name: str, array: Tensor) -> Tensor:

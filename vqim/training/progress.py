@@ -10,7 +10,7 @@ class Progress:
     Args:
       first_step: the step at which this process starts.
       num_steps: of the whole run.
-      batch_size: pictures a step.
+      batch_size: images a step.
       peak_flops: floating-point operations a second of all devices together; None where it is not known.
     """
 

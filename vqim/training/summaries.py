@@ -72,7 +72,7 @@ class Summaries:
 
 
 def image_grid(images_BHWC: np.ndarray, padding: int = 2) -> np.ndarray:
-    """One picture [rows * (H + padding), columns * (W + padding), C] of up to eight columns, light grey between."""
+    """One image [rows * (H + padding), columns * (W + padding), C] of up to eight columns, light grey between."""
     columns = min(8, len(images_BHWC))
     missing = -len(images_BHWC) % columns
     filled = np.concatenate([images_BHWC, np.full((missing, *images_BHWC.shape[1:]), 230, np.uint8)])

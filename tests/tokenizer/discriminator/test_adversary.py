@@ -125,9 +125,9 @@ def test_operations_are_counted_for_each_program(make_task, batch):
     programs = {task.objective.program(step) for step in range(3)}
     costs = {program: step_flops(task, task.init_spec(), batch, program) for program in programs}
     convolution = len(batch["images"]) * 16 * 6 * 48 * 2  # 16 patches, 6 features of 48 values each
-    # Of both kinds of pictures forward and for the kernel, of reconstructions for themselves too.
+    # Of both kinds of images forward and for the kernel, of reconstructions for themselves too.
     assert costs["train"] - costs["train_before_adversary"] == 5 * convolution
-    # The pictures' gradient, and of this one its gradients: for the kernel, and for what came from above.
+    # The images' gradient, and of this one its gradients: for the kernel, and for what came from above.
     assert costs["train_with_r1"] - costs["train"] == 3 * convolution
 
 
@@ -139,7 +139,7 @@ def test_the_discriminator_is_described_and_saved(make_task):
     assert all(leaf.saved for leaf in leaves.values())
 
 
-def test_the_discriminator_learns_to_tell_pictures_from_reconstructions(make_task, batch):
+def test_the_discriminator_learns_to_tell_images_from_reconstructions(make_task, batch):
     task = make_task(optimizer=AdamW(beta1=0.0, beta2=0.99), r1_weight=0.0, rate=0.0)
     state = make_state(task)
     history = [run_step(task, state, batch, step) for step in range(30)]

@@ -30,7 +30,7 @@ class Reference:
         return apply(discriminator.forward, params, images_BCHW, Context(RUNTIME.kernels))
 
     def r1(self, images_BCHW):
-        """E |grad D|^2 for images in [-1, 1], one picture at a time."""
+        """E |grad D|^2 for images in [-1, 1], one image at a time."""
         squares = []
         for image_CHW in 2 * images_BCHW - 1:
             image_CHW.requires_grad_()
@@ -97,7 +97,7 @@ def test_before_the_start_a_step_is_that_of_a_task_without_adversary(make_task, 
 
 
 class PoisonedDiscriminator(SmallDiscriminator):
-    """Its logits are finite for all pictures, and their gradient is not."""
+    """Its logits are finite for all images, and their gradient is not."""
 
     def forward(self, images_BCHW, context):
         logits = super().forward(images_BCHW, context)

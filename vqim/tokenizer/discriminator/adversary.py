@@ -69,7 +69,7 @@ class DiscriminatorStep:
 
 
 class Adversary:
-    """A discriminator of pictures and reconstructions, trained beside the tokenizer. ViT-VQGAN sections 3.3 and 5.1.
+    """A discriminator of images and reconstructions, trained beside the tokenizer. ViT-VQGAN sections 3.3 and 5.1.
 
     Both networks learn from one forward pass: the tokenizer from the discriminator as it was before this step, the
     discriminator from the reconstruction that the tokenizer made before this step. R1 and both of its derivatives go

@@ -1,6 +1,6 @@
 """Adversarial losses of stage 1 and what regularises them: pure functions of logits and images.
 
-A discriminator's logits are one for each picture, [B], or one for each of its patches, [B, h, w].
+A discriminator's logits are one for each image, [B], or one for each of its patches, [B, h, w].
 
     B batch, C image channels, H W image size, h w patches
 """
@@ -33,7 +33,7 @@ def generator_loss(kind: Kind, logits_fake: Tensor) -> Tensor:
 
 
 def discriminator_loss(kind: Kind, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """What the discriminator minimises, given the logits [B, ...] of pictures and of reconstructions: a scalar.
+    """What the discriminator minimises, given the logits [B, ...] of images and of reconstructions: a scalar.
 
     'non_saturating': E softplus(-D(x)) + E softplus(D(x')), the cross-entropy of telling them apart, as in StyleGAN2.
     'hinge': (E max(0, 1 - D(x)) + E max(0, 1 + D(x'))) / 2, as in VQGAN.
@@ -46,10 +46,10 @@ def discriminator_loss(kind: Kind, logits_real: Tensor, logits_fake: Tensor) -> 
 
 
 def r1_penalty(logits: Tensor, images_BCHW: Tensor) -> Tensor:
-    """E |grad D(x)|^2 on pictures, without its weight gamma / 2: R1 of Mescheder et al. (2018), equation (9).
+    """E |grad D(x)|^2 on images, without its weight gamma / 2: R1 of Mescheder et al. (2018), equation (9).
 
     D(x) of a discriminator of patches is the mean of their logits, so that the weight does not depend on their number.
-    Where logits depend on other pictures of the batch, the gradient is that of the sum over the batch, as is usual.
+    Where logits depend on other images of the batch, the gradient is that of the sum over the batch, as is usual.
 
     Args:
       logits: [B, ...], made of the images by differentiable operations.

@@ -9,7 +9,7 @@ The direct form (zeros, blur, convolution of stride 2) leaves most of a TPU idle
   the blur, which would be a pass over large arrays, is folded into the kernels that follow it; with more channels the
   kernels are the large arrays, and the blur is a pass.
 - these residual blocks run over strips of the image's rows, each with the rows around it that it depends on, as if
-  each strip were a picture. A TPU v4's compiler wants 16 pictures a chip; with two, it moves pixels into the batch
+  each strip were an image. A TPU v4's compiler wants 16 images a chip; with two, it moves pixels into the batch
   by itself, before every convolution, and back after it (docs/tpu_estimates.md).
 
 No value changes by this: tests/tokenizer/discriminator/test_stylegan2.py has the direct form beside it.
