@@ -137,8 +137,8 @@ class OneBatch:
 
 def trace_sampling(experiment: Any, runtime: Any) -> list[compile_report.Program]:
     """What launch.sample runs for a batch: the step that makes one draw, and what makes images of tokens."""
-    from vqim.contracts.context import Context
     from vqim.evaluation.passes import bind_sampler
+    from vqim.evaluation.rejection import CandidateSampler
     from vqim.runtime.topology import NothingComputedError
     from vqim.state import sections
     from vqim.training.state import start
@@ -148,11 +148,8 @@ def trace_sampling(experiment: Any, runtime: Any) -> list[compile_report.Program
     except ValueError as error:
         raise ConfigError(f"--step=sample: {error}") from error
     arrays = start(sections.reading_spec(task.init_spec()), experiment.seed, runtime).arrays
-    prior_arrays = task.objective.prior_arrays(arrays)
-    tokens_BNK = draw(prior_arrays, np.zeros(size, np.int32), np.arange(size), 0)
-    decode = runtime.compile(lambda state, tokens: task.objective.images(state, tokens, Context(runtime.kernels)))
     with contextlib.suppress(NothingComputedError):
-        runtime.fetch([decode(arrays, tokens_BNK)])
+        next(CandidateSampler(task, runtime, draw, size)(arrays, np.zeros(size, np.int32), seed=0))
     return [compile_report.Program(traced.name, traced) for traced in runtime.traced]
 
 

@@ -1,11 +1,11 @@
-"""The Python way in: a trained run, opened for use.
+"""The Python interface: opens a trained run for use.
 
     model = vqim.load("runs/quickstart/prior")
     tokens = model.tokens(images)                 # int64 [N, positions, channels]
     images = model.images(tokens)                 # uint8 [N, H, W, 3]
     images = model.sample(["Flags", "Objects"], temperature=0.9)
 
-Needs the run's directory alone, not its data.
+It needs only the run's directory, not its data.
 
     N images, P positions, K codes a position, H W image size, h w latent size, L layers, D features
 """
@@ -46,14 +46,15 @@ def load(
 
     Args:
       path: the run's directory.
-      step: of the checkpoint; the newest unless given.
-      runtime: what computes; 'auto' takes a TPU if there is one, else torch.
+      step: the step of the checkpoint; by default the newest.
+      runtime: what to compute with; 'auto' takes a TPU if there is one, else torch.
       ema: whether networks are read as their moving averages, where the run keeps them.
-      tokenizer_run: another run whose decoder makes the images of a prior's tokens; its tokens have to be the same.
-      batch_size: images at a time.
+      tokenizer_run: another run whose decoder turns a prior's tokens into images; it has to use the same tokens.
+      batch_size: the number of images to process at a time.
 
     Raises:
-      ConfigError: there is no run, or none of a tokenizer or a prior; or the other tokenizer makes other tokens.
+      ConfigError: there is no run, the run has neither a tokenizer nor a prior, or the other tokenizer makes other
+        tokens.
     """
     try:
         config = read_config(path)
@@ -67,7 +68,7 @@ def load(
 
 def read_config(workdir: str, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
                 search_paths: Sequence[str] = ()) -> Config:
-    """The configuration of a run; further files and bindings win over it.
+    """The configuration of a run; further files and bindings override it.
 
     Raises:
       ConfigError: there is no run.
@@ -81,9 +82,9 @@ def open_run(
     config: Config, workdir: str, runtime: Runtime, *, step: int | None = None, ema: bool = True, batch_size: int = 64,
     needs_data: bool = False,
 ) -> "Trained":
-    """A run by its configuration, with the arrays of one checkpoint; see `load`.
+    """Opens a run from its configuration, with the arrays in one checkpoint; see `load`.
 
-    With `needs_data`, its data are opened and checked too.
+    With `needs_data`, it also opens and checks the data.
 
     Raises:
       ConfigError: there is no such checkpoint.
@@ -104,16 +105,16 @@ def open_run(
 class Trained:
     """A tokenizer, or a prior with its tokenizer.
 
-    Images are given as uint8 or as floats in [0, 1], NumPy arrays [N, H, W, 3] or [H, W, 3], torch tensors of these
-    shapes or [N, 3, H, W], PIL images, or a list of images; of the run's size. Other sizes and values are refused:
-    `prepare` makes an image of any size one that the run knows.
+    Images may be NumPy arrays [N, H, W, 3] or [H, W, 3], torch tensors of these shapes or [N, 3, H, W], PIL images, or
+    a list of images. Their values are uint8, or floats in [0, 1]. They must have the run's image size: other sizes and
+    values are errors. `prepare` brings an image of any size to this size.
 
     Attributes:
       experiment: what the run's configuration describes.
-      facts: what is known of its data.
-      runtime: what computes.
+      facts: what is known about its data.
+      runtime: what it computes with.
       arrays: its networks' arrays, on the devices.
-      step: of the checkpoint.
+      step: the step of the checkpoint.
     """
 
     def __init__(
@@ -140,14 +141,14 @@ class Trained:
 
     @property
     def prior(self) -> PriorObjective:
-        """The prior with what belongs to it; ValueError for a run that has none."""
+        """The prior's objective; ValueError for a run that has none."""
         objective = self.experiment.task.objective
         if not isinstance(objective, PriorObjective):
             raise ValueError(f"this needs the run of a prior, this one trains a {objective.name}")
         return objective
 
     def prepare(self, image: Any) -> np.ndarray:
-        """An image of any size as the run's evaluation sees it: uint8 [H, W, 3]."""
+        """Brings an image of any size to what the run's evaluation sees: uint8 [H, W, 3]."""
         prepare = getattr(self.experiment.data, "prepare", None)
         if prepare is None:
             raise ValueError("this run was trained on cached tokens, which say nothing of how images were cut")
@@ -155,12 +156,12 @@ class Trained:
         return prepared
 
     def tokens(self, images: Any) -> np.ndarray:
-        """Images to their tokens, int64 [N, P, K]."""
+        """The tokens of images, int64 [N, P, K]."""
         return self._over_images("tokens", images, lambda arrays, images_BCHW: apply(
             self.tokenizer.tokens, arrays, images_BCHW, self._context))[0]
 
     def encode(self, images: Any) -> Codes:
-        """Images to the codes that a decoder takes, float32 NumPy arrays [N, h, w, ...]."""
+        """The codes of images that a decoder takes, float32 NumPy arrays [N, h, w, ...]."""
         def run(arrays: State, images_BCHW: Tensor) -> list[Tensor]:
             codes = apply(self.tokenizer.encode, arrays, images_BCHW, self._context).codes
             return [codes.vectors_BhwZ, codes.latents_BhwD]
@@ -168,7 +169,7 @@ class Trained:
         return Codes(*self._over_images("encode", images, run))  # type: ignore[arg-type]
 
     def decode(self, codes: Codes) -> np.ndarray:
-        """Codes, as `encode` gives them, to images, uint8 [N, H, W, 3]."""
+        """The images of codes from `encode`, uint8 [N, H, W, 3]."""
         def run(arrays: State, batch: dict[str, Tensor]) -> Tensor:
             given = Codes(batch["vectors"], batch["latents"])
             return float_to_images(apply(self.tokenizer.decode, arrays, given, self._context).mean_BCHW.clamp(0, 1))
@@ -177,13 +178,13 @@ class Trained:
         return self._over("decode", arrays, run)[0]
 
     def images(self, tokens: Any) -> np.ndarray:
-        """Tokens [N, P, K] to images, uint8 [N, H, W, 3]."""
+        """The images of tokens [N, P, K], uint8 [N, H, W, 3]."""
         tokens_NPK = check_tokens(np.asarray(tokens), self.tokenizer)
         return self._over("images", {"tokens": tokens_NPK}, lambda arrays, batch: float_to_images(
             apply(self.tokenizer.images, arrays, batch["tokens"], self._context)))[0]
 
     def reconstruct(self, images: Any) -> np.ndarray:
-        """Images through tokens and back, uint8 [N, H, W, 3]."""
+        """Encodes images to tokens and decodes them again: uint8 [N, H, W, 3]."""
         return self.images(self.tokens(images))
 
     def sample(
@@ -193,10 +194,10 @@ class Trained:
         """Draws images, uint8 [N, H, W, 3].
 
         Args:
-          labels: class names or numbers, one for each image; or how many images, without classes.
-          seed: image number i of a seed is the same in any call.
-          given: int64 tokens [N, P, K] that stay; -1 where they are to be drawn.
-          settings: of the run's sampler, such as temperature, top_k, top_p, guidance.
+          labels: class names or numbers, one for each image; or the number of images, for a run without classes.
+          seed: seed for the draws; image number i from one seed is the same in any call.
+          given: int64 tokens [N, P, K] to keep; -1 where they are to be drawn.
+          settings: settings for the run's sampler, such as temperature, top_k, top_p, guidance.
         """
         return self.images(self.sample_tokens(labels, seed=seed, given=given, **settings))
 
@@ -204,7 +205,7 @@ class Trained:
         self, labels: Sequence[str | int] | int, *, seed: int = 0, given: np.ndarray | None = None,
         **settings: float | int | None,
     ) -> np.ndarray:
-        """As `sample`, but the tokens, int64 [N, P, K]."""
+        """As `sample`, but returns the tokens, int64 [N, P, K]."""
         labels_N = self.labels([-1] * labels if isinstance(labels, int) else labels)
         if given is not None:
             given = check_tokens(np.asarray(given), self.tokenizer, may_be_missing=True)
@@ -219,11 +220,11 @@ class Trained:
         return np.concatenate([self.runtime.fetch([batch["tokens"]])[0] for batch in batches])[:len(labels_N)]
 
     def labels(self, classes: Sequence[str | int]) -> np.ndarray:
-        """Class names or numbers as numbers, int32; -1 is an image whose class is not told."""
+        """Class names or numbers as int32 numbers; -1 is an image whose class is not told."""
         return np.array([class_number(word, self.prior, self.facts.class_names) for word in classes], np.int32)
 
     def features(self, images: Any) -> np.ndarray:
-        """Each layer's features of a prior, averaged over positions: float32 [N, L, D]."""
+        """Features from each layer of the prior, averaged over positions: float32 [N, L, D]."""
         network, tokens_NPK = self.prior.prior, self.tokens(images)
         if not isinstance(network, Featuring):
             raise ValueError(f"{type(network).__name__} gives no features")
@@ -234,7 +235,7 @@ class Trained:
         return self._over("features", {"tokens": tokens_NPK}, run, self.prior.prior_arrays(self.arrays))[0]
 
     def with_tokenizer(self, other: "Trained") -> "Trained":
-        """The same prior, its tokens shown by another tokenizer's decoder; ConfigError if that one has other tokens."""
+        """The same prior with another tokenizer's decoder; ConfigError if that tokenizer has other tokens."""
         own = self._deciding()
         theirs = other._deciding()
         differing = [name for name in sorted(own.keys() | theirs.keys())
@@ -251,7 +252,7 @@ class Trained:
         return dict(zip(names, self.runtime.fetch([self._tokenizer_arrays[name] for name in names]), strict=True))
 
     def _over_images(self, name: str, images: Any, run: Callable[[State, Tensor], Any]) -> list[np.ndarray]:
-        """`run` on images, in batches; floats are not rounded."""
+        """Runs `run` on images, in batches; floats are not rounded."""
         images_NHWC = to_image_arrays(images, self.tokenizer.image_size)
 
         def on_batch(arrays: State, batch: dict[str, Tensor]) -> Any:
@@ -265,9 +266,9 @@ class Trained:
         self, name: str, arrays_N: dict[str, np.ndarray], run: Callable[[State, dict[str, Tensor]], Any],
         network_arrays: State | None = None,
     ) -> list[np.ndarray]:
-        """`run`, compiled once under a name, on batches of a set, the last of which is filled up.
+        """Runs `run`, compiled once under a name, on batches of a set; the last batch is padded.
 
-        It is given the tokenizer's arrays, or those of another network.
+        It gets the tokenizer's arrays, or `network_arrays`.
         """
         if name not in self._compiled:
             def program(arrays: State, batch: dict[str, Tensor]) -> list[Tensor]:
@@ -287,11 +288,11 @@ class Trained:
 
 
 def class_number(word: str | int, prior: PriorObjective, names: Sequence[str]) -> int:
-    """A class by its name or its number; -1 is none.
+    """The number of a class that is given by its name or number; -1 is no class.
 
     Raises:
-      ValueError: there is no such class, the prior has none or was never shown images without one, or the word is both
-        a name and another class's number.
+      ValueError: there is no such class, the prior has no classes, the prior was never trained on images without a
+        class, or the word is both a name and another class's number.
     """
     num_classes, text = prior.num_classes, str(word)
     by_name = names.index(text) if isinstance(word, str) and text in names and num_classes else None
@@ -311,10 +312,10 @@ def class_number(word: str | int, prior: PriorObjective, names: Sequence[str]) -
 
 
 def check_tokens(tokens_NPK: np.ndarray, tokenizer: ImageTokenizer, may_be_missing: bool = False) -> np.ndarray:
-    """int64 tokens [N, P, K] of a tokenizer's grid; -1 too where they may be missing.
+    """Checks tokens [N, P, K] against a tokenizer's grid and returns them as int64; -1 marks tokens that are missing.
 
     Raises:
-      ValueError: another shape, no integers, or a token out of its level's vocabulary.
+      ValueError: the shape is wrong, the tokens are not integers, or one is outside its level's vocabulary.
     """
     grid = tokenizer.grid
     shape = (grid.num_positions, grid.num_channels)
@@ -330,7 +331,7 @@ def check_tokens(tokens_NPK: np.ndarray, tokenizer: ImageTokenizer, may_be_missi
 
 
 def _batches(arrays_N: dict[str, np.ndarray], size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Batches of one size and how many of each count; the last is filled with its last element."""
+    """Batches of one size, each with its number of real elements; the last is padded with its last element."""
     total = len(next(iter(arrays_N.values())))
     for start in range(0, total, size):
         numbers = np.minimum(np.arange(start, start + size), total - 1)

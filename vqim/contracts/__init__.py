@@ -1,1 +1,1 @@
-"""What rooms promise each other: protocols and the plain data that pass between them, below everyone but `state`."""
+"""Protocols that the packages of vqim agree on, and the plain data that pass between them. Imports only `state`."""

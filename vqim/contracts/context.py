@@ -1,10 +1,10 @@
-"""What one forward pass is given besides arrays: where it runs, in which precision, with which randomness.
+"""What a forward pass gets besides arrays: where it runs, in which precision, and with which randomness.
 
-Models are plain functions of (parameters, inputs, context). Whatever differs between a TPU and a laptop
-(a scan or a loop over layers, the attention kernel, how random bits are made) is a method of `Kernels`, and a
-runtime supplies it.
+Models are plain functions of (parameters, inputs, context). `Kernels` has a method for everything that differs
+between a TPU and a laptop: a scan or a loop over layers, the attention kernel, how random bits are made. Each runtime
+implements these methods.
 
-    B batch, T queries, S keys, N heads, H head dimension, L layers; I inputs of a matrix, O outputs of it
+    B batch, T queries, S keys, N heads, H head dimension, L layers; I inputs of a matrix, O outputs of a matrix
 """
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from vqim.state.random import fold_key
 
 
 class Kernels(Protocol):
-    """The operations that each runtime does in its own way; `vqim.runtime` has them."""
+    """The operations that each runtime implements in its own way, in `vqim.runtime`."""
 
     def scan(
         self, body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any,
@@ -39,7 +39,7 @@ class Kernels(Protocol):
         ...
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """a @ b of float32 arrays as exact as float32 is, whatever the precision of other products; no gradient."""
+        """a @ b of float32 arrays with full float32 accuracy, whatever the precision of other products; no gradient."""
         ...
 
     def layer_norm(self, x_D: Tensor, gain_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
@@ -61,11 +61,11 @@ class Context:
 
     Attributes:
       kernels: the runtime's operations.
-      dtype: of matrix products and activations; softmax, norms and losses are float32 whatever it is.
-      key: int32 scalar from which all randomness of the pass is derived; None in evaluation, where nothing is random.
+      dtype: the dtype of matrix products and activations; softmax, norms and losses are always float32.
+      key: int32 scalar from which all randomness in the pass is derived; None in evaluation, where nothing is random.
       scalars: numbers that change from step to step, such as a temperature: float32 scalars by `part/name`.
-      step_key: like `key`, but the same in all micro-batches of a step: for draws that they have to agree on.
-      micro_batch: the number of this micro-batch in its step, and how many there are.
+      step_key: like `key`, but the same in all micro-batches of a step, for draws on which they have to agree.
+      micro_batch: the index of this micro-batch in its step, and the number of micro-batches.
     """
 
     kernels: Kernels
@@ -78,7 +78,7 @@ class Context:
     def fold(self, purpose: str | Tensor) -> "Context":
         """The same context for one purpose: a part's name, a word, or a layer's number as an int32 tensor.
 
-        It has keys of its own, and of the scalars those that are called `purpose/...`, by the rest of their names.
+        It has its own keys. Of the scalars it keeps those named `purpose/...`, without this prefix.
         """
         key, step_key = (None if k is None else fold_key(k, purpose) for k in (self.key, self.step_key))
         scalars = self.scalars
@@ -88,20 +88,20 @@ class Context:
         return dataclasses.replace(self, key=key, step_key=step_key, scalars=scalars)
 
     def evaluation(self) -> "Context":
-        """On the same runtime, in float32 and without randomness: how networks that are not trained compute."""
+        """The same runtime, in float32 and without randomness: for networks that are not trained."""
         return Context(self.kernels)
 
 
 @runtime_checkable
 class Scheduled(Protocol):
-    """A part of a network with numbers that change from step to step; its context has them as `scalars`."""
+    """A part of a network with numbers that change from step to step; it reads them from its context's `scalars`."""
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """The numbers of one step, by name."""
+        """The numbers for one step, by name."""
         ...
 
 
 def scheduled_scalars(step: int, **parts: Any) -> dict[str, float]:
-    """The numbers of those parts that have any, named as `Context.fold(part)` looks for them."""
+    """The numbers of all parts that are `Scheduled`, named as `Context.fold(part)` looks for them."""
     return {f"{part}/{name}": value for part, component in parts.items() if isinstance(component, Scheduled)
             for name, value in component.host_scalars(step).items()}

@@ -1,4 +1,4 @@
-"""What a run asks of its data: batches of images or of tokens.
+"""What a run needs from its data: batches of images or of tokens.
 
     B batch of one process
 """
@@ -11,7 +11,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Loader(Protocol):
-    """Endless training batches with an exact position.
+    """Endless training batches, with a position that can be saved and restored exactly.
 
     Attributes:
       num_skipped: corrupt examples met so far.
@@ -25,27 +25,27 @@ class Loader(Protocol):
     def __next__(self) -> Batch: ...
 
     def position(self) -> dict[str, Any]:
-        """Where it is; JSON."""
+        """The current position, as values that JSON can hold."""
         ...
 
     def restore(self, position: dict[str, Any]) -> None:
-        """Goes on from a position, of any number of processes."""
+        """Continues from a position, which any number of processes may have saved."""
         ...
 
     def close(self) -> None:
-        """Ends reading ahead."""
+        """Stops reading ahead."""
         ...
 
 
 class Dataset(Protocol):
     """Images, or tokens of images, in two splits.
 
-    Nothing is read from where the data are before it is needed. A data set of images knows `image_size` and
-    `batch_like` without them, one of tokens opens its cache for these.
+    Data are read only when they are needed. A data set of images knows `image_size` and `batch_like` without its
+    data; a data set of tokens opens its cache for them.
 
     Attributes:
       image_size: height and width of the images, in pixels.
-      class_names: of the labels; empty without classes.
+      class_names: names of the classes, in the order of the labels; empty without classes.
     """
 
     @property
@@ -58,7 +58,7 @@ class Dataset(Protocol):
     def num_classes(self) -> int: ...
 
     def num_examples(self, split: str) -> int:
-        """Examples of 'train' or 'validation', over all processes."""
+        """The number of examples in 'train' or 'validation', over all processes."""
         ...
 
     def batch_like(self, batch_size: int) -> Batch:
@@ -79,7 +79,7 @@ class Dataset(Protocol):
 
 
 def check_labelled_data(data: Dataset, num_classes: int, image_size: int) -> None:
-    """Raises ValueError unless the data have so many classes, and images of this size."""
+    """Raises ValueError unless the data have this number of classes and images of this size."""
     if data.num_classes != num_classes:
         raise ValueError(f"num_classes must be the data's {data.num_classes}, got {num_classes}")
     if data.image_size != image_size:

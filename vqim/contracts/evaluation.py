@@ -1,4 +1,4 @@
-"""Evaluation is passes times metrics: a pass yields batches of images and tokens, a metric measures them.
+"""Evaluation combines passes with metrics: a pass yields batches of images and tokens, and metrics measure them.
 
     B images of a batch, C image channels, H W image size, N positions, K codes a position, L layers, Y classes
 """
@@ -30,8 +30,8 @@ class Curve:
     """One value for each of a few places, such as accuracy by layer; shown as a plot over them.
 
     Attributes:
-      values: a float each.
-      title: what the places are.
+      values: one float for each place.
+      title: what the places are, such as 'layer'.
     """
 
     values: tuple[float, ...]
@@ -40,18 +40,19 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """A batch of what a pass yields, on the device; None for what this pass does not have.
+    """A batch from a pass, on the device. A field is None where this pass does not have it.
 
     Attributes:
-      valid_B: False for what only fills the batch.
-      labels_B: int64 classes, -1 where there is none.
+      valid_B: False for an item that only fills the batch.
+      labels_B: int64 classes, -1 for none.
       originals_BCHW: float32 in [0, 1].
-      images_BCHW: reconstructions or samples, float32 in [0, 1], rounded to 8 bits as an image file is.
-      tokens_BNK: int64.
-      location_BCHW, log_scale_BCHW: what a decoder says of the originals' distribution, where it does
+      images_BCHW: reconstructions or samples, float32 in [0, 1], rounded to 8 bits as in an image file.
+      tokens_BNK: int64 tokens.
+      location_BCHW: location of the distribution that the decoder gives for the originals, if it gives one
         (`tokenizer.losses.logit_laplace`).
+      log_scale_BCHW: log scale of that distribution.
       logits_LBY: class logits of each layer.
-      measures: by name a float32 for each item, [B], such as a prior's bits per token.
+      measures: float32 [B] by name, one value for each item, such as a prior's bits per token.
     """
 
     valid_B: Tensor
@@ -67,13 +68,13 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What is known of a pass before it begins.
+    """What is known about a pass before it begins.
 
     Attributes:
-      name: of the pass: 'reconstructions', 'samples' ...
-      num_items: in all.
-      grid: of the tokens; None without tokens.
-      num_classes: of the labels; 0 without classes.
+      name: the name of the pass: 'reconstructions', 'samples' ...
+      num_items: the number of items in the whole pass.
+      grid: the layout of the tokens; None without tokens.
+      num_classes: the number of classes; 0 without classes.
     """
 
     name: str
@@ -83,10 +84,10 @@ class About:
 
 
 class Tally(Protocol):
-    """Adds up on the host, in float64, what a metric observed."""
+    """Adds up what a metric observed, on the host and in float64."""
 
     def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
-        """Adds a batch; what `valid_B` says to be filling is ignored."""
+        """Adds a batch; items where `valid_B` is False are ignored."""
         ...
 
     def result(self) -> dict[str, Any]:
@@ -95,44 +96,44 @@ class Tally(Protocol):
 
 
 class Metric(Protocol):
-    """Measures the items of any pass that has what it needs. Values over a set belong in the tally.
+    """Measures the items of any pass that has the fields it needs. Values over a whole set are computed by the tally.
 
     Attributes:
-      needs: names of the fields of `Items` that it reads.
-      frozen: networks that it looks through, by name.
+      needs: names of the `Items` fields that it reads.
+      frozen: frozen networks that it uses, by name.
     """
 
     needs: tuple[str, ...]
     frozen: Mapping[str, Frozen]
 
     def observe(self, items: Items, frozen: Mapping[str, State], context: Context) -> dict[str, Tensor]:
-        """On the device, part of the pass's program: arrays [B, ...] by name."""
+        """Arrays [B, ...] by name, computed on the device as part of the pass's program."""
         ...
 
     def tally(self, about: About) -> Tally:
-        """A fresh one."""
+        """A new, empty tally."""
         ...
 
 
 class Evaluation(Protocol):
-    """An evaluator at work. Iterating does it, a batch at a time, so that signals are met in between."""
+    """A running evaluator. Each iteration evaluates one batch, so that signals can be handled in between."""
 
     def __iter__(self) -> Iterator[None]: ...
 
     def result(self) -> dict[str, Any]:
-        """After the iteration: results by the names under which summaries show them."""
+        """The results, by their names in the summaries; to be called after the iteration."""
         ...
 
 
 class Evaluator(Protocol):
-    """Something to be measured now and then, and at the end of training: most often a pass with its metrics.
+    """A measurement at regular steps and at the end of training; most often a pass with its metrics.
 
     Attributes:
-      every: how many steps lie between two measurements; 0 for the end alone.
+      every: the number of steps between two measurements; 0 measures only at the end.
     """
 
     every: int
 
     def begin(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Evaluation:
-        """Measures a task's state."""
+        """Starts to measure a task's state."""
         ...

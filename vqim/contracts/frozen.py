@@ -5,28 +5,28 @@ from vqim.state.leaf import Spec
 
 
 class Frozen(Protocol):
-    """Arrays that no step changes, and what is computed with them: VGG16, LPIPS, another run's tokenizer ...
+    """Arrays that no step changes, and the function computed with them: VGG16, LPIPS, another run's tokenizer ...
 
-    The state has its arrays once under each name that users give it: equal instances (`==`) under one name share them.
+    The state stores the arrays once for each name: equal instances (`==`) under one name share them.
     """
 
     def init_spec(self) -> Spec:
-        """Its arrays; `saved=False` where a file that stays around has them, so that checkpoints need not."""
+        """Its arrays. `saved=False` where a permanent file has them, so that checkpoints need not store them."""
         ...
 
     def __call__(self, *inputs: Any, **context: Any) -> Any:
-        """network(arrays, inputs ..., context=context): what it computes, with arrays named as in `init_spec`."""
+        """network(arrays, inputs ..., context=context) computes the outputs; arrays are named as in `init_spec`."""
         ...
 
 
 def merge_frozen(users: dict[str, dict[str, Frozen]]) -> dict[str, Frozen]:
-    """The frozen networks of several users by name, each once.
+    """The frozen networks of several users, each once, by name.
 
     Args:
       users: for each user, such as a loss term, its networks by name.
 
     Raises:
-      ValueError: two users mean different networks by one name.
+      ValueError: two users give the same name to different networks.
     """
     merged: dict[str, Frozen] = {}
     for user, networks in users.items():

@@ -1,6 +1,6 @@
-"""What a tokenizer promises about its tokens, and all that a prior knows of it.
+"""The layout of a tokenizer's tokens. This is all that a prior knows about its tokenizer.
 
-    B batch, h w size of a level, K codes a position, N positions of all levels
+    B batch, h w height and width of a level, K codes a position, N positions of all levels
 """
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Level:
 
     @property
     def num_positions(self) -> int:
-        """How long its part of a sequence is."""
+        """The length of its part of a sequence."""
         return self.height * self.width
 
 
@@ -45,23 +45,23 @@ class TokenGrid:
 
     @property
     def num_positions(self) -> int:
-        """Length N of the sequence [B, N, K]."""
+        """The length N of a sequence [B, N, K]."""
         return sum(level.num_positions for level in self.levels)
 
     @property
     def num_channels(self) -> int:
-        """K, codes a position."""
+        """K, the number of codes at each position."""
         return self.levels[0].channels
 
     @property
     def codebook_names(self) -> tuple[str, ...]:
-        """Under which summaries show the use of each level's codes: `codebook`, or `codebook/level_0` and so on."""
+        """Each level's name in the summaries of code usage: `codebook`, or `codebook/level_0` and so on."""
         if len(self.levels) == 1:
             return ("codebook",)
         return tuple(f"codebook/level_{i}" for i in range(len(self.levels)))
 
     def split(self, tokens_BNK: Array) -> tuple[Array, ...]:
-        """Sequences to each level's codes [B, h, w, K]."""
+        """Splits sequences into each level's codes [B, h, w, K]."""
         indices, start = [], 0
         for level in self.levels:
             part = tokens_BNK[:, start:start + level.num_positions]
@@ -75,5 +75,5 @@ class TokenGrid:
 
 
 def join(indices: Sequence[Tensor]) -> Tensor:
-    """Each level's codes [B, h, w, K] to sequences [B, N, K]: the inverse of `TokenGrid.split`."""
+    """Joins each level's codes [B, h, w, K] to sequences [B, N, K]: the inverse of `TokenGrid.split`."""
     return torch.cat([rearrange(part, "b h w k -> b (h w) k") for part in indices], 1)

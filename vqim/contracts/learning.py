@@ -1,4 +1,4 @@
-"""What is learnt, and by whom: an objective computes the losses of its learners; `training.GradientTask` does the rest.
+"""Objectives and learners: an objective computes its learners' losses, and `training.GradientTask` does the rest.
 
     objective.compute(leaves, ...) -> Computed      in every micro-batch, with gradients
     objective.advance(arrays, ...) -> Advanced      once a step, after the updates, without
@@ -19,22 +19,22 @@ from vqim.state.leaf import Spec, State
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """A network that gradients move, and how.
+    """A network that is trained with gradients, and how it is trained.
 
-    Objectives make their learners: a gin file binds what is to be chosen, and names the class without parentheses, as
-    in `tokenizer.TokenizerObjective.learner = @training.Learner`.
+    Objectives make their learners. A gin file binds the settings, and names the class without parentheses:
+    `tokenizer.TokenizerObjective.learner = @training.Learner`.
 
     Attributes:
-      name: the network's, in the state: `params/<name>/...`, `optimizer/<name>/...`.
+      name: the network's name in the state: `params/<name>/...`, `optimizer/<name>/...`.
       module: the network.
-      optimizer: of its parameters; an instance of its own.
-      learning_rate: by the step of the run, so that one schedule can serve several networks.
-      start_step: the optimizer's count of updates (Adam's bias correction) begins there.
+      optimizer: the optimizer for its parameters; not shared with another learner.
+      learning_rate: a schedule over the steps of the run, so that several networks can use the same schedule.
+      start_step: the step of the run at which the optimizer starts to count updates (for Adam's bias correction).
       max_gradient_norm: gradients are scaled down to this global norm; None leaves them.
-      ema_decay: 0.999, say, keeps an exponential moving average of the parameters (`vqim.optim.ema`), which whoever
-        reads the network takes. None reads the parameters themselves.
-      trains: a regular expression for the whole name of a parameter or a statistic. What it leaves out stays as it is,
-        and costs neither slots nor gradients. A stack of blocks is one parameter.
+      ema_decay: decay of an exponential moving average of the parameters (`vqim.optim.ema`), such as 0.999. Evaluation
+        and other readers of the network then use the average. None keeps no average.
+      trains: a regular expression for the whole name of a parameter or a statistic. All others stay as they are,
+        without slots or gradients. A stack of blocks is one parameter.
     """
 
     name: str
@@ -60,19 +60,19 @@ class Learner:
 
 
 class MakeLearner(Protocol):
-    """`Learner` with everything bound but what an objective knows."""
+    """The class `Learner`, with all arguments bound except those that an objective gives."""
 
     def __call__(self, *, name: str, module: nn.Module, start_step: int = 0) -> Learner: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """What one micro-batch comes to.
+    """The result of one micro-batch.
 
     Attributes:
-      losses: for each learner of the program a scalar, with the graph that made it.
-      metrics: scalars to be shown, without gradients; their means over micro-batches are.
-      sums: float32 arrays that add up over micro-batches, such as counts; under SPMD they are of the whole batch.
+      losses: one scalar for each learner in the program, with its autograd graph.
+      metrics: scalars to be shown, without gradients; what is shown is their means over micro-batches.
+      sums: float32 arrays that add up over micro-batches, such as counts; under SPMD they cover the whole batch.
     """
 
     losses: dict[str, Tensor]
@@ -85,8 +85,8 @@ class Advanced:
     """What a step changes without gradients.
 
     Attributes:
-      arrays: new values by their names in the state. A parameter may be among them; its moving average and its slots
-        stay as they are unless they are too.
+      arrays: new values by their names in the state. A parameter may be among them. Its moving average and its slots
+        do not change unless they are listed too.
       metrics: scalars to be shown, which are not means over micro-batches.
     """
 
@@ -95,10 +95,10 @@ class Advanced:
 
 
 class Objective(Protocol):
-    """What a run is for: networks, their losses, and what else a step moves.
+    """What a run trains: networks, their losses, and other arrays that a step changes.
 
     Attributes:
-      name: 'tokenizer', 'prior' ...: random keys are drawn from it.
+      name: 'tokenizer', 'prior' ...; random keys depend on it.
       frozen: networks that are not trained, by their names in the state.
     """
 
@@ -106,7 +106,7 @@ class Objective(Protocol):
     frozen: Mapping[str, Frozen]
 
     def statistics(self) -> Spec:
-        """Arrays of its own that gradients do not move, named `<network>/<array>`, besides its modules' statistics."""
+        """Its own arrays without gradients, named `<network>/<array>`, besides its modules' statistics."""
         ...
 
     def check_data(self, data: Dataset) -> None:
@@ -118,7 +118,7 @@ class Objective(Protocol):
         ...
 
     def program(self, step: int) -> str:
-        """The name of the program that makes update number `step`: 'train' where there is one for all steps.
+        """The name of the program for update number `step`: 'train' where all steps use the same one.
 
         Steps that compute different things, such as a regulariser now and then, are different programs. Each is
         compiled once.
@@ -126,11 +126,11 @@ class Objective(Protocol):
         ...
 
     def learners(self, program: str | None = None) -> tuple[Learner, ...]:
-        """Those that a program moves; of all programs unless one is named. The first is the main one."""
+        """The learners that a program trains, or all learners where none is named. The first is the main one."""
         ...
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """Numbers that change from step to step, for `Context.scalars`, besides learning rates."""
+        """Numbers that change from step to step, for `Context.scalars`; learning rates are not among them."""
         ...
 
     def compute(
@@ -139,65 +139,65 @@ class Objective(Protocol):
         """The losses of a (micro-)batch.
 
         Args:
-          leaves: for each learner of the program its network's arrays, named as in its module; those that are trained
-            are leaves of the autograd graph.
-          arrays: the whole state, to be read.
+          leaves: the arrays of each learner's network, named as in its module; arrays that are trained are leaves of
+            the autograd graph.
+          arrays: the whole state, which is only read.
           batch: device arrays.
           context: with a key, and with all host scalars, 'step' and 'seed' as `context.scalars`.
-          program: which one.
+          program: the name of the program.
         """
         ...
 
     def advance(self, arrays: State, computed: Computed, context: Context, program: str) -> Advanced:
-        """What changes without gradients, from the whole batch; it counts only where the step is healthy.
+        """New values of what changes without gradients, from the whole batch; unused where the step is not healthy.
 
         Args:
-          arrays: the whole state after the updates, to be read.
-          computed: the losses' and metrics' means, and the sums, over micro-batches.
-          context: as in `compute`, its key that of the step.
-          program: which one.
+          arrays: the whole state after the updates, which is only read.
+          computed: means of the losses and metrics over micro-batches, and the sums.
+          context: as in `compute`, but with the step's key.
+          program: the name of the program.
         """
         ...
 
 
 class OneLearner:
-    """What objectives have in common that train one network by one program: a base class.
+    """Base class for objectives that train one network with one program.
 
     Attributes:
-      learner: the only one.
+      learner: the only learner.
     """
 
     learner: Learner
     frozen: Mapping[str, Frozen] = {}
 
     def statistics(self) -> Spec:
-        """None but its module's."""
+        """None, besides its module's statistics."""
         return {}
 
     def check_batch(self, batch_size: int) -> None:
-        """Any will do."""
+        """Accepts any batch size."""
 
     def program(self, step: int) -> str:
-        """One for all steps."""
+        """The same program for all steps."""
         return "train"
 
     def learners(self, program: str | None = None) -> tuple[Learner, ...]:
-        """The only one."""
+        """The only learner."""
         return (self.learner,)
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """None."""
+        """No numbers."""
         return {}
 
     def advance(self, arrays: State, computed: Computed, context: Context, program: str) -> Advanced:
-        """Nothing."""
+        """Changes nothing."""
         return Advanced()
 
 
 @runtime_checkable
 class Advancing(Protocol):
-    """A module that has statistics, or changes its parameters without gradients. It is called as modules are."""
+    """A module that has statistics, or changes its parameters without gradients."""
 
     def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
-        """New values of some of its arrays, by their names in the module, from the sums that its forward pass gave."""
+        """New values for some of its arrays, by their names in the module, from the sums of its forward pass."""
         ...

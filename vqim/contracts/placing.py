@@ -1,4 +1,4 @@
-"""Filling arrays on devices by their initial values: the one place for it."""
+"""Fills arrays on devices with their initial values. All code that needs this uses it."""
 import functools
 
 from vqim.contracts.runtime import Runtime
@@ -6,6 +6,6 @@ from vqim.state.leaf import Spec, State
 
 
 def place(spec: Spec, seed: int, runtime: Runtime) -> State:
-    """Every array of a spec, as its own `init` fills it."""
+    """Every array in a spec, filled by its own `init`."""
     return {name: runtime.place(name, leaf, functools.partial(leaf.init, name, leaf.shape, seed))
             for name, leaf in spec.items()}

@@ -1,4 +1,4 @@
-"""What a runtime does for the rest of vqim, and what the processes of a run tell each other."""
+"""What a runtime does for the rest of vqim, and how the processes of a run exchange messages."""
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,41 +18,41 @@ Fill = Callable[[Index], np.ndarray]
 class Hosts(Protocol):
     """The processes of a run.
 
-    Any thread may call, but one thread of a process at a time with one name.
+    Any thread may call these methods, but in one process two threads may not use the same name at the same time.
 
     Attributes:
-      process_index: which of them this is.
-      process_count: how many there are.
+      process_index: the index of this process.
+      process_count: the number of processes.
     """
 
     process_index: int
     process_count: int
 
     def wait(self, name: str) -> None:
-        """Returns when every process has called it with this name, as often as this one has; TimeoutError else."""
+        """Returns when every process has called it with this name, as often as this process; else TimeoutError."""
         ...
 
     def post(self, name: str, text: str) -> None:
-        """Leaves a text for all to see. The first one posted under a name stays."""
+        """Publishes a text to all processes. The first text posted under a name stays."""
         ...
 
     def read(self, name: str) -> str | None:
-        """What has been posted under a name; None if nothing has. Does not wait."""
+        """The text posted under a name, or None; does not wait."""
         ...
 
     def get(self, name: str) -> str:
-        """What has been posted under a name; waits for it, TimeoutError if it does not come."""
+        """The text posted under a name; waits for it, and raises TimeoutError if it does not come."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """The parts of one array that this process is the one to write.
+    """The parts of one array that this process has to write.
 
     Attributes:
-      shape: of the whole array.
-      dtype: NumPy's, bfloat16 as ml_dtypes has it.
-      parts: (where, values) pairs; over all processes they cover the array once.
+      shape: the shape of the whole array.
+      dtype: NumPy's dtype; for bfloat16 that of ml_dtypes.
+      parts: (where, values) pairs; the pairs of all processes cover the array once.
     """
 
     shape: tuple[int, ...]
@@ -64,11 +64,12 @@ class Runtime(Protocol):
     """Places a state and batches on devices, runs steps, and brings results back.
 
     Attributes:
-      kernels: the operations of `vqim.nn.context.Kernels`, as this runtime does them.
-      process_index, process_count: of this process among those of the run.
+      kernels: this runtime's `vqim.contracts.context.Kernels`.
+      process_index: the index of this process in the run.
+      process_count: the number of processes in the run.
       hosts: how these processes talk to each other without their devices.
-      num_batch_shards: a batch's size, over all processes, has to be a multiple of it.
-      peak_flops: floating-point operations a second of all devices; None where nobody says.
+      num_batch_shards: the batch size over all processes has to be a multiple of this.
+      peak_flops: floating-point operations per second of all devices together; None where it is not known.
     """
 
     process_index: int
@@ -81,13 +82,13 @@ class Runtime(Protocol):
     def kernels(self) -> Kernels: ...
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:
-        """A device array of the state, each part filled by `fill(index)`."""
+        """A device array for the state, each part filled by `fill(index)`."""
         ...
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """This process's part of a batch as device arrays of the whole batch, cut along the first dimension.
+        """Makes device arrays of the whole batch, cut along the first dimension, from this process's part.
 
-        The whole batch has the parts in the order of the processes.
+        The whole batch holds the parts in the order of the processes.
         """
         ...
 
@@ -100,26 +101,26 @@ class Runtime(Protocol):
         ...
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function on device arrays, made one program. It may update arrays in place; it reads nothing back.
+        """Compiles a function on device arrays to one program. It may update arrays in place; it reads nothing back.
 
         Its arguments hold the arrays in dicts, lists, tuples and dataclasses, its result in dicts, lists and tuples.
         """
         ...
 
     def fetch(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
-        """Host copies of what programs returned, in one transfer where possible; waits for what computes them."""
+        """Host copies of what programs returned, in one transfer where possible; waits until they are computed."""
         ...
 
     def shards(self, tensor: Tensor) -> Shards:
-        """Host copies of what this process has to write of a state array; later steps do not change them."""
+        """Host copies of the parts of a state array that this process writes; later steps do not change them."""
         ...
 
     def counters(self) -> dict[str, float]:
-        """What has been counted since the process began, by the names of the summaries: compilations, transfers ..."""
+        """Counts since the process began, by their names in the summaries: compilations, transfers ..."""
         ...
 
     def profile(self, directory: str | os.PathLike[str]) -> AbstractContextManager[Any]:
-        """Traces what is done inside, into a TensorBoard log directory."""
+        """A context manager that writes a trace of what runs inside it to a TensorBoard log directory."""
         ...
 
     def describe(self) -> dict[str, Any]:

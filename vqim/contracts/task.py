@@ -1,4 +1,4 @@
-"""What the training loop, and whatever traces a training step, asks of a task."""
+"""What the training loop, and code that traces a training step, needs from a task."""
 from typing import Protocol
 
 import torch
@@ -10,13 +10,13 @@ from vqim.state.leaf import Spec, State
 
 
 class Task(Protocol):
-    """An objective and the way to it: `training.GradientTask` is the one that there is.
+    """An objective and how it is trained. `training.GradientTask` is the only implementation.
 
     Attributes:
       objective: what the run is for.
       checked: the tensors whose health each step checks, in the order of the flags (`vqim.state.health`).
-      num_micro_batches: into so many parts a step cuts its batch.
-      dtype: of computation in training, and of what evaluation does with the networks that are trained.
+      num_micro_batches: the number of parts into which a step cuts its batch.
+      dtype: the dtype in which trained networks compute, both in training and in evaluation.
     """
 
     objective: Objective
@@ -42,12 +42,12 @@ class Task(Protocol):
           state: the arrays of `init_spec`.
           batch: device arrays of one batch.
           scalars: `host_scalars`, and 'step' (from 0) and 'seed' as int32, as scalar tensors.
-          kernels: the runtime's.
-          program: which one, by its name (`Objective.program`).
+          kernels: the runtime's kernels.
+          program: the name of the program (`Objective.program`).
 
         Returns:
-          Scalar tensors by the names under which summaries show them; 'loss' is one of them. Programs may differ in
-          the names.
+          Scalar tensors by their names in the summaries; 'loss' is one of them. Different programs may return
+          different names.
         """
         ...
 

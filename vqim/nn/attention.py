@@ -1,4 +1,4 @@
-"""Multi-head self-attention, over a whole sequence or one position at a time against a cache.
+"""Multi-head self-attention, over a whole sequence or one position at a time with a cache.
 
     B batch, T queries, S keys, N heads, H head dimension, D width, E = N * H
 """
@@ -24,8 +24,8 @@ class Cache:
 class SelfAttention(nn.Module):
     """softmax(q k^T / sqrt(H)) v with a projection before and after.
 
-    Dropout acts on the attended values, before the output projection: on attention's outputs
-    (ViT-VQGAN section 4), never on the probabilities, which fused kernels do not materialise.
+    Dropout acts on attention's outputs, before the output projection (ViT-VQGAN section 4). It never acts on the
+    probabilities, which fused kernels do not materialise.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class SelfAttention(nn.Module):
         self.out = Dense(width, width, Constant(0.0))
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """Attends over the whole sequence: [B, T, D] to [B, T, D]."""
+        """Attention over the whole sequence: [B, T, D] to [B, T, D]."""
         q_BNTH, k_BNTH, v_BNTH = self._project(x_BTD, context)
         out_BNTH = context.kernels.attention(q_BNTH, k_BNTH, v_BNTH, causal=self.causal)
         out_BTE = dropout(rearrange(out_BNTH, "b n t h -> b t (n h)"), self.dropout_rate, context, "attention")
         return self.out(out_BTE, context)
 
     def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
-        """Attends from one position to all before it and to itself.
+        """Attention from one position to itself and all positions before it.
 
         Args:
           x_B1D: the input at `position`.

@@ -1,8 +1,8 @@
-"""Convolutions, group normalisation, and the blocks that convolutional tokenizers are made of.
+"""Convolutions, group normalisation, and the blocks of convolutional tokenizers.
 
 The blocks are those of VQGAN (Esser et al., 2021, Table 7), which MoVQ and SeQ-GAN build on.
 
-    B batch, C channels, H height, W width; O I of a kernel: output and input channels
+    B batch, C channels, H height, W width; O I output and input channels of a kernel
 """
 from typing import Protocol
 
@@ -21,14 +21,15 @@ class Conv2d(nn.Module):
     """A convolution with bias, in the context's dtype.
 
     Args:
-      num_inputs, num_outputs: channels.
+      num_inputs: the number of input channels.
+      num_outputs: the number of output channels.
       kernel_size: height and width of the kernel.
-      stride: of both directions.
-      padding: zeros (left, right, top, bottom) of the image; by default kernel_size // 2 on every side, which keeps
-        the size of the image where the kernel's is odd and the stride is 1.
-      init: of the kernel, with a bias of zeros. By default both are drawn from U(-b, b), b = 1 / sqrt(num_inputs *
-        kernel_size^2): what PyTorch's convolutions start from (kaiming_uniform_ with a = sqrt(5)), and so all of the
-        published CNN tokenizers.
+      stride: the stride in both directions.
+      padding: the number of zeros to the (left, right, top, bottom) of the image; by default kernel_size // 2 on every
+        side, which keeps the image size for an odd kernel size and stride 1.
+      init: initial values of the kernel; the bias is then zero. By default both are drawn from U(-b, b),
+        b = 1 / sqrt(num_inputs * kernel_size^2). PyTorch's convolutions start so (kaiming_uniform_ with a = sqrt(5)),
+        and therefore all published CNN tokenizers.
     """
 
     def __init__(
@@ -55,21 +56,21 @@ class Conv2d(nn.Module):
 
 
 class Norm(Protocol):
-    """A normalisation, which may look at a condition: MoVQ's, for one, is modulated by the codes' vectors."""
+    """A normalisation that may use a condition: MoVQ's, for example, is modulated by the codes' vectors."""
 
     def __call__(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] to the same; the condition's size divides the image's."""
+        """[B, C, H, W] to the same shape; the image size is a multiple of the condition's size."""
         ...
 
 
 class MakeNorm(Protocol):
-    """A normalisation's class, with what else it needs bound."""
+    """A normalisation's class, with its other arguments bound."""
 
     def __call__(self, num_features: int) -> Norm: ...
 
 
 class MakeAttention(Protocol):
-    """The class of a block that attends over an image, with what else it needs bound."""
+    """The class of a block with attention over an image, with its other arguments bound."""
 
     def __call__(self, num_features: int, *, norm: MakeNorm) -> "AttentionBlock": ...
 
@@ -109,7 +110,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = None if num_inputs == num_outputs else Conv2d(num_inputs, num_outputs, kernel_size=1)
 
     def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
-        """[B, num_inputs, H, W] to [B, num_outputs, H, W]; the condition is for the normalisations."""
+        """[B, num_inputs, H, W] to [B, num_outputs, H, W]; the normalisations use the condition."""
         hidden_BCHW = self.conv_1(F.silu(self.norm_1(x_BCHW, context, condition_BZhw)), context)
         hidden_BCHW = F.silu(self.norm_2(hidden_BCHW, context, condition_BZhw))
         hidden_BCHW = dropout(hidden_BCHW, self.dropout_rate, context, "residual block")
@@ -127,14 +128,14 @@ class AttentionBlock(nn.Module):
         self.attention = SelfAttention(num_features, 1, causal=False)
 
     def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] to the same; the condition is for the normalisation."""
+        """[B, C, H, W] to the same shape; the normalisation uses the condition."""
         positions_BTC = rearrange(self.norm(x_BCHW, context, condition_BZhw), "b c h w -> b (h w) c")
         attended_BTC = self.attention(positions_BTC, context)
         return x_BCHW + rearrange(attended_BTC, "b (h w) c -> b c h w", h=x_BCHW.shape[2])
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2 that looks one pixel over the right and lower edge: half the height and width."""
+    """Halves height and width: a 3x3 convolution of stride 2, with one pixel of padding right and below."""
 
     def __init__(self, num_inputs: int, num_outputs: int):
         super().__init__()
@@ -146,7 +147,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every pixel four times, then a 3x3 convolution: twice the height and width."""
+    """Doubles height and width: repeats every pixel four times, then a 3x3 convolution."""
 
     def __init__(self, num_inputs: int, num_outputs: int):
         super().__init__()

@@ -1,6 +1,6 @@
 """Dense layers, layer normalisation and dropout.
 
-    D features, I inputs of a matrix, O outputs of it; ... any leading dimensions
+    D features, I inputs of a matrix, O outputs of a matrix; ... any leading dimensions
 """
 import torch
 from torch import Tensor, nn

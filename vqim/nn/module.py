@@ -1,8 +1,8 @@
-"""Modules that hold descriptions of arrays, and how they are called with actual ones.
+"""Modules that hold descriptions of arrays, and how they are called with real arrays.
 
-A module is built once, on the meta device, and never owns an array. Its parameters and statistics say their shape,
-initial value and axes; `arrays_spec` lists them, a runtime fills them, and `apply` calls a method of the module with
-a dict of arrays in their place: a pure function of (arrays, inputs, context).
+A module is built once, on the meta device, and never owns an array. Its parameters and statistics give their shape,
+initial value and axes. `arrays_spec` lists them, and a runtime fills them. `apply` calls a method of the module with
+a dict of arrays in their place, as a pure function of (arrays, inputs, context).
 """
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class Parameter(nn.Parameter):
-    """A parameter or a statistic without data that knows its `Leaf`.
+    """A parameter or a statistic without data, with its `Leaf`.
 
     Attributes:
-      leaf: what it is.
-      trained: whether gradients move it; False for statistics.
+      leaf: its shape, initial value and axes.
+      trained: whether gradients change it; False for statistics.
     """
 
     leaf: Leaf
@@ -42,7 +42,7 @@ def parameter(shape: tuple[int, ...], init: Init, *axes: str) -> Parameter:
 
 
 def statistic(shape: tuple[int, ...], init: Init, *axes: str) -> Parameter:
-    """Declares an array that gradients do not move: a running mean, an EMA codebook and its counts.
+    """Declares an array that gradients do not change: a running mean, an EMA codebook and its counts.
 
     It has no slots and no moving average. `Advancing.advance` gives its new values.
     """
@@ -60,7 +60,7 @@ def statistics_spec(module: nn.Module) -> Spec:
 
 
 def arrays_spec(module: nn.Module) -> Spec:
-    """Parameters and statistics: all that calls of the module need."""
+    """Parameters and statistics: all arrays that a call of the module needs."""
     return spec(module) | statistics_spec(module)
 
 
@@ -78,10 +78,10 @@ def apply(method: Callable[P, T], arrays: Mapping[str, Tensor], *args: P.args, *
 
     Args:
       method: a bound method of a module, such as `model.encode`.
-      arrays: every array of that module, named as in `arrays_spec(module)`.
+      arrays: all arrays of that module, named as in `arrays_spec(module)`.
 
     Raises:
-      RuntimeError: names that are missing or not expected.
+      RuntimeError: a name is missing or not expected.
     """
     module: nn.Module = method.__self__  # type: ignore[attr-defined]
     named = {f"module.{name.replace('/', '.')}": array for name, array in arrays.items()}
@@ -90,7 +90,7 @@ def apply(method: Callable[P, T], arrays: Mapping[str, Tensor], *args: P.args, *
 
 
 class _Method(nn.Module):
-    """Makes any method of a module callable by torch.func.functional_call, which knows `forward` alone."""
+    """Makes any method of a module callable by torch.func.functional_call, which knows only `forward`."""
 
     def __init__(self, module: nn.Module):
         super().__init__()

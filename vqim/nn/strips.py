@@ -1,4 +1,4 @@
-"""Strips of an image's rows as if they were images, each with some rows of its neighbours.
+"""Cuts an image into horizontal strips that are treated as images, each with some rows from its neighbours.
 
     B batch, S strips of each image, N = B S, C channels, H W image size, R rows of a strip
 """
@@ -17,7 +17,7 @@ def cut(x_BCHW: Tensor, num_strips: int, num_rows: int) -> Tensor:
 
 
 def add_neighbours(x_NCRW: Tensor, num_strips: int, num_rows: int) -> Tensor:
-    """What `cut` makes of the image that strips of at least `num_rows` rows are of."""
+    """Adds the rows from neighbouring strips, as `cut` does; strips need at least `num_rows` rows."""
     x_BSCRW = rearrange(x_NCRW, "(b s) c r w -> b s c r w", s=num_strips)
     above = F.pad(x_BSCRW[:, :-1, :, -num_rows:], (0, 0, 0, 0, 0, 0, 1, 0))
     below = F.pad(x_BSCRW[:, 1:, :, :num_rows], (0, 0, 0, 0, 0, 0, 0, 1))
@@ -25,12 +25,12 @@ def add_neighbours(x_NCRW: Tensor, num_strips: int, num_rows: int) -> Tensor:
 
 
 def join(x_NCRW: Tensor, num_strips: int) -> Tensor:
-    """The image that strips are of: [B, C, S R, W]."""
+    """Joins strips to whole images: [B, C, S R, W]."""
     return rearrange(x_NCRW, "(b s) c r w -> b c (s r) w", s=num_strips)
 
 
 def zero_outside(x_NCRW: Tensor, num_strips: int, num_rows: int) -> Tensor:
-    """Zeros for those of `num_rows` rows above and below each strip that lie outside of the image."""
+    """Sets to zero those of the `num_rows` rows above and below each strip that lie outside the image."""
     height = num_strips * (x_NCRW.shape[2] - 2 * num_rows)
     inside_SCRW = cut(torch.ones((1, 1, height, 1), dtype=x_NCRW.dtype, device=x_NCRW.device), num_strips, num_rows)
     x_BSCRW = rearrange(x_NCRW, "(b s) c r w -> b s c r w", s=num_strips) * inside_SCRW

@@ -18,12 +18,12 @@ from vqim.state.init import Constant, Init
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)) with GELU.
 
-    One rate for all three dropouts of ViT-VQGAN section 4: on both residual branches, on the activation
-    of the feed-forward, and on attention's output.
+    All three dropouts of ViT-VQGAN section 4 have the same rate: on both residual branches, on the feed-forward's
+    activation, and on attention's output.
 
-    The last matrix of each branch starts at zero, so that a new block is the identity. Small tokenizers depend on it:
-    on the emoji set, with 1024 codes, one with Xavier's values there stood at 15.1 dB and 5% of its codes after 300
-    steps of 32 images; one with zeros at 19.1 dB and 92% after 150 (laptop CPU, 2026-11-21).
+    The last matrix of each branch starts at zero, so that a new block is the identity. Small tokenizers need this.
+    Measured on the emoji set with 1024 codes and 32 images a step (laptop CPU, 2026-11-21): Xavier's values reached
+    15.1 dB and used 5% of the codes after 300 steps, zeros reached 19.1 dB and 92% after 150.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TransformerBlock(nn.Module):
         return self._feed_forward(x_BTD, context)
 
     def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
-        """One position against a cache; see `SelfAttention.step`."""
+        """One position, with a cache of those before; see `SelfAttention.step`."""
         attended, new = self.attention.step(self.attention_norm(x_B1D, context), cache, position, context)
         return self._feed_forward(x_B1D + attended, context), new
 
@@ -61,7 +61,7 @@ class TransformerBlock(nn.Module):
 class Stack(nn.Module):
     """Identical blocks, one after another, each parameter stored as one array [layers, ...].
 
-    Stored apart, the arrays would have to be stacked in every step before a scan can run over them.
+    Separate arrays would have to be stacked in every step before a scan can run over them.
     """
 
     def __init__(self, block: TransformerBlock, num_layers: int):

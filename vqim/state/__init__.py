@@ -1,1 +1,1 @@
-"""What a training state is made of: named arrays, and how each gets its first value."""
+"""The parts of a training state: named arrays, and how each gets its first value."""

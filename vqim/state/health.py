@@ -25,7 +25,7 @@ def check_finite(state: State, checked: list[Tensor], step: Tensor) -> Tensor:
     """Whether this step may change the state: a bool scalar, False from the first non-finite value on.
 
     Args:
-      state: with the flags of `health_spec`, updated in place.
+      state: a state with the flags of `health_spec`, which are updated in place.
       checked: the tensors, in the order of the names. A tensor whose sum of squares overflows float32
         (norm above 1.8e19) counts as not finite.
       step: int32 scalar, the number of this update.

@@ -1,10 +1,10 @@
-"""Initial values of arrays, filled on the host, any slice on its own.
+"""Initial values of arrays. Any slice can be filled on the host without the rest of the array.
 
 A value depends on (seed, name, layer, position in the array) and on nothing else: not on the runtime,
 the mesh, the number of hosts, or the order in which arrays are filled. Each layer of a stacked array is
-cut into runs of `CHUNK` elements in C order; each run has a NumPy Philox generator of its own, keyed by a
+cut into runs of `CHUNK` elements in C order; each run has its own NumPy Philox generator, keyed by a
 hash of (seed, name, layer, run). A host that needs a slice draws the runs that the slice touches, one at a
-time, and so never holds more than its slice and one run.
+time, so that it never holds more than its slice and one run.
 """
 import dataclasses
 import hashlib
@@ -113,7 +113,7 @@ def _draw_inner(
     draw: Callable[[np.random.Generator, int], np.ndarray],
     name: str, shape: tuple[int, ...], seed: int, layer: int, ranges: list[range],
 ) -> np.ndarray:
-    """Draws a slice of one unstacked array, holding no more than the slice and one run."""
+    """Draws a slice of one unstacked array; holds no more than the slice and one run."""
     size = int(np.prod(shape, dtype=np.int64))
     row_size = size // shape[0] if shape else 1
     rows = ranges[0] if shape else range(1)

@@ -22,7 +22,7 @@ class Leaf:
         'vocabulary', 'features'   a table of vectors [vocabulary, features]
         'height', 'width', 'features'   positions
         'features'    a vector: bias, gain
-      dtype: of the array.
+      dtype: the dtype of the array.
       saved: whether checkpoints hold it. Constants that a package ships (VGG weights, say) are not saved.
     """
 
@@ -48,7 +48,7 @@ class Leaf:
 
     @property
     def num_layers(self) -> int | None:
-        """How many identical blocks are stacked in it; None where it is no stack."""
+        """The number of identical blocks stacked in it; None where it is no stack."""
         return self.shape[0] if self.axes[:1] == ("layers",) else None
 
 
@@ -61,5 +61,5 @@ def select(arrays: dict[str, "torch.Tensor"], prefix: str) -> State:
 
 
 def prefixed(prefix: str, spec: Spec) -> Spec:
-    """The same leaves, each name with `prefix` before it."""
+    """The same leaves, with `prefix` before each name."""
     return {prefix + name: leaf for name, leaf in spec.items()}

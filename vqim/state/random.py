@@ -1,7 +1,7 @@
-"""Keys of randomness: int32 scalars from which every random draw of a step is derived.
+"""Random keys: int32 scalars from which every random draw in a step is derived.
 
-The same arithmetic on CPU, GPU and XLA, so that a key depends on (seed, step, purpose, layer) alone: a resumed
-run draws what it would have drawn. Nothing here reads a value back from a device.
+CPU, GPU and XLA do the same arithmetic, so that a key depends only on (seed, step, purpose, layer). A resumed run
+therefore draws what it would have drawn without the interruption. Nothing here reads a value back from a device.
 """
 import zlib
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def fold_key(key: Tensor, data: "str | int | Tensor") -> Tensor:
-    """A new int32 key that depends on both; words enter by their CRC-32, so that keys survive restarts."""
+    """A new int32 key that depends on both. Words enter as their CRC-32, so that keys survive restarts."""
     if isinstance(data, str):
         data = zlib.crc32(data.encode())
     if isinstance(data, int):
@@ -19,7 +19,7 @@ def fold_key(key: Tensor, data: "str | int | Tensor") -> Tensor:
 
 
 def step_key(seed: Tensor, step: Tensor, purpose: str) -> Tensor:
-    """The key of one purpose in one training step, from int32 scalars: what a resumed run draws again."""
+    """The key for one purpose in one training step, from int32 scalars. A resumed run gets the same key."""
     return fold_key(fold_key(seed, purpose), step)
 
 
@@ -39,5 +39,5 @@ def uniform_rows(keys_B: Tensor, num_columns: int) -> Tensor:
     """float32 draws from U[0, 1), [B, num_columns]: each row from its own key, the same on every runtime."""
     columns_C = torch.arange(num_columns, dtype=torch.int32, device=keys_B.device)
     bits_BC = mix_bits(mix_bits(keys_B)[:, None] ^ mix_bits(columns_C))
-    # 24 of the upper bits, which float32 holds exactly; masked first, so that the shift is one of a positive number.
+    # 24 of the upper bits, which float32 holds exactly. They are masked first, so that a positive number is shifted.
     return ((bits_BC & 0x7FFFFFFF) >> 7).float() * 2.0**-24

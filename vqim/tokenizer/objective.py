@@ -105,7 +105,7 @@ class TokenizerObjective:
             step = self.adversary.step(
                 leaves[DISCRIMINATOR], arrays, images_BCHW, reconstruction.mean_BCHW, context, program)
             weight = self.adversary.generator_weight(
-                step, reconstruction_loss, params, context, self.tokenizer.decoder)
+                step, reconstruction_loss, params, context, self.tokenizer.decoder.image_part)
             losses["adversarial"] = step.generator_loss
             parts.append(weight * step.generator_loss)
             metrics, others = {"weight/adversarial": weight, **step.metrics}, {DISCRIMINATOR: step.loss}

@@ -4,6 +4,7 @@
 """
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Protocol, get_args
 
 import torch
@@ -26,7 +27,6 @@ from vqim.tokenizer.discriminator.losses import (
     lecam_penalty,
     r1_penalty,
 )
-from vqim.tokenizer.model import Decoder
 
 NAME = "discriminator"
 """Of the network, in the state and in what is shown."""
@@ -170,7 +170,8 @@ class Adversary:
         return DiscriminatorStep(generator_loss(self.loss, logits_fake), loss, metrics)
 
     def generator_weight(
-        self, step: DiscriminatorStep, reconstruction_loss: Tensor, params: State, context: Context, decoder: Decoder,
+        self, step: DiscriminatorStep, reconstruction_loss: Tensor, params: State, context: Context,
+        image_part: Callable[[str, Tensor], Tensor],
     ) -> Tensor:
         """The weight of the adversarial term in this batch.
 
@@ -179,12 +180,12 @@ class Adversary:
           reconstruction_loss: what the adaptive weight measures against.
           params: of the tokenizer, leaves of the graph.
           context: of the step.
-          decoder: of the tokenizer.
+          image_part: the tokenizer's decoder's (`vqim.tokenizer.model.Decoder`).
         """
         weight = context.scalars["weight/adversarial"]
         if self.adaptive_layer is None:
             return weight
-        part = functools.partial(decoder.image_part, self.adaptive_layer.removeprefix("decoder/"))
+        part = functools.partial(image_part, self.adaptive_layer.removeprefix("decoder/"))
         return weight * adaptive_weight(reconstruction_loss, step.generator_loss, params[self.adaptive_layer], part)
 
     def advance(self, arrays: State, computed: Computed, context: Context) -> State:
