@@ -40,7 +40,9 @@ def main() -> None:
     try:
         if not _has_begun(flags.WORKDIR.value):
             started_spec(experiment.task.init_spec(), experiment.start_from)
-    except (ValueError, NoCheckpointError) as error:
+    except StartFromError as error:
+        raise ConfigError(f"train.{error}") from error
+    except NoCheckpointError as error:
         raise ConfigError(f"train.start_from: {error}") from error
     operative = config.operative()
     if DRY_RUN.value:
@@ -55,8 +57,6 @@ def main() -> None:
     try:
         finished = train(
             experiment, workdir=workdir, runtime=runtime, config=operative, profile_steps=profile_steps)
-    except StartFromError as error:
-        raise ConfigError(f"train.{error}") from error
     except NonFiniteError as error:
         sys.exit(f"Stopped: {error}. To go on from here with other values, write them into {workdir}/config.gin too.")
     except (CheckpointError, TooManyCorruptError) as error:

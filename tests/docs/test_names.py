@@ -114,7 +114,7 @@ def strings():
                 literals |= {node.value} if re.fullmatch(r"[\w/.]+", node.value) else set()
             if isinstance(node, ast.JoinedStr):
                 fixed = [part.value if isinstance(part, ast.Constant) else None for part in node.values]
-                name = "".join(text for text in fixed if text).partition("/")[2] or "".join(filter(None, fixed))
+                name = re.sub(r"^\w+/", "", "".join(filter(None, fixed)))
                 if re.fullmatch(r"[\w/.]{4,}", name):  # `loss/{name}` alone says nothing of the name
                     patterns.append("".join(r"[\w.]+" if text is None else re.escape(text) for text in fixed))
     return literals, re.compile("|".join(f"(?:{pattern})" for pattern in patterns))

@@ -1,1 +1,1 @@
-"""Where a run happens: torch on a CPU or GPU, or XLA over a mesh of devices. Nothing else imports torch_xla."""
+"""What runs compute with: torch on a CPU or GPU, or XLA over a mesh of devices. Only this package imports torch_xla."""

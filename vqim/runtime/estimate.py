@@ -1,6 +1,11 @@
-"""How long a compiled program would take on its chips: the compiler's cycles, and models for what it gives none of.
+"""Estimates how long a compiled program would take on its chips.
 
-Everything here is an estimate.
+The TPU compiler gives cycles for most instructions. It gives none for Pallas kernels, for some copies and for exchanges
+between chips; simple models of matrix units, memory and links stand in for these. Nothing here is measured on a chip.
+
+Read `estimate` first: it goes through all instructions that run (`hlo.Module.executed`), gives each a time and a source
+(`Work.source`), and sums the exchanges (`_exchanges`, `collective_seconds`). `kinds` and `Work.bound` only prepare the
+report. chips.py has the chips' numbers; docs/tpu_estimates.md has results.
 """
 import collections
 import dataclasses
@@ -28,12 +33,14 @@ _FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "afte
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one instruction comes to in a step, on one device.
+    """The cost of one instruction in a step, on one device.
 
     Attributes:
-      seconds, count: in all, over so many runs.
-      source: 'compiler', or the model that stands in for it: 'kernel', 'bytes'.
-      flops, num_bytes: matrix products and convolutions; traffic with HBM.
+      seconds: the time of all its runs in a step.
+      count: the number of these runs.
+      source: where the time comes from: 'compiler', or a model: 'kernel', 'bytes'.
+      flops: FLOPs in matrix products and convolutions.
+      num_bytes: bytes moved from and to HBM.
       instruction: the instruction.
     """
 
@@ -45,7 +52,7 @@ class Work:
     instruction: Instruction
 
     def bound(self, chip: Chip) -> str:
-        """What the time would at least be spent on: 'products', 'memory', or 'other' where neither takes half of it."""
+        """What takes the time: 'products', 'memory', or 'other' where neither needs half of it at peak speed."""
         products, memory = self.flops / chip.peak_flops, self.num_bytes / chip.hbm_bytes_per_second
         if max(products, memory) < self.seconds / 2:
             return "other"
@@ -54,14 +61,14 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """All collectives of one kind in a step.
+    """All collectives of the same kind in a step.
 
     Attributes:
-      kind: of `hlo.COLLECTIVES`.
-      count: how many run.
-      num_bytes: of the arrays of one device that they reduce, gather or move: the larger side.
-      seconds: by the link model.
-      exposed_seconds: of these, what no other work is scheduled beside.
+      kind: one of `hlo.COLLECTIVES`.
+      count: the number of collectives that run.
+      num_bytes: bytes on one device that they reduce, gather or move: operands or results, whichever is larger.
+      seconds: their time, from the link model.
+      exposed_seconds: the part of this time during which no other work is scheduled.
     """
 
     kind: str
@@ -73,12 +80,12 @@ class Exchange:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A step on one device.
+    """The estimate for a step on one device.
 
     Attributes:
-      work: all that takes time, most expensive first.
-      exchanges: by kind.
-      flops: of matrix products and convolutions that are executed, what is rematerialised included.
+      work: all work, most expensive first.
+      exchanges: the exchanges by kind.
+      flops: FLOPs of all matrix products and convolutions that run, rematerialised ones included.
     """
 
     work: list[Work]
@@ -86,23 +93,23 @@ class Estimate:
     flops: float
 
     def seconds_by(self, source: str) -> float:
-        """Of the work whose time has this source."""
+        """The time of all work with this source."""
         return sum(work.seconds for work in self.work if work.source == source)
 
     @property
     def step_seconds(self) -> float:
-        """Work, one after the other, and collectives that nothing hides."""
+        """The time of all work, one after the other, and of collectives that no work hides."""
         return sum(work.seconds for work in self.work) + sum(one.exposed_seconds for one in self.exchanges)
 
 
 def estimate(module: Module, chip: Chip, shape: Sequence[int], coordinates: np.ndarray) -> Estimate:
-    """Adds up a program.
+    """Adds up the cost of a program.
 
     Args:
       module: the program.
-      chip: on which it runs.
-      shape: of the slice.
-      coordinates: of its devices, [num_devices, 3].
+      chip: the chip on which it runs.
+      shape: the shape of the slice.
+      coordinates: the coordinates of its devices, [num_devices, 3].
     """
     work, flops = [], 0.0
     for computation, instruction, count in module.executed():
@@ -127,10 +134,10 @@ def estimate(module: Module, chip: Chip, shape: Sequence[int], coordinates: np.n
 
 
 def kinds(work: Iterable[Work]) -> list[Work]:
-    """Work that does the same, such as in blocks that are written out, as one: most expensive first.
+    """Merges work that is the same, for example in unrolled blocks; most expensive first.
 
-    The same is what has its operation, line of the program and FLOPs in common; the most expensive instruction of
-    each kind stands for it. An instruction that carries no operation is a kind by itself.
+    Work is the same if operation, program line and FLOPs are equal. The most expensive instruction of each kind stands
+    for all. An instruction without an operation is a kind of its own.
     """
     found = collections.defaultdict(list)
     for one in work:
@@ -146,7 +153,7 @@ def kinds(work: Iterable[Work]) -> list[Work]:
 
 
 def kernel_cost(kernel: Instruction) -> tuple[float, float]:
-    """FLOPs and bytes of a Pallas kernel, as it says of itself: the `cost_estimate` of its call."""
+    """FLOPs and bytes of a Pallas kernel, from the `cost_estimate` in its call."""
     cost = re.search(r'"cost_estimate": ?(\{[^}]*\})', kernel.attributes)
     counts = json.loads(cost[1]) if cost else {}
     return float(counts.get("flops", 0)), float(counts.get("bytes_accessed", 0))
@@ -157,12 +164,15 @@ def collective_seconds(
 ) -> float:
     """The time of one collective by the link model.
 
-    Each dimension of the slice along which a group of devices extends gives each of them one link, or two where it is a
-    ring (the group spans a whole dimension whose size is a multiple of `Chip.torus_size`), and the best algorithm keeps
-    all of them busy in one direction: 2 (n - 1) / n of the array passes through each device of n in an all-reduce, half
-    of that in a reduce-scatter or an all-gather. In an all-to-all (n - 1) / n does, times the mean number of hops; a
-    collective-permute sends all of it over one link, times the largest number of hops. Every hop on the way to the
-    farthest device costs HOP_SECONDS.
+    Each dimension of the slice along which a group of devices extends gives each device one link, or two where it is a
+    ring. It is a ring if the group spans a whole dimension whose size is a multiple of `Chip.torus_size`. The model
+    assumes an algorithm that keeps all links busy in one direction. With n devices, the share of the array that passes
+    through each device is:
+      all-reduce: 2 (n - 1) / n
+      reduce-scatter, all-gather: (n - 1) / n
+      all-to-all: (n - 1) / n, times the mean number of hops
+      collective-permute: all of it over one link, times the largest number of hops
+    In addition, every hop on the way to the farthest device costs HOP_SECONDS.
     """
     group = collective.groups[0]
     if collective.kind == "collective-permute":
@@ -188,7 +198,7 @@ def _is_ring(size: int, chip: Chip) -> bool:
 
 
 def _hops(a: np.ndarray, b: np.ndarray, chip: Chip, shape: Sequence[int]) -> int:
-    """Links between two chips."""
+    """The number of links between two chips."""
     total = 0
     for size, distance in zip(shape, np.abs(a - b).tolist(), strict=False):
         total += min(distance, size - distance) if _is_ring(size, chip) else distance
@@ -211,5 +221,5 @@ def _exchanges(
 
 
 def peak_share(flops: float, seconds: float, chip: Chip, num_chips: int) -> float:
-    """The share of the chips' peak that so many operations in this time are."""
+    """The share of the chips' peak speed that this number of operations in this time reaches."""
     return flops / seconds / (chip.peak_flops * num_chips) if math.isfinite(seconds) and seconds else 0.0

@@ -1,4 +1,12 @@
-"""Flash attention on TPU: the kernels of `vqim.runtime.flash_kernels` as operations of torch_xla, cut over a mesh.
+"""Flash attention on TPU: makes the kernels in `vqim.runtime.flash_kernels` operations of torch_xla, over a mesh.
+
+Plain attention writes all T x S logits to memory, which limits the speed of long sequences. The kernels avoid it, but
+they are written in jax (Pallas) and work on the arrays of one device. This file has three jobs: to lower a kernel with
+jax to text that torch_xla can call (`_lowered`, `run`), to run it on every device's part of the arrays (`on_parts`),
+and to connect both to autograd (`flash_attention`, `_Flash`).
+
+To know before: jax is used only as a compiler here and never touches a device. Read `flash_attention` first, then
+`on_parts` and `run`; flash_kernels.py has the mathematics, flash_blocks.py the sizes that fit the chip.
 
     B batch, N heads, T queries, S keys, H head dimension, E = N * H
 """
@@ -20,16 +28,18 @@ Spec = tuple[Any, ...]
 def flash_attention(
     q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool, mesh: xs.Mesh, spec: Spec, num_parts: int,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(H)) v without an array of [T, S]; products accumulate, and softmax is, in float32.
+    """softmax(q k^T / sqrt(H)) v without an array of [T, S]; sums of products and softmax are in float32.
 
     Args:
-      q_BNTH, k_BNSH, v_BNSH: of sizes that `vqim.runtime.flash_blocks.cut` takes, on each device.
-      causal: whether a query t sees the keys s <= t alone.
-      mesh: over which arrays are cut.
-      spec: how [B, T, E] is, along B and E, evenly.
-      num_parts: of the heads.
+      q_BNTH: queries, with sizes on each device that `vqim.runtime.flash_blocks.cut` accepts; likewise keys and values.
+      k_BNSH: keys.
+      v_BNSH: values.
+      causal: whether a query t sees only the keys s <= t.
+      mesh: the mesh over which arrays are cut.
+      spec: how [B, T, E] is cut: evenly, along B and E.
+      num_parts: the number of parts into which the heads are cut.
     """
-    # What makes queries and takes results has heads side by side, and XLA leaves out a transposition there and back.
+    # Layers before and after have heads side by side; XLA removes the two transpositions that cancel.
     arrays = [rearrange(x, "b n t h -> b t (n h)") for x in (q_BNTH, k_BNSH, v_BNSH)]
     num_heads = q_BNTH.shape[1]
     out_BTE = _Flash.apply(*arrays, (num_heads // num_parts, causal), mesh, spec)
@@ -41,7 +51,7 @@ class _Flash(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, settings: tuple[int, bool], mesh: xs.Mesh, spec: Spec,
     ) -> Tensor:
-        # With their biases, or the backward pass would add those once more.
+        # Keep them with their biases, or the backward pass would add the biases again.
         q, k, v = keep(q), keep(k), keep(v)
         ctx.save_for_backward(q, k, v)
         ctx.settings, ctx.mesh, ctx.spec = settings, mesh, spec
@@ -66,9 +76,10 @@ def on_parts(
     Args:
       kernel: its name in `flash_kernels`.
       settings: its first argument.
-      arrays: all of which are cut in the same way.
-      results: shapes of the whole results, and how they are cut.
-      mesh, spec: over which the arrays are cut, and how.
+      arrays: the arrays, all cut in the same way.
+      results: the shapes of the whole results, and how they are cut.
+      mesh: the mesh over which the arrays are cut.
+      spec: how the arrays are cut.
     """
     if mesh.size() == 1:
         return run(kernel, settings, arrays)
@@ -89,12 +100,12 @@ def allocate(number: int, shape: tuple[int, ...], near: Tensor, mesh: xs.Mesh, s
     """An array [L, B, ...] with any values, for a program that writes all of them.
 
     Args:
-      number: another one for each array of a program.
-      shape: of the whole array.
-      near: an array [B, ...] of the same dtype.
-      mesh: over which arrays are cut.
-      spec: how [B, ...] is, along B, evenly.
-      num_parts: of B.
+      number: a different number for each array in a program.
+      shape: the shape of the whole array.
+      near: an array [B, ...] with the same dtype.
+      mesh: the mesh over which arrays are cut.
+      spec: how [B, ...] is cut: evenly, along B.
+      num_parts: the number of parts into which B is cut.
     """
     part_shape = (shape[0], shape[1] // num_parts, *shape[2:])
     result_spec = (None, spec[0], *(None,) * (len(shape) - 2))
@@ -104,7 +115,7 @@ def allocate(number: int, shape: tuple[int, ...], near: Tensor, mesh: xs.Mesh, s
 
 def run(kernel: str, settings: tuple[int, ...], arrays: list[Tensor]) -> list[Tensor]:
     """Runs a kernel on tensors."""
-    # The kernels have two precisions of float32 products, one bfloat16 pass and six.
+    # The kernels have two precisions for float32 products: one bfloat16 pass, or six.
     precision = "default" if torch_xla.backends.get_mat_mul_precision() == "default" else "highest"
     payload, results = _lowered(kernel, settings, tuple(map(to_jax_shape_dtype_struct, arrays)), precision)
     shapes, dtypes = zip(*((result.shape, getattr(torch, result.dtype.name)) for result in results), strict=True)
@@ -115,11 +126,11 @@ def run(kernel: str, settings: tuple[int, ...], arrays: list[Tensor]) -> list[Te
 def _lowered(
     kernel: str, settings: tuple[int, ...], shapes: tuple[Any, ...], precision: str,
 ) -> tuple[str, Any]:
-    """The kernel as the TPU compiler takes it, and the shapes and dtypes of its results."""
+    """The kernel in the form that the TPU compiler takes, and the shapes and dtypes of its results."""
     import jax
 
     from vqim.runtime import flash_kernels
-    # The chips are torch_xla's: jax only writes kernels down, and must not look for devices of its own.
+    # The chips belong to torch_xla: jax only lowers kernels, and must not look for devices itself.
     jax.config.update("jax_platforms", "cpu")
     with jax.default_matmul_precision(precision):
         traced = jax.jit(getattr(flash_kernels, kernel), static_argnums=0).trace(settings, *shapes)

@@ -1,4 +1,4 @@
-"""How flash attention's kernels cut their work, so that it fits a TPU's vector memory. Plain numbers."""
+"""How flash attention's kernels cut their work so that it fits a TPU's vector memory. Only arithmetic on sizes."""
 import dataclasses
 import math
 
@@ -14,12 +14,12 @@ NUM_LOGITS = 2**18
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """What one run of a kernel works on.
+    """The part of the work that one run of a kernel does.
 
     Attributes:
-      num_heads: heads at a time.
-      width: of their features together.
-      num_queries: of a block of queries; it meets all keys that it sees.
+      num_heads: the number of heads processed together.
+      width: the number of features in all these heads.
+      num_queries: the number of queries in a block; a block is multiplied with all keys that it sees.
     """
 
     num_heads: int
@@ -28,16 +28,17 @@ class Blocks:
 
 
 def cut(num_heads: int, head_size: int, num_queries: int, num_keys: int, itemsize: int) -> Blocks:
-    """The largest blocks that fit, heads in groups that fill registers: 2 of 64 features, 4 of 96, 8 of 80.
+    """The largest blocks that fit. Heads are grouped to fill registers: 2 heads of 64 features, 4 of 96, 8 of 80.
 
     Args:
-      num_heads: on one device.
-      head_size: features of a head.
-      num_queries, num_keys: of a sequence.
-      itemsize: bytes of an element.
+      num_heads: the number of heads on one device.
+      head_size: the number of features in a head.
+      num_queries: the number of queries in a sequence.
+      num_keys: the number of keys in a sequence.
+      itemsize: bytes per element.
 
     Raises:
-      ValueError: there are none; says what would have to be otherwise.
+      ValueError: no blocks fit; the message says what has to change.
     """
     full = math.lcm(head_size, LANES) // head_size
     heads = num_heads if num_heads * head_size < LANES else full
@@ -55,11 +56,11 @@ def cut(num_heads: int, head_size: int, num_queries: int, num_keys: int, itemsiz
 
 
 def _vector_memory(block: Blocks, num_keys: int, itemsize: int) -> int:
-    """Bytes that the backward pass takes, whose kernel is the larger one.
+    """Bytes that the backward pass needs; its kernel is the larger one.
 
-    Keys and values; their gradients twice, as one is written while the next is made; sums of those in float32, unless
-    they are float32; three arrays of queries twice; about four of logits. Of float32, gradients are there once, and the
-    rest is for what products at 'highest' split keys and values into.
+    These are keys and values; their gradients twice, since one is written while the next is computed; the gradients'
+    sums in float32, unless they are float32; three arrays of queries, twice; about four arrays of logits. In float32,
+    gradients are there only once; the rest is for the parts into which products at 'highest' split keys and values.
     """
     of_keys, of_queries = block.width * num_keys, block.width * block.num_queries
     sums = 2 * of_keys * 4 if itemsize < 4 else 0

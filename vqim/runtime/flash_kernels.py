@@ -1,11 +1,11 @@
 """Attention and its gradients as Pallas kernels of jax, for TPUs.
 
-Queries, keys and values are as projections make them, heads side by side, and so are gradients: nothing is transposed
-between one matrix product and the next. A kernel takes as many heads at a time as fill vector registers, all keys, and
-one block of queries after the other. So no softmax is put together of parts, and the backward pass, which makes it
-again, needs only queries, keys, values and the result's gradient: five products for the seven of kernels that cut keys.
+Queries, keys, values and their gradients have heads side by side, as the projections make them, so that nothing is
+transposed between matrix products. A kernel takes as many heads as fill vector registers, all keys, and one block of
+queries after the other. So no softmax is combined from parts, and the backward pass, which computes it again, needs
+only queries, keys, values and the result's gradient. It has five products; kernels that cut keys have seven.
 
-    B batch, T queries, S keys, H head size, E = heads * H; t queries of a block, s keys that they see
+    B batch, T queries, S keys, H head size, E = heads * H; t queries in a block, s keys that they see
 """
 import functools
 import math
@@ -22,25 +22,25 @@ from vqim.runtime.flash_blocks import cut
 Settings = tuple[int, bool]
 """The number of heads; whether a query t sees the keys s <= t alone."""
 
-Array = Any  # jax.Array: jax's types are not looked at
+Array = Any  # jax.Array: jax's types are not checked
 Ref = Any
 
 
 def attend(settings: Settings, q_BTE: Array, k_BSE: Array, v_BSE: Array) -> list[Array]:
-    """softmax(q k^T / sqrt(H)) v, [B, T, E]; products accumulate, and softmax is, in float32."""
+    """softmax(q k^T / sqrt(H)) v, [B, T, E]; sums of products and softmax are in float32."""
     return _call(settings, _attend, 2, (q_BTE,), (k_BSE, v_BSE), (q_BTE,), ())
 
 
 def gradients(settings: Settings, q_BTE: Array, grad_BTE: Array, k_BSE: Array, v_BSE: Array) -> list[Array]:
-    """Of q, k and v, given the gradient of `attend`'s result."""
+    """The gradients of q, k and v, given the gradient of `attend`'s result."""
     return _call(settings, _gradients, 5, (q_BTE, grad_BTE), (k_BSE, v_BSE), (q_BTE,), (k_BSE, v_BSE))
 
 
 def allocate(settings: tuple[int, ...], near: Array) -> list[Array]:
-    """An array of a shape and `near`'s dtype, in HBM, into which nothing has been written yet.
+    """An uninitialised array in HBM with a given shape and `near`'s dtype.
 
     Args:
-      settings: a number, and the shape. Of calls with one number XLA makes one call, and copies of its result.
+      settings: a number, and the shape. XLA merges calls with the same number into one call, and copies its result.
       near: any array.
     """
     number, *shape = settings
@@ -67,7 +67,7 @@ def _call(
     of_all = pl.BlockSpec((1, num_keys, blocks.width), lambda b, g, i: (b, 0, g))
     of_all_once = pl.BlockSpec(of_all.block_shape, of_all.index_map, pipeline_mode=pl.Buffered(1))
     if queries.dtype == jnp.float32:
-        sums, of_all = [], of_all_once  # products at 'highest' need the room of the second buffer
+        sums, of_all = [], of_all_once  # products at 'highest' need the second buffer's memory
     else:
         sums = [pltpu.VMEM((num_keys, blocks.width), jnp.float32)] * len(like_keys)
     pairs = block * sum(seen)
@@ -92,7 +92,7 @@ def _call(
 
 
 def _attend(head_size: int, first: int | None, num_keys: int, q_ref: Ref, k_ref: Ref, v_ref: Ref, out_ref: Ref) -> None:
-    """A block of queries, the first of which is number `first` if they are causal, with the keys that it sees."""
+    """Attention of a block of queries to the keys that it sees; `first` is its first query's number if causal."""
     for head in _heads(q_ref, head_size):
         weights_ts, factor_t1 = _softmax(q_ref[0, :, head], k_ref[0, :num_keys, head], first)
         v_sH = v_ref[0, :num_keys, head]
@@ -103,7 +103,7 @@ def _gradients(
     head_size: int, first: int | None, num_keys: int, q_ref: Ref, grad_ref: Ref, k_ref: Ref, v_ref: Ref,
     grad_q_ref: Ref, grad_k_ref: Ref, grad_v_ref: Ref, *sums: Ref,
 ) -> None:
-    """See `_attend`. Gradients of keys and values are sums over blocks, in float32."""
+    """See `_attend`. Gradients of keys and values are summed over blocks, in float32."""
     sum_k_ref, sum_v_ref = sums or (grad_k_ref.at[0], grad_v_ref.at[0])
 
     @pl.when(pl.program_id(2) == 0)
@@ -135,10 +135,11 @@ def _heads(ref: Ref, head_size: int) -> list[Any]:
 
 
 def _softmax(q_tH: Array, k_sH: Array, first: int | None) -> tuple[Array, Array]:
-    """Of q k^T / sqrt(H): weights [t, s] in float32 that [t, 1] factors make sum to 1.
+    """Softmax of q k^T / sqrt(H): float32 weights [t, s], and factors [t, 1] that make their sums 1.
 
-    Vector units, of which each logit needs a few operations, are as busy here as matrix units: factors are left for
-    arrays with fewer elements, and nothing is masked but the square in which queries and keys are the same positions.
+    Each logit needs a few vector operations, so vector units are as busy here as matrix units. Therefore the factors
+    are applied later, to arrays with fewer elements, and only the square where queries and keys have the same positions
+    is masked.
     """
     logits_ts = _dot(q_tH, k_sH.T)
     if first is not None and first < len(k_sH):

@@ -1,4 +1,14 @@
-"""Optimised, scheduled HLO of one device as text: what runs how often, with which FLOPs, bytes and cycles."""
+"""Reads a compiled XLA program from its text (HLO): what runs how often, with which FLOPs, bytes and cycles.
+
+XLA's compiler prints the optimised, scheduled program of one device. `vqim.runtime.estimate` needs from it the cost of
+each instruction and the exchanges between devices; XLA has no other interface that gives these.
+
+To know before: a program is a list of computations, and a computation is a list of instructions in the order in which
+they run. A fusion is one instruction whose parts are a computation of their own; loops and conditionals call
+computations too. A collective exchanges data between devices, often in the background, with a start and a done
+instruction. Read `Module.__init__` (how text becomes instructions) first, then `executed` (what runs how often), then
+`flops`, `hbm_bytes` and `collectives`; the functions below the class parse single attributes.
+"""
 import dataclasses
 import functools
 import math
@@ -23,12 +33,12 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array of one device.
+    """An array on one device.
 
     Attributes:
-      dtype: as HLO writes it.
+      dtype: the dtype as HLO writes it.
       shape: its dimensions.
-      layout: as HLO writes it; 'S(1)' in it means a memory on the chip that is not HBM.
+      layout: the layout as HLO writes it; 'S(1)' in it means a memory on the chip that is not HBM.
     """
 
     dtype: str
@@ -37,7 +47,7 @@ class Array:
 
     @property
     def num_bytes(self) -> float:
-        """Without padding."""
+        """Its size without padding."""
         return math.prod(self.shape) * _SIZES.get(self.dtype, 0)
 
     @property
@@ -51,12 +61,12 @@ class Instruction:
     """One instruction.
 
     Attributes:
-      name: in its computation.
+      name: its name, unique in its computation.
       opcode: 'fusion', 'all-reduce' ...
-      results: one array, or those of a tuple.
-      operands: names.
-      attributes: all after the operands, as text.
-      is_root: whether it is its computation's result.
+      results: one array, or the arrays in a tuple.
+      operands: the operands' names.
+      attributes: all text after the operands.
+      is_root: whether it is the result of its computation.
     """
 
     name: str
@@ -75,32 +85,33 @@ class Instruction:
 
     @property
     def operation(self) -> str:
-        """Modules and operation that it comes from; see `operation_name`."""
+        """The modules and the operation that it comes from; see `operation_name`."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return operation_name(match[1]) if match else ""
 
     @property
     def source(self) -> str:
-        """File and line of the Python call that made it."""
+        """The file and line of the Python call that made it."""
         match = re.search(r'source_file="([^"]*)" source_line=(\d+)', self.attributes)
         return f"{match[1]}:{match[2]}" if match else ""
 
     def called(self, *words: str) -> list[str]:
-        """Computations that it names as, say, 'calls' or 'body'."""
+        """The computations that it names with words such as 'calls' or 'body'."""
         return [name for word in words for name in re.findall(rf"\b{word}=%?([\w.-]+)", self.attributes)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """An exchange among devices.
+    """An exchange between devices.
 
     Attributes:
       kind: one of COLLECTIVES.
       count: how often it runs.
-      operand_bytes, result_bytes: of one device, each time.
-      groups: devices that exchange with each other, [num_groups, group_size]; for a collective-permute pairs of source
-        and target.
-      hidden_cycles: of other work that the schedule has between its start and its end, each time.
+      operand_bytes: bytes of the operands on one device, each time.
+      result_bytes: bytes of the results on one device, each time.
+      groups: the devices that exchange with each other, [num_groups, group_size]; for a collective-permute, pairs of
+        source and target.
+      hidden_cycles: cycles of other work scheduled between its start and its end, each time.
       operation: see `Instruction.operation`.
     """
 
@@ -117,9 +128,9 @@ class Module:
     """A program.
 
     Attributes:
-      computations: instructions by computation, in the order of the schedule.
-      entry: the name of the one that runs.
-      header: the line before all of them.
+      computations: the instructions in each computation, in the order of the schedule.
+      entry: the name of the computation with which the program starts.
+      header: the line before all computations.
     """
 
     def __init__(self, text: str):
@@ -134,12 +145,12 @@ class Module:
                 current[match[2]] = _instruction(match[2], match[3], bool(match[1]))
 
     def aliases(self) -> dict[int, int]:
-        """From arguments to the results that take their memory."""
+        """A map from arguments to the results that reuse their memory."""
         found = re.findall(r"\{(\d*)\}: \((\d+), \{\}", self.header)
         return {int(argument): int(result or 0) for result, argument in found}
 
     def executed(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[str, Instruction, int]]:
-        """Every instruction that runs, its computation, and how often; what a fusion is made of is part of it."""
+        """Every instruction that runs, its computation, and how often; a fusion counts as one instruction."""
         name = computation or self.entry
         for instruction in self.computations[name].values():
             yield name, instruction, times
@@ -147,7 +158,7 @@ class Module:
                 yield from self.executed(inner, times * runs)
 
     def _inner(self, instruction: Instruction) -> list[tuple[str, int]]:
-        """Computations that an instruction runs, and how often; of a conditional all that it may run."""
+        """The computations that an instruction runs, and how often; for a conditional, all that it may run."""
         if instruction.opcode == "while":
             return [(name, self.trip_count(instruction)) for name in instruction.called("body", "condition")]
         if instruction.opcode not in ("call", "async-start", "conditional"):
@@ -158,12 +169,12 @@ class Module:
             "to_apply", "calls", "true_computation", "false_computation")]
 
     def trip_count(self, loop: Instruction) -> int:
-        """How often the body of a loop runs, which counts from 0 to a constant: the only one but 0 in its condition.
+        """How often the body of a loop runs. Loops count from 0 to the only constant except 0 in their condition.
 
-        (Counters of 64 bits are two words on a TPU, of which the upper one is compared with zero.)
+        (A 64-bit counter is two words on a TPU; the upper word is compared with zero.)
 
         Raises:
-          ValueError: the program does not say.
+          ValueError: the condition has another form.
         """
         if known := _TRIPS.search(loop.attributes):
             return int(known[1])
@@ -195,7 +206,7 @@ class Module:
         return sum(self.flops(computation, inner) for inner in self.computations[computation].values())
 
     def hbm_bytes(self, computation: str, instruction: Instruction) -> float:
-        """What an instruction reads from and writes to HBM. Of what is only sliced, the slices count."""
+        """The bytes that an instruction reads from and writes to HBM; for an array that is only sliced, its slices."""
         here = self.computations[computation]
         operands = [here[name] for name in instruction.operands if name in here]
         inner = self.computations[instruction.called("calls")[0]] if instruction.opcode == "fusion" else {}
@@ -225,14 +236,14 @@ class Module:
         if fused := self.fused_collective(instruction):
             if beside := self._beside.get(_channel(fused)):
                 return self._overlapped(fused, instruction, times) if instruction is beside[0] else None
-            # The compiler writes a reduce-scatter as a fusion: an all-reduce of which each device takes its slice.
+            # The compiler writes a reduce-scatter as a fusion: an all-reduce, from which each device takes its slice.
             inner, kind = fused, "reduce-scatter" if fused.opcode == "all-reduce" else fused.opcode
         elif kind not in COLLECTIVES:
             return None
         operands = [array for name in instruction.operands for array in here[name].results]
         results, hidden = instruction.results, 0.0
         if instruction.opcode.endswith("-start"):
-            # A start's result has its operands too, and a permute's two flags.
+            # The result of a start also has its operands, and that of a permute has two flags.
             (done,) = (one for one in here.values() if instruction.name in one.operands)
             results, hidden = done.results, self._cycles_between(here, instruction, done)
         elif wrapper := self._async_start(computation):
@@ -244,7 +255,7 @@ class Module:
                           instruction.operation)
 
     def fused_collective(self, instruction: Instruction) -> Instruction | None:
-        """The collective that a fusion is there for."""
+        """The collective for which a fusion was made."""
         if instruction.opcode != "fusion":
             return None
         inner = self.computations[instruction.called("calls")[0]].values()
@@ -252,9 +263,9 @@ class Module:
 
     @functools.cached_property
     def _beside(self) -> dict[str, list[Instruction]]:
-        """Fusions of products and a part of a collective that goes on beside them, by the collective's channel.
+        """Fusions of products with a part of a collective that runs at the same time, by the collective's channel.
 
-        The compiler writes the collective into three fusions or more, of which the first starts and the last ends it.
+        The compiler splits such a collective over three or more fusions: the first starts it, the last ends it.
         """
         found: dict[str, list[Instruction]] = {}
         for here in self.computations.values():
@@ -276,7 +287,7 @@ class Module:
                           fusion.operation)
 
     def _async_start(self, computation: str) -> tuple[dict[str, Instruction], Instruction] | None:
-        """What runs a computation in the background, and where."""
+        """The instruction that runs a computation in the background, and the instructions around it."""
         for here in self.computations.values():
             for instruction in here.values():
                 if instruction.opcode == "async-start" and computation in instruction.called("calls"):
@@ -297,7 +308,7 @@ def _channel(collective: Instruction) -> str:
 
 
 def operation_name(text: str) -> str:
-    """What torch_xla calls an operation, without its numbers and without the way into a loop."""
+    """The name that torch_xla gives an operation, without its numbers and without the path into a loop."""
     return re.sub(r"\.\d+(?=/|$)", "", text).split("/xla__scan/call/")[-1]
 
 
@@ -317,13 +328,13 @@ def device_groups(attributes: str) -> np.ndarray:
 
 
 def _instruction(name: str, text: str, is_root: bool) -> Instruction:
-    """From what stands behind '='."""
+    """Makes an instruction from the text after '='."""
     shape, rest = _balanced(text) if text.startswith("(") else text.split(" ", 1)
     opcode, rest = rest.strip().split("(", 1)
     inside, attributes = _balanced("(" + rest)
     if opcode in ("constant", "parameter"):
         attributes, inside = inside + attributes, ""
-    # Operands are written as names, with their types before them in some versions.
+    # Operands are written as names; some versions write their types before them.
     operands = tuple(re.findall(r"%([\w.-]+)", inside))
     results = tuple(Array(dtype, tuple(int(size) for size in sizes.split(",") if size), layout)
                     for dtype, sizes, layout in _ARRAY.findall(shape))
@@ -331,7 +342,7 @@ def _instruction(name: str, text: str, is_root: bool) -> Instruction:
 
 
 def _balanced(text: str) -> tuple[str, str]:
-    """A text that begins with a parenthesis, cut behind the one that closes it."""
+    """Splits a text that begins with a parenthesis after the matching closing one."""
     depth = 0
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
@@ -343,7 +354,7 @@ def _balanced(text: str) -> tuple[str, str]:
 def _convolution_flops(
     left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...], attributes: str,
 ) -> float:
-    """Of products with elements that are there, not with padding or the holes of a dilation.
+    """FLOPs of products with real elements, not with padding or the holes of a dilation.
 
     The TPU compiler writes batched matrix products as convolutions with such holes.
     """
@@ -371,6 +382,6 @@ def _convolution_flops(
 
 @functools.cache
 def _window_pairs(size: int, kernel: int, outputs: int, low: int, stride: int, dilate: int, spread: int) -> int:
-    """Pairs of an output and a kernel position, along one dimension, that meet an element of the input."""
+    """The number of pairs of output and kernel positions, along one dimension, that meet an element of the input."""
     places = np.arange(outputs)[:, None] * stride + np.arange(kernel) * spread - low
     return int(((places >= 0) & (places < (size - 1) * dilate + 1) & (places % dilate == 0)).sum())

@@ -1,4 +1,4 @@
-"""What the processes of a run, one a host, tell each other without their devices, which are busy meanwhile."""
+"""Messages between the processes of a run, one per host, that do not use the devices, which are busy meanwhile."""
 import datetime
 import time
 
@@ -8,7 +8,7 @@ _POLL_SECONDS = 0.05
 
 
 class OneHost:
-    """A process by itself, which has nobody to wait for."""
+    """The only process of a run; it never waits."""
 
     process_index = 0
     process_count = 1
@@ -33,23 +33,23 @@ class OneHost:
 
 
 class HostNetwork:
-    """Processes on several hosts, which meet at a TCP store of the first one.
+    """Processes on several hosts, which communicate through a TCP store on the first host.
 
     Attributes:
-      port: on which process 0 listens.
+      port: the port on which process 0 listens.
     """
 
     def __init__(
         self, host: str, port: int, process_index: int, process_count: int, timeout_seconds: float = 3600.0,
     ) -> None:
-        """Connects to process 0, which everyone waits for.
+        """Connects to process 0, and waits until it listens.
 
         Args:
           host: name or address of process 0's machine.
-          port: on which it listens; 0 lets it choose one.
-          process_index: which of the processes this is.
-          process_count: how many there are.
-          timeout_seconds: for how long a process waits for the others.
+          port: the port on which it listens; 0 lets process 0 choose one.
+          process_index: the index of this process.
+          process_count: the number of processes.
+          timeout_seconds: how long a process waits for the others.
         """
         self.process_index, self.process_count = process_index, process_count
         self._timeout_seconds = timeout_seconds
@@ -63,7 +63,7 @@ class HostNetwork:
         """See `Hosts.wait`."""
         visit = self._visits[name] = self._visits.get(name, 0) + 1
         self._meet(f"{name} came", visit, name)
-        # Process 0 holds the store: it may not go on, and end, while others still have to ask whether all came.
+        # Process 0 holds the store, so it may not continue, and end, while others still have to ask whether all came.
         if self.process_index == 0:
             self._meet(f"{name} left", visit, name)
         else:
@@ -79,7 +79,7 @@ class HostNetwork:
 
     def get(self, name: str) -> str:
         """See `Hosts.get`."""
-        # The store's own way to wait for a name would keep this process's other threads from asking anything.
+        # The store's own method to wait for a name would block this process's other threads.
         end = time.monotonic() + self._timeout_seconds
         while (text := self.read(name)) is None:
             if time.monotonic() > end:
@@ -89,7 +89,7 @@ class HostNetwork:
         return text
 
     def _meet(self, key: str, visit: int, name: str) -> None:
-        """Counts this process under `key`, and returns when all have been counted."""
+        """Counts this process under `key`, and returns when all processes have been counted."""
         expected = visit * self.process_count
         arrived = self._store.add(key, 1)
         end = time.monotonic() + self._timeout_seconds

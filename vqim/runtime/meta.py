@@ -9,7 +9,7 @@ from vqim.state.leaf import Spec
 
 
 class MetaKernels(TorchKernels):
-    """The torch runtime's kernels, with random draws that have a shape and no values."""
+    """The torch runtime's kernels, with random draws that have a shape but no values."""
 
     def uniform(self, key: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """An array without data."""
@@ -17,18 +17,18 @@ class MetaKernels(TorchKernels):
 
 
 def step_flops(task: Task, spec: Spec, batch: dict[str, Tensor], program: str = "train") -> int:
-    """Floating-point operations of the matrix products and convolutions of one training step, all devices together.
+    """Floating-point operations in the matrix products and convolutions of a training step, on all devices together.
 
     A multiplication and an addition count as two.
 
     Args:
-      task: its `train_step` is run on the meta device.
-      spec: of its state.
-      batch: arrays of a whole batch; only their shapes and dtypes matter.
-      program: which of the task's programs makes the step.
+      task: the task whose `train_step` is run on the meta device.
+      spec: the spec of its state.
+      batch: the arrays in a whole batch; only their shapes and dtypes matter.
+      program: the name of the program that makes the step.
 
     Raises:
-      what the task raises for arrays of these shapes.
+      Exception: any error that the task raises for arrays with these shapes.
     """
     state = {name: torch.empty(leaf.shape, dtype=leaf.dtype, device="meta") for name, leaf in spec.items()}
     arrays = {name: torch.empty(array.shape, dtype=array.dtype, device="meta") for name, array in batch.items()}

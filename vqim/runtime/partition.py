@@ -1,4 +1,4 @@
-"""Where the arrays of a state live on a mesh: a table of rules, applied to parameters and optimizer state alike."""
+"""How a state's arrays are cut over a mesh: a table of rules for both parameters and optimizer state."""
 import dataclasses
 import math
 import re
@@ -23,12 +23,12 @@ class Partition:
     """Rules from array names to mesh axes.
 
     A rule is (regular expression, {axis of the array: axis of the mesh}), such as
-    ('attention/(query|key|value)/kernel', {'in': 'fsdp', 'out': 'tensor'}); several axes of the mesh, such as
-    {'out': ('tensor', 'fsdp')}, cut an axis over the first of them first. The first rule whose expression is found in
-    an array's name decides; an array that no rule matches is replicated. What an optimizer keeps of a parameter,
-    `optimizer/<network>/<slot>/<path>`, goes by the parameter's name, `params/<network>/<path>`. Axes are named, not
-    counted, so that moments, int8 scales and factored second moments, whose shapes lack some of the parameter's axes,
-    lie where it lies. 'layers' stays whole.
+    ('attention/(query|key|value)/kernel', {'in': 'fsdp', 'out': 'tensor'}); with several axes of the mesh, such as
+    {'out': ('tensor', 'fsdp')}, an axis is cut over the first of them first. The first rule whose expression is found
+    in an array's name is used; an array that no rule matches is replicated. For an optimizer's slot,
+    `optimizer/<network>/<slot>/<path>`, the parameter's name, `params/<network>/<path>`, is used. Rules name axes
+    rather than count them. So moments, int8 scales and factored second moments, which lack some of the parameter's
+    axes, are cut like the parameter. 'layers' is never cut.
 
     Attributes:
       rules: the table.
@@ -75,7 +75,7 @@ class Partition:
 
 
 def mesh_axes(cut: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Those that cut one dimension, the outermost first."""
+    """The mesh axes that cut one dimension, the outermost first."""
     if cut is None:
         return ()
     return (cut,) if isinstance(cut, str) else tuple(cut)
@@ -84,10 +84,10 @@ def mesh_axes(cut: str | Sequence[str] | None) -> tuple[str, ...]:
 def part_of(
     shape: Sequence[int], spec: PartitionSpec, mesh_shape: Mapping[str, int], position: Mapping[str, int],
 ) -> Index:
-    """What one device holds of an array that is cut evenly.
+    """The part of an evenly cut array that one device holds.
 
     Args:
-      shape: of the whole array.
+      shape: the shape of the whole array.
       spec: how it is cut. A dimension that is cut over several mesh axes is cut over the first of them first.
       mesh_shape: the size of each mesh axis.
       position: the device's place on each mesh axis.

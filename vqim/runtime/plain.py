@@ -1,6 +1,6 @@
 """Kernels in plain tensor operations, which any runtime may use.
 
-    B batch, T queries, S keys, N heads, H head dimension; I inputs of a matrix, O outputs of it
+    B batch, T queries, S keys, N heads, H head dimension; I inputs of a matrix, O outputs of a matrix
 """
 import functools
 from collections.abc import Callable
@@ -38,9 +38,9 @@ def plain_attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: b
 def loop_scan(
     body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any, remat: str,
 ) -> tuple[Tensor, Any]:
-    """jax.lax.scan's contract by a Python loop over nested dicts of tensors; `remat` is `TorchSettings.remat`."""
+    """A Python loop over nested dicts of tensors, with jax.lax.scan's contract; `remat` is `TorchSettings.remat`."""
     if remat != "none" and torch.is_grad_enabled():
-        # Nothing draws from torch's generators: see `vqim.state.random`.
+        # No code here draws from torch's generators: see `vqim.state.random`.
         kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         if remat == "products":
             kept["context_fn"] = functools.partial(create_selective_checkpoint_contexts, list(PRODUCTS))

@@ -1,4 +1,4 @@
-"""Matrix products of float32's precision on devices that multiply in bfloat16.
+"""Matrix products with float32 precision on devices that multiply in bfloat16.
 
     D dimensions that are summed over; ... any leading dimensions
 """
@@ -10,26 +10,26 @@ _SCALES = (2.0**8, 2.0**17, 2.0**26)
 
 
 def split_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, nearly as exact as in float32, by one matrix product of numbers that bfloat16 holds.
+    """a @ b with nearly float32 accuracy, by one matrix product of numbers that bfloat16 can hold.
 
     A TPU multiplies float32 matrices in one pass of bfloat16 products, summed in float32, unless the whole process is
-    set to more: torch_xla 2.9 has no precision for a single product. Such a pass is exact where the factors are
-    bfloat16's numbers already. So each factor is written as high + middle + low, and of the nine products of these the
-    six that count (middle @ low is below float32's rounding; precision 'highest' leaves it out too) become one, of six
-    times the inner dimension: high @ high + high @ middle + ... is the product of parts laid side by side.
+    set to more: torch_xla 2.9 has no precision for a single product. Such a pass is exact where bfloat16 can hold the
+    factors. So each factor is written as high + middle + low, which gives nine products. Six of them count (middle @
+    low is below float32's rounding, and precision 'highest' leaves it out too). They become one product with six times
+    the inner dimension, since high @ high + high @ middle + ... is the product of the concatenated parts.
 
     The TPU compiler's estimate for the nearest of 8192 codes of 32 numbers to 2048 latents (v4, libtpu 0.0.23): 92
     thousand cycles in one rounded pass, 322 this way, 373 with the whole process at 'highest'.
 
-    Parts are whole numbers over a power of two. Rounding by conversion to bfloat16 and back would read better, but
-    XLA is free to drop a pair of conversions (`xla_allow_excess_precision`), and middle and low with it.
+    Parts are whole numbers divided by a power of two. Conversion to bfloat16 and back would be simpler code, but XLA
+    may remove a pair of conversions (`xla_allow_excess_precision`), and then middle and low would be lost.
 
     Args:
       a: float32 [..., N, D].
       b: float32 [..., D, M]. Each row of `a` and column of `b` is exact relative to its largest entry.
 
     Returns:
-      float32 [..., N, M]. Not to be differentiated: rounding has no gradient.
+      float32 [..., N, M], without gradient, since rounding has none.
     """
     a_size = a.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     b_size = b.abs().amax(-2, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
@@ -41,7 +41,7 @@ def split_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _parts(x: Tensor) -> list[Tensor]:
-    """Numbers from -1 to 1 as a sum of three; what remains is at most 2^-27."""
+    """Numbers from -1 to 1 as a sum of three parts; the error is at most 2^-27."""
     parts = []
     for scale in _SCALES:
         part = torch.round(x * scale) / scale

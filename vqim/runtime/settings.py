@@ -1,4 +1,4 @@
-"""The settings of each runtime: what gin binds, without loading torch_xla."""
+"""The settings of each runtime, which gin binds. Does not load torch_xla."""
 import dataclasses
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ class TorchSettings:
 
     Attributes:
       device: 'cpu', 'cuda', 'cuda:1' ...; None takes CUDA if there is one.
-      num_threads: of a CPU; None leaves it to torch. Bit-equal restarts need the same number.
-      remat: what identical blocks keep for the backward pass, which makes the rest again: 'none', all that it needs;
-        'products', results of products with weights and of fused attention; 'blocks', each block's input.
+      num_threads: the number of CPU threads; None lets torch decide. Bit-equal restarts need the same number.
+      remat: what identical blocks keep for the backward pass, which computes the rest again. 'none' keeps all that it
+        needs; 'products' the results of products with weights and of fused attention; 'blocks' only each block's input.
     """
 
     device: str | None = None
@@ -31,23 +31,24 @@ class TorchSettings:
 
 @dataclasses.dataclass(frozen=True)
 class XlaSettings:
-    """Settings of the XLA runtime; the mesh axis `data` takes the devices that the others leave.
+    """Settings of the XLA runtime; the mesh axis `data` takes the devices that the other axes leave.
 
     Attributes:
       fsdp: size of the mesh axis over which parameters are cut and gathered when needed.
       tensor: size of the mesh axis over which heads and hidden features are cut.
-      rules: of `vqim.runtime.partition.Partition`; none means that every device holds all of the state.
-      matmul_precision: of float32 products on TPU: 'default' (one bfloat16 pass), 'high' (three) or 'highest' (six).
-      remat: what identical blocks keep for the backward pass, which makes the rest again: 'none', results of products,
-        GELU and softmax, so that only elementwise operations and sums are repeated; 'products', all of these but
-        plain attention's products and softmax; 'blocks', each block's input.
-      unroll: identical blocks are written out one after another instead of as a loop, which keeps what the backward
-        pass needs in stacks. Steps of small batches are faster; compiling takes longer with every block. With remat
-        'none' alone.
-      attention: 'plain', products and a softmax with all logits in memory; 'flash', Pallas kernels, on TPU alone;
-        'auto', flash on TPU for sequences whose length is a multiple of 128 and at least 256.
-      gradient_dtype: 'float32' or 'bfloat16', in which gradients of dense layers' weights leave the products that sum
-        them over a device's part of the batch, and are summed over devices; None: in the dtype of computation.
+      rules: rules for `vqim.runtime.partition.Partition`; without rules every device holds the whole state.
+      matmul_precision: precision of float32 products on TPU: 'default' (one bfloat16 pass), 'high' (three) or
+        'highest' (six).
+      remat: what identical blocks keep for the backward pass, which computes the rest again. 'none' keeps the results
+        of products, GELU and softmax, so that only elementwise operations and sums are repeated; 'products' the same
+        without plain attention's products and softmax; 'blocks' only each block's input.
+      unroll: whether identical blocks are written out one after another. A loop would keep what the backward pass needs
+        in stacks. Unrolled steps with small batches are faster, but compiling takes longer with every block. Only with
+        remat 'none'.
+      attention: 'plain' for products and a softmax with all logits in memory; 'flash' for Pallas kernels, only on TPU;
+        'auto' for flash on TPU if the sequence length is a multiple of 128 and at least 256, else plain.
+      gradient_dtype: 'float32' or 'bfloat16': the dtype in which gradients of dense layers' weights leave the products
+        over a device's part of the batch, and in which they are summed over devices. None: the dtype of computation.
     """
 
     fsdp: int = 1
@@ -74,6 +75,6 @@ class XlaSettings:
 
 
 def check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises ValueError unless `value` is one of the words that are allowed."""
+    """Raises ValueError unless `value` is one of the allowed words."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -1,4 +1,14 @@
-"""The XLA runtime for chips that are not here: arrays without data, programs that are written down instead of run."""
+"""The XLA runtime for chips that this machine does not have: it records programs instead of running them.
+
+`launch.compile` uses it to ask the TPU compiler whether a run would fit a slice of chips, and how fast it would be. The
+run's own code builds its programs as always; only this runtime is different. Arrays have shapes but no data.
+
+To know before: torch_xla records operations on lazy tensors until `_run` is called, where `XlaRuntime` executes them.
+`TopologyRuntime._run` instead saves the recorded program (`Traced`) and turns its results into placeholders, from which
+the next program starts. Read `XlaRuntime` in xla.py first, then `TopologyRuntime` and its `_run`, then
+`Traced.compile`. `named_modules` is separate: it adds module names to operations, so that reports can show where the
+time goes.
+"""
 import contextlib
 import dataclasses
 import math
@@ -28,12 +38,13 @@ from vqim.state.leaf import Leaf
 
 @dataclasses.dataclass(frozen=True)
 class Placeholder:
-    """An array of a program, without its data.
+    """An array in a program, without its data.
 
     Attributes:
-      name: 'params/...' and so on of the state, 'batch/...', 'scalars/...', 'result', 'made on the device'.
+      name: 'params/...' and so on for the state, 'batch/...', 'scalars/...', 'result', 'made on the device'.
       spec: how it is cut.
-      shape, dtype: of the whole array.
+      shape: the shape of the whole array.
+      dtype: its dtype.
     """
 
     name: str
@@ -42,7 +53,7 @@ class Placeholder:
     dtype: torch.dtype
 
     def part(self, mesh_shape: Mapping[str, int]) -> Buffer:
-        """What each device holds of it."""
+        """The part that each device holds."""
         first = part_of(self.shape, self.spec, mesh_shape, dict.fromkeys(mesh_shape, 0))
         shape = [index.stop - index.start for index in first]
         gib = math.prod(shape) * self.dtype.itemsize / 2**30
@@ -54,11 +65,11 @@ class Traced:
     """A program as torch_xla would hand it to the compiler.
 
     Attributes:
-      name: of the function that was traced.
-      stablehlo: a portable artifact.
-      arguments: in order; None is a constant that was made on the host.
-      results: in order.
-      aliases: from arguments to the results that take their memory.
+      name: the name of the function that was traced.
+      stablehlo: the program, as a portable artifact.
+      arguments: the arguments in order; None is a constant that was made on the host.
+      results: the results in order.
+      aliases: a map from arguments to the results that reuse their memory.
     """
 
     name: str
@@ -74,20 +85,20 @@ class Traced:
         try:
             return compile_program(self.stablehlo, target, shardings, result_shardings, self.aliases)
         except OutOfMemoryError as error:
-            if not error.buffers:  # arguments alone are too large: the compiler does not list them
+            if not error.buffers:  # the arguments alone are too large, and the compiler does not list them
                 parts = [argument.part(mesh_shape) for argument in self.arguments if argument]
                 error.buffers = sorted(parts, key=lambda part: -float(part.size[:-1]))[:10]
             raise
 
 
 class NothingComputedError(RuntimeError):
-    """A value was asked for where programs are only written down."""
+    """A value was requested where programs are only recorded."""
 
 
 class TopologyRuntime(XlaRuntime):
-    """The chips of a slice as `XlaRuntime` takes them; `traced` has every program that would have run, once.
+    """Stands for the chips in a slice; `traced` has every program that would have run, once.
 
-    What a process of the first host does is done. Arrays are placeholders of torch_xla: they have a shape, cost no
+    It does what a process on the first host would do. Arrays are torch_xla's placeholders: they have a shape, take no
     memory, and may be updated in place.
     """
 
@@ -124,7 +135,7 @@ class TopologyRuntime(XlaRuntime):
                 for array in arrays]
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that is written down at its first call; later calls have the first one's results."""
+        """A function that is recorded at its first call; later calls return the first call's results."""
         trace = super().compile(function)
         results: list[Any] = []
         name = getattr(getattr(function, "func", function), "__qualname__", "").split(".<locals>")[0]
@@ -139,11 +150,11 @@ class TopologyRuntime(XlaRuntime):
         return run
 
     def fetch(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
-        """There is nothing to fetch."""
+        """Raises NothingComputedError: no values exist."""
         raise NothingComputedError("programs for a topology are written down, not run")
 
     def shards(self, tensor: Tensor) -> Shards:
-        """There is nothing to write."""
+        """Raises NothingComputedError: no values exist."""
         raise NothingComputedError("programs for a topology are written down, not run")
 
     def describe(self) -> dict[str, Any]:
@@ -151,13 +162,13 @@ class TopologyRuntime(XlaRuntime):
         return {**super().describe(), "device": self.target.name}
 
     def _meet(self) -> Hosts:
-        """The other hosts are not there."""
+        """One host: the other hosts do not exist."""
         return OneHost()
 
     def _run(self, tensors: list[Tensor]) -> None:
-        """Writes down the program that computes those of the tensors that are pending, which are its results.
+        """Records the program that computes the pending tensors among `tensors`; they are its results.
 
-        They become placeholders, so that the next program starts from arrays, as it would on the chips.
+        They then become placeholders, so that the next program starts from arrays, as it would on the chips.
         """
         pending = list({id(tensor): tensor for tensor in tensors
                         if not torch_xla._XLAC._is_placecholder(tensor)}.values())
@@ -183,7 +194,7 @@ class TopologyRuntime(XlaRuntime):
         return tensor
 
     def _remember(self, tensor: Tensor, placeholder: Placeholder) -> None:
-        """Under torch_xla's number of the data, which its programs name their arguments by."""
+        """Stores a placeholder under torch_xla's number for its data, by which programs name their arguments."""
         (number,), _ = torch_xla._XLAC._get_tensors_xla_device_data_node([tensor])
         self._placeholders[number] = placeholder
         self._numbers[tensor] = number
@@ -191,7 +202,7 @@ class TopologyRuntime(XlaRuntime):
 
 @contextlib.contextmanager
 def named_modules() -> Iterator[None]:
-    """Makes operations carry the modules that they are in, those of the backward pass too, in XLA's metadata."""
+    """Adds the names of their modules to operations in XLA's metadata, also in the backward pass."""
     stack: list[tuple[nn.Module, str, Any]] = []
     backward = threading.local()
 
@@ -209,7 +220,7 @@ def named_modules() -> Iterator[None]:
                 mark(leaf.grad_fn, path)
 
     def mark(node: Any, path: str) -> None:
-        """Backward nodes of a module, but for those that a module inside of it has marked."""
+        """Marks a module's backward nodes, except those that a module inside it has marked."""
         nodes = [node]
         while nodes:
             node = nodes.pop()

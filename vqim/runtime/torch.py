@@ -1,4 +1,4 @@
-"""The torch runtime: eager PyTorch on one CPU or one CUDA device, the one for laptops and GPU boxes.
+"""The torch runtime: eager PyTorch on one CPU or one CUDA device, for laptops and GPU machines.
 
     B batch, T queries, S keys, N heads, H head dimension
 """
@@ -42,8 +42,8 @@ class TorchKernels:
     def attention(self, q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: bool) -> Tensor:
         """torch.nn.functional.scaled_dot_product_attention, or the plain products where they are faster.
 
-        On a CPU torch's fused kernel loses on short sequences, in bfloat16 above all: 5 to 7 times slower forward
-        and backward at 64 tokens (torch 2.9.1, AMD EPYC, one thread).
+        On a CPU torch's fused kernel is slower on short sequences, mostly in bfloat16: forward and backward take 5 to 7
+        times as long at 64 tokens (torch 2.9.1, AMD EPYC, one thread).
         """
         if q_BNTH.device.type == "cpu" and k_BNSH.shape[2] <= SHORT_SEQUENCE:
             return plain_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal)
@@ -54,14 +54,14 @@ class TorchKernels:
         return plain_linear(x_I, kernel_IO, bias_O)
 
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
-        """torch.nn.functional.gelu, and a mask."""
+        """torch.nn.functional.gelu, then a mask."""
         y = F.gelu(x)
         if key is None:
             return y
         return torch.where(self.keep_mask(key, rate, tuple(x.shape), x.device), y * (1.0 / (1.0 - rate)), 0.0)
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """torch.matmul: float32 is float32 here, as long as nobody allows TF32."""
+        """torch.matmul, which is exact float32 here unless someone allows TF32."""
         return torch.matmul(a, b)
 
     def layer_norm(self, x_D: Tensor, gain_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
@@ -90,7 +90,7 @@ class TorchRuntime:
         """Chooses the device.
 
         Raises:
-          ValueError: it is not here.
+          ValueError: this machine does not have the device.
         """
         settings = settings or TorchSettings()
         device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,11 +116,11 @@ class TorchRuntime:
         return {name: scalar(value) for name, value in values.items()}
 
     def cut(self, arrays: Sequence[Tensor], axis: int) -> list[Tensor]:
-        """One device holds all of them."""
+        """Returns the arrays unchanged: one device holds all of them."""
         return list(arrays)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Eager: the function itself."""
+        """The function itself, run eagerly."""
         return function
 
     def fetch(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
@@ -133,7 +133,7 @@ class TorchRuntime:
         return Shards(values.shape, values.dtype, [(full_index(values.shape), values)])
 
     def counters(self) -> dict[str, float]:
-        """Nothing is counted."""
+        """No counters."""
         return {}
 
     def profile(self, directory: str | os.PathLike[str]) -> AbstractContextManager[Any]:

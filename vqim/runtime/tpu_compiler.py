@@ -1,6 +1,6 @@
-"""The TPU compiler, asked for chips that need not be here: libtpu through jax, given a topology.
+"""Calls the TPU compiler (libtpu through jax) for a topology; the machine needs no TPU.
 
-It is loaded into a process of its own (`environment`), so that a training run on the same machine is not disturbed.
+It is loaded in a separate process (`environment`), so that it does not disturb a training run on the same machine.
 """
 import dataclasses
 import io
@@ -27,8 +27,9 @@ class OutOfMemoryError(Exception):
     """A program does not fit the chip.
 
     Attributes:
-      used, limit: GiB, where the compiler says.
-      buffers: the largest, as `Buffer`.
+      used: the GiB that the program needs, if the compiler says so.
+      limit: the GiB that the chip has, if the compiler says so.
+      buffers: the largest buffers.
     """
 
     def __init__(self, message: str, used: float | None, limit: float | None, buffers: "Sequence[Buffer]"):
@@ -38,11 +39,11 @@ class OutOfMemoryError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """An array that the compiler would have to keep.
+    """An array that the compiler would have to keep in memory.
 
     Attributes:
-      size: as the compiler writes it, '2.25G'.
-      shape: of one device's part.
+      size: its size as the compiler writes it, '2.25G'.
+      shape: the shape of one device's part.
       operation: the modules and the operation that made it.
     """
 
@@ -53,14 +54,14 @@ class Buffer:
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips in a box, as the compiler sees them.
+    """A box of chips, as the compiler sees them.
 
     Attributes:
-      name: as it was asked for, 'v4:4x4x8'.
-      chip: of which kind.
-      shape: of the box, chips along each dimension.
-      coordinates: of each device in the box, [num_devices, 3], in the order in which programs number devices.
-      hosts: which host each device is on.
+      name: its name, such as 'v4:4x4x8'.
+      chip: the kind of chip.
+      shape: the number of chips along each dimension of the box.
+      coordinates: the coordinates of each device, [num_devices, 3], in the order in which programs number devices.
+      hosts: the host of each device.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Slice:
 
     @property
     def num_devices(self) -> int:
-        """How many devices programs are for: one a chip."""
+        """The number of devices of a program: one for each chip."""
         return len(self.hosts)
 
 
@@ -82,10 +83,10 @@ class Compiled:
 
     Attributes:
       hlo: the optimised program of one device, scheduled, as text.
-      memory: bytes of HBM on each device: 'arguments', 'temporaries', 'outputs', of which 'aliased' share the memory of
-        arguments, and 'code'.
-      flops: of one device, by the compiler's count, which goes through the bodies of loops once.
-      seconds: that compiling took.
+      memory: bytes of HBM on each device: 'arguments', 'temporaries', 'outputs', 'code', and 'aliased', the part of
+        the outputs that shares the memory of arguments.
+      flops: FLOPs on one device by the compiler's count, which counts the body of a loop once.
+      seconds: the time that compiling took.
     """
 
     hlo: str
@@ -95,19 +96,19 @@ class Compiled:
 
     @property
     def hbm_bytes(self) -> int:
-        """All of a device's HBM that the program takes."""
+        """The bytes of HBM that the program needs on each device."""
         memory = self.memory
         return memory["arguments"] + memory["temporaries"] + memory["outputs"] - memory["aliased"] + memory["code"]
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """`base`, changed for a process that compiles.
+    """The environment variables `base`, changed for a process that compiles.
 
-    It takes neither chips nor the lock by which libtpu gives them to one process at a time, asks no metadata server,
-    and writes no logs.
+    Such a process takes no chips, and not the lock with which libtpu gives them to one process at a time. It asks no
+    metadata server and writes no logs.
     """
-    # With TPU_ACCELERATOR_TYPE the compiler would look for that chip. LIBTPU_INIT_ARGS holds options of the compiler
-    # that a run would have too: they stay.
+    # With TPU_ACCELERATOR_TYPE the compiler would look for that chip. LIBTPU_INIT_ARGS holds compiler options that a
+    # run would have too, so they are kept.
     kept = {name: value for name, value in base.items() if not name.startswith("TPU_") and name != "XLA_FLAGS"}
     return kept | {
         # Two virtual devices: torch_xla partitions nothing for one, and autograd numbers devices in int8.
@@ -120,7 +121,7 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_installed() -> None:
-    """Raises ImportError, with what to install, unless the compiler is here in the versions it was tested with."""
+    """Raises ImportError, with what to install, unless the compiler is installed in the tested versions."""
     found = {}
     for package in REQUIRED:
         try:
@@ -134,10 +135,10 @@ def check_installed() -> None:
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """Chip and shape of 'v4:4x4x8'.
+    """The chip and the shape in a name such as 'v4:4x4x8'.
 
     Raises:
-      ValueError: it is none.
+      ValueError: the name is not a topology.
     """
     kind, _, box = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", box):
@@ -151,7 +152,7 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def describe_slice(name: str) -> Slice:
-    """The slice of that name.
+    """The slice with this name.
 
     Raises:
       ValueError: there is no such slice.
@@ -162,7 +163,7 @@ def describe_slice(name: str) -> Slice:
     try:
         description = topologies.get_topology_desc(
             platform="tpu", topology_name=name, chips_per_host_bounds=bounds,
-            # A v4 or v5p chip is then one device, as it is for torch_xla on a TPU VM.
+            # A v4 or v5p chip is then one device, as for torch_xla on a TPU VM.
             chip_config_name="megacore" if chip.megacore else "default")
     except Exception as error:
         if type(error).__name__ != "XlaRuntimeError" or "INVALID_ARGUMENT" not in str(error):
@@ -174,7 +175,7 @@ def describe_slice(name: str) -> Slice:
 
 
 def sharding_text(spec: PartitionSpec, mesh_shape: Mapping[str, int]) -> str:
-    """How HLO writes that an array is cut in this way over a mesh whose devices are numbered in its order."""
+    """HLO's text for an array that is cut like this over a mesh whose devices are numbered in the mesh's order."""
     cuts = [mesh_axes(cut) for cut in spec]
     used = [axis for cut in cuts for axis in cut]
     if not used:
@@ -197,10 +198,10 @@ def compile_program(
 
     Args:
       stablehlo: a portable artifact with a function `main`.
-      target: for which devices.
-      shardings: of main's arguments, as HLO writes them.
-      result_shardings: of its results.
-      aliases: from arguments to the results that take their memory.
+      target: the devices to compile for.
+      shardings: the shardings of main's arguments, as HLO writes them.
+      result_shardings: the shardings of its results.
+      aliases: a map from arguments to the results that reuse their memory.
 
     Raises:
       OutOfMemoryError: it does not fit the chip.
@@ -251,7 +252,7 @@ _UNITS = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
 
 
 def parse_out_of_memory(message: str) -> OutOfMemoryError:
-    """What libtpu says of a program that does not fit: the largest buffers, or one that is too large by itself."""
+    """Reads libtpu's message about a program that does not fit: the largest buffers, or one that alone is too large."""
     if match := _SINGLE.search(message):
         size = int(match[1]) / 2**30
         return OutOfMemoryError(message.split(" :: ")[0], size, int(match[2]) / 2**30,
@@ -270,5 +271,5 @@ def parse_out_of_memory(message: str) -> OutOfMemoryError:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that decides about the result."""
+    """The versions of everything on which the result depends."""
     return {package: version(package) for package in ("torch", "torch_xla", *REQUIRED)}

@@ -1,4 +1,4 @@
-"""The XLA runtime: one program over a mesh of devices (SPMD), on Cloud TPUs, or on virtual CPU devices to test it."""
+"""The XLA runtime: one program over a mesh of devices (SPMD), on Cloud TPUs, or on virtual CPU devices for tests."""
 import dataclasses
 import json
 import os
@@ -36,7 +36,7 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def batch_spec(num_dims: int, axis: int = 0) -> PartitionSpec:
-    """How arrays are cut that have a batch's images along one dimension."""
+    """How arrays with a batch's images along one dimension are cut."""
     return tuple(BATCH_AXES if dim == axis else None for dim in range(num_dims))
 
 
@@ -53,13 +53,14 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What a run computes on.
+    """The devices of a run.
 
     Attributes:
-      chip: which TPUs they are; None where they are none, or of an unknown kind.
-      count: of all devices of the run, which programs number from 0.
-      own: the numbers of this process's devices, in its own order of them.
-      process_index, process_count: of this process among those of the run.
+      chip: the kind of TPU; None for no TPU or an unknown kind.
+      count: the number of all devices in the run; programs number them from 0.
+      own: the numbers of this process's devices, in the process's order.
+      process_index: the index of this process in the run.
+      process_count: the number of processes in the run.
     """
 
     chip: Chip | None
@@ -70,7 +71,7 @@ class Devices:
 
 
 def devices_here() -> Devices:
-    """All devices of this run."""
+    """The devices of this run."""
     chips = {chip.libtpu_type: chip for chip in CHIPS.values()}
     chip = chips.get(tpu.get_tpu_type() or "") if xr.device_type() == "TPU" else None
     everyone = torch_xla._XLAC._xla_get_all_runtime_devices()
@@ -79,11 +80,11 @@ def devices_here() -> Devices:
 
 
 class Mesh(xs.Mesh):
-    """torch_xla's mesh, without its insistence on as many devices as are here.
+    """torch_xla's mesh, without its check that the mesh has as many devices as this machine.
 
     Args:
       shape: the size of each axis.
-      order: the numbers of the devices that take the mesh's places.
+      order: the device numbers for the places on the mesh.
     """
 
     def __init__(self, shape: Mapping[str, int], order: Sequence[int]):
@@ -94,8 +95,8 @@ class Mesh(xs.Mesh):
 class XlaRuntime:
     """All devices of the run as one mesh with the axes data, fsdp and tensor.
 
-    Batches are cut over data and fsdp; the state as the partition rules say; whatever a program returns is whole on
-    every device.
+    Batches are cut over data and fsdp, and the state by the partition rules. Everything that a program returns is whole
+    on every device.
     """
 
     def __init__(self, settings: XlaSettings, devices: Devices | None = None):
@@ -105,8 +106,8 @@ class XlaRuntime:
           ValueError: the mesh does not fit their number, or their distribution over processes.
         """
         xr.use_spmd()
-        # Numbers in the code become constants of the program. By default they are its parameters, each sent to the
-        # device, and merged with whatever has the same value at the time, so that another value compiles anew.
+        # Numbers in the code become constants in the program. By default they would be parameters, each sent to the
+        # device, and merged with others that have the same value at the time; another value would then recompile.
         torch_xla._XLAC._set_xla_all_numbers_special_scalars(True)
         self.devices = devices or devices_here()
         num_devices = self.devices.count
@@ -142,8 +143,8 @@ class XlaRuntime:
         parts = [part_of(leaf.shape, spec, self.mesh_shape, position) for position in self._positions]
         for index in {str(index): index for index in parts}.values():
             whole[index] = to_tensor(fill(index), leaf.dtype)
-        # Sent like batches, from its parts, it would have no dtype of its own for torch_xla until it is updated, which
-        # lowers some means in another way: the first step would be another program.
+        # If it were sent from its parts, like batches, torch_xla would not know its dtype until it is updated. Some
+        # means would then be lowered differently, and the first step would be another program.
         tensor = whole.to(self.device)
         torch_xla._XLAC._xla_mark_sharding(tensor, self.mesh.get_op_sharding(spec))
         return tensor
@@ -153,7 +154,7 @@ class XlaRuntime:
         return {name: self._put(name, array) for name, array in batch.items()}
 
     def scalars(self, values: Mapping[str, int | float]) -> dict[str, Tensor]:
-        """See `Runtime.scalars`: data of the program, where torch_xla would make a constant of a 0-d tensor."""
+        """See `Runtime.scalars`. They are arguments of programs; torch_xla would make constants of 0-d tensors."""
         return {name: self._send([scalar(value)] * len(self._positions), (), ()) for name, value in values.items()}
 
     def cut(self, arrays: Sequence[Tensor], axis: int) -> list[Tensor]:
@@ -165,7 +166,7 @@ class XlaRuntime:
         return list(arrays)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Traces the function at each call and runs it as one program; XLA compiles it at the first."""
+        """Traces the function at each call and runs it as one program; XLA compiles it at the first call."""
 
         def run(*args: Any) -> Any:
             result = pytree.tree_map_only(Tensor, self._replicated, function(*args))
@@ -210,8 +211,8 @@ class XlaRuntime:
     def _device_order(self) -> list[int]:
         """The numbers of all devices, host by host.
 
-        So the parts of a batch come in the order of the processes, and the mesh's last axes stay within a host. libtpu
-        numbers chips by their coordinates, and a host has two by two of them: 0, 1, 4 and 5 of v4:4x4x8.
+        This way the parts of a batch are in the order of the processes, and the mesh's last axes stay within a host.
+        libtpu numbers chips by their coordinates, and a host has two by two chips: 0, 1, 4 and 5 in v4:4x4x8.
         """
         if self.hosts.process_count == 1:
             return list(range(self.devices.count))
@@ -220,7 +221,7 @@ class XlaRuntime:
         return [number for own in of_hosts for number in own]
 
     def _local_positions(self, order: list[int]) -> list[dict[str, int]]:
-        """Where on the mesh this process's devices are, in torch_xla's order of them."""
+        """The mesh positions of this process's devices, in torch_xla's order."""
         positions = []
         for number in self.devices.own:
             place = np.unravel_index(order.index(number), tuple(self.mesh_shape.values()))
@@ -233,7 +234,7 @@ class XlaRuntime:
         return HostNetwork(xr.get_master_ip(), BARRIER_PORT, self.process_index, self.process_count)
 
     def _whole_shape(self, name: str, array: np.ndarray) -> tuple[int, ...]:
-        """Of a batch of which this process has `array`."""
+        """The shape of a whole batch array, of which this process has `array`."""
         shape = (array.shape[0] * self.process_count, *array.shape[1:])
         if shape[0] % self.num_batch_shards:
             raise ValueError(
@@ -243,26 +244,26 @@ class XlaRuntime:
 
     def _put(self, name: str, array: np.ndarray) -> Tensor:
         shape, spec = self._whole_shape(name, array), batch_spec(array.ndim)
-        # Rows of the whole batch are numbered by device: this process fills those of its own, in their order.
+        # Rows of the whole batch are numbered by device; this process fills the rows of its devices, in their order.
         rows = [part_of(shape, spec, self.mesh_shape, position)[0].start for position in self._positions]
         parts = to_tensor(array).split(shape[0] // self.num_batch_shards)
         own = dict(zip(sorted(set(rows)), parts, strict=True))
         return self._send([own[row] for row in rows], shape, spec)
 
     def _send(self, shards: list[Tensor], shape: tuple[int, ...], spec: PartitionSpec) -> Tensor:
-        """A device array from what each of this process's devices holds of it."""
+        """A device array from the parts that this process's devices hold."""
         return torch_xla._XLAC._global_tensor_from_cpu_shards(shards, self.mesh.get_op_sharding(spec), shape)
 
     def _run(self, tensors: list[Tensor]) -> None:
         """Computes pending tensors, without waiting for them.
 
-        They are named, where `torch_xla.sync` takes all that are alive: a gradient that autograd's thread has not let
-        go yet would be one more output of the program, now and then, and so another program.
+        Only these are computed. `torch_xla.sync` would compute all live tensors: a gradient that autograd's thread has
+        not freed yet would sometimes be one more output, and so make another program.
         """
         torch_xla._XLAC._xla_sync_multi(tensors, [], wait=False, sync_xla_data=True)
 
     def _replicated(self, tensor: Tensor) -> Tensor:
-        """The same values, whole on every device: fetching anything else compiles a program each time."""
+        """The same values, whole on every device; fetching anything else would compile a program each time."""
         copy = tensor.clone()
         torch_xla._XLAC._xla_annotate_custom_sharding(copy, self.mesh.get_op_sharding((None,) * copy.ndim))
         return copy

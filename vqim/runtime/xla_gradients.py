@@ -1,4 +1,4 @@
-"""Operations of the XLA runtime with gradients written by hand: what they keep for it, and in which dtype it comes.
+"""Operations with hand-written gradients for the XLA runtime: they control what is kept, and gradients' dtype.
 
     I inputs of a matrix, O outputs of it, M all other positions of a batch; ... any dimensions
 """
@@ -14,11 +14,11 @@ from vqim.runtime.xla_scan import keep
 
 
 class Linear(torch.autograd.Function):
-    """`plain_linear`, with gradients of kernel and bias that are computed in `dtype`, and so summed over devices in it.
+    """`plain_linear`, with gradients of kernel and bias computed in `dtype`, so that devices sum them in this dtype.
 
-    Devices sum over their parts of a batch, and XLA adds these sums up in the dtype that it finds. A product of
-    bfloat16 arrays written as one of float32 takes a TPU no longer (TPU compiler): it multiplies them in one bfloat16
-    pass, which rounds nothing here, and its sums are float32 anyway.
+    Devices sum over their parts of a batch, and XLA adds these sums in the dtype that it finds. A product of bfloat16
+    arrays costs a TPU no more if it is written as a float32 product (TPU compiler). It uses one bfloat16 pass, which
+    rounds nothing here, and its sums are always float32.
     """
 
     @staticmethod
@@ -38,9 +38,9 @@ class Linear(torch.autograd.Function):
 class GeluDropout(torch.autograd.Function):
     """GELU with the error function, times 1 / (1 - rate) where `keep_mask` says and 0 elsewhere.
 
-    Result and derivative, dropout in both, are computed together at the end of the product before them, and kept. So
-    the three products after them read plain arrays. XLA by itself would keep GELU's argument, and compute both anew for
-    every block of every product that needs them (docs/tpu_estimates.md).
+    Result and derivative, both with dropout, are computed together at the end of the product before them, and kept. So
+    the three products that use them read plain arrays. XLA by itself would keep GELU's argument, and compute both again
+    for every block of every product that needs them (docs/tpu_estimates.md).
 
     The error function is Abramowitz and Stegun's 7.1.26, which shares its exponential with the derivative and is within
     1.5e-7. In float32 GELU is then within 5e-7 of itself in float64, 0.5 x (1 + erf(x / sqrt(2))) only within 1.2e-6:
@@ -50,7 +50,7 @@ class GeluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep_mask: Tensor | None, rate: float) -> Tensor:
         wide = x.float()
-        # P(X < x) of a normal distribution, and its derivative without a factor.
+        # P(X < x) for a normal distribution, and its derivative without a factor.
         bell = torch.exp(-0.5 * wide * wide)
         t = 1.0 / (1.0 + 0.3275911 * math.sqrt(0.5) * wide.abs())
         a1, a2, a3, a4, a5 = (0.5 * a for a in (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429))

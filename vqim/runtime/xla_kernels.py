@@ -1,4 +1,4 @@
-"""What the XLA runtime does in its own way: layers, attention, random bits.
+"""The XLA runtime's kernels: layers, attention, random bits.
 
     B batch, T queries, S keys, N heads, H head dimension
 """
@@ -32,12 +32,12 @@ LONG_SEQUENCE = 256
 
 
 class XlaKernels:
-    """Layers as one loop, flash attention, and random bits by hashing positions, which no mesh can change.
+    """Layers as one loop, flash attention, and random bits from hashed positions, which are the same on any mesh.
 
     Args:
-      mesh: of torch_xla, with the axes data, fsdp and tensor.
-      settings: of the runtime.
-      tpu: whether programs are for TPUs, where alone Pallas kernels run.
+      mesh: torch_xla's mesh, with the axes data, fsdp and tensor.
+      settings: the settings of the runtime.
+      tpu: whether programs are for TPUs; Pallas kernels run only there.
     """
 
     def __init__(self, mesh: xs.Mesh, settings: XlaSettings, *, tpu: bool = False):
@@ -53,7 +53,7 @@ class XlaKernels:
         self._splits_products = tpu and settings.matmul_precision != "highest"
 
     def scan(self, body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any) -> tuple[Tensor, Any]:
-        """A loop of the program, or its steps written out; the carry stays cut over the devices that share a batch."""
+        """A loop in the program, or its steps unrolled; the carry stays cut over the devices that share a batch."""
         if self._unroll:
             def step(carry: Tensor, part: Any) -> tuple[Tensor, Any]:
                 carry, output = body(carry, part)
@@ -68,7 +68,7 @@ class XlaKernels:
         """Flash attention or plain products: see `XlaSettings.attention`.
 
         Raises:
-          ValueError: flash attention was asked for, and cannot take arrays of these shapes.
+          ValueError: the settings ask for flash attention, which cannot take arrays of these shapes.
         """
         misfit = self._misfit(q_BNTH, k_BNSH)
         if self._attention == "flash" and misfit:
@@ -80,36 +80,36 @@ class XlaKernels:
         return plain_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal)
 
     def linear(self, x_I: Tensor, kernel_IO: Tensor, bias_O: Tensor) -> Tensor:
-        """With gradients in `XlaSettings.gradient_dtype`."""
+        """A dense layer with gradients in `XlaSettings.gradient_dtype`."""
         if self._gradient_dtype in (None, x_I.dtype):
             return plain_linear(x_I, kernel_IO, bias_O)
         return Linear.apply(x_I, kernel_IO, bias_O, self._gradient_dtype)
 
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
-        """Computed once, with its derivative."""
+        """GELU and dropout, computed once together with the derivative."""
         return GeluDropout.apply(x, None if key is None else self._keeps(key, rate, tuple(x.shape)), rate)
 
     def layer_norm(self, x_D: Tensor, gain_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
-        """Plain operations: torch_xla would make a batch normalisation of torch.nn.functional.layer_norm."""
+        """Plain operations; torch_xla would turn torch.nn.functional.layer_norm into a batch normalisation."""
         centred_D = x_D - x_D.mean(-1, keepdim=True)
         return centred_D * torch.rsqrt(centred_D.square().mean(-1, keepdim=True) + eps) * gain_D + bias_D
 
     def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """An array in memory: else XLA draws it anew inside of every product that reads what it masks."""
+        """The mask as an array in memory; else XLA would draw it again in every product that reads what it masks."""
         keep = self._keeps(key, rate, shape)
         xm.optimization_barrier_([keep])
         return keep
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """By parts that a TPU multiplies exactly, where it would round the whole."""
+        """A product of parts that a TPU multiplies exactly; it would round whole float32 factors."""
         return split_matmul(a, b) if self._splits_products else torch.matmul(a, b)
 
     def uniform(self, key: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """24 of the upper hashed bits: float32 holds them exactly."""
+        """Uniform draws from 24 of the upper hashed bits, which float32 holds exactly."""
         return ((self._bits(key, shape) & 0x7FFFFFFF) >> 7).float() * 2.0**-24
 
     def _misfit(self, q_BNTH: Tensor, k_BNSH: Tensor) -> str | None:
-        """What flash attention would need that these arrays do not have."""
+        """The reason why flash attention cannot take these arrays; None if it can."""
         sizes = self._mesh.shape()
         batch, heads, queries, head_size = q_BNTH.shape
         for what, size, parts in (("a batch", batch, sizes["data"] * sizes["fsdp"]),
@@ -136,10 +136,10 @@ class XlaKernels:
         return self._bits(key, shape) >= round(rate * 2**32) - 2**31
 
     def _bits(self, key: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """32 random bits for each position, as int32; the upper ones are the better.
+        """32 random bits for each position, as int32; the upper bits are more random.
 
-        Each row, which all dimensions but the last make up, has a key of its own, and each column another; two
-        multiplications are left to do for every element.
+        Each row (all dimensions except the last) has its own key, and so has each column. Two multiplications then
+        remain for every element.
         """
         keys = key
         for axis in range(len(shape) - 1):
@@ -147,7 +147,7 @@ class XlaKernels:
         if shape:
             keys = keys ^ mix_bits(_along(len(shape) - 1, shape, key.device))
         bits = keys * 0x7FEB352D
-        # A shift to the right as `mix_bits` does it.
+        # A shift to the right as in `mix_bits`.
         return (bits ^ ((bits & -0x8000) >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
 
 

@@ -1,4 +1,4 @@
-"""What torch_xla counts of a process: compilations, transfers, operations that fell back to the CPU; and its traces."""
+"""torch_xla's counters (compilations, transfers, operations that fell back to the CPU) and its traces."""
 import contextlib
 import os
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ _NANOSECONDS = 1e9
 
 
 class XlaCounters:
-    """Reads the counters, which begin with the process, and warns of each operation that has fallen back, once."""
+    """Reads the counters since the process began, and warns once about each operation that has fallen back."""
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
 
     def read(self) -> dict[str, float]:
-        """The counters by the names of the summaries; see docs/tpu.md."""
+        """The counters by their names in the summaries; see docs/tpu.md."""
         fallbacks = {name: metrics.counter_value(name) for name in metrics.counter_names() if name.startswith("aten::")}
         for name in sorted(fallbacks.keys() - self._warned):
             logging.warning("%s is not an XLA operation here: it runs on the CPU, and every step waits for it.", name)
         self._warned |= fallbacks.keys()
-        # (How many samples, their sum) of each.
+        # Each is (number of samples, their sum).
         compile_time, to_device, from_device, bytes_to_device, bytes_from_device = (
             metrics.metric_data(name)[:2] if name in metrics.metric_names() else (0, 0.0) for name in (
                 "CompileTime", "TransferToDeviceTime", "TransferFromDeviceTime", "OutboundData", "InboundData"))
@@ -40,7 +40,7 @@ class XlaCounters:
 
 @contextlib.contextmanager
 def trace(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Traces what the devices begin and end inside: directory/plugins/profile/<time>/<host>.xplane.pb."""
+    """Traces what devices begin and end inside the context: directory/plugins/profile/<time>/<host>.xplane.pb."""
     xm.wait_device_ops()
     profiler.start_trace(directory)
     try:

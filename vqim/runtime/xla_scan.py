@@ -1,9 +1,14 @@
-"""A loop over identical layers as one loop of the program, whose size does not depend on their number.
+"""Runs identical layers as one loop in the XLA program, whose size then does not depend on the number of layers.
 
-torch_xla's public `scan` differentiates its body with AOTAutograd, which traces a body anew at each call, keeps a cast
+torch_xla's public `scan` differentiates its body with AOTAutograd, which traces a body again at each call, keeps a cast
 copy of every layer's weights for the backward pass, and needs jax. Here autograd runs inside the body of the backward
-loop: it repeats the body's forward pass, takes what the forward loop kept in place of what it finds, and asks for
-gradients. What becomes unnecessary thereby is not lowered: torch_xla lowers only what outputs depend on.
+loop: it repeats the body's forward pass, replaces results by those that the forward loop kept, and asks for gradients.
+Operations that become unnecessary are not compiled, since torch_xla lowers only what outputs depend on.
+
+To know before: torch_xla records operations and compiles them later, so "running" a body here means recording it once
+for all layers; `_scan_impl_flat` is torch_xla's own loop without gradients. Read `xla_scan` (the contract) first, then
+`_Scan.forward` and `_Scan.backward` (the two loops), then `_Record` and `_Replay` (how kept results go from the first
+loop to the second). `_Unfilled` only saves time.
 """
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -25,7 +30,7 @@ Allocate = Callable[[int, tuple[int, ...], Tensor], Tensor]
 
 @torch.library.custom_op("vqim::keep", mutates_args=())
 def keep(x: Tensor) -> Tensor:
-    """The identity, whose result is kept for the backward pass under all policies but 'blocks'."""
+    """The identity. Its result is kept for the backward pass with all policies except 'blocks'."""
     return x.clone()
 
 
@@ -47,17 +52,17 @@ def xla_scan(
     body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any, *,
     remat: str, place: Callable[[Tensor], None], allocate: Allocate | None = None,
 ) -> tuple[Tensor, Any]:
-    """jax.lax.scan's contract.
+    """A loop with jax.lax.scan's contract, and with gradients.
 
     Args:
       body: a pure function. Tensors that it captures become arguments of the loop, without gradients.
-      carry: its dtype and shape are those of the body's first result.
+      carry: the first carry, with the dtype and shape of the body's first result.
       inputs: a nested dict of tensors [layers, ...].
-      remat: which of `KEPT`.
-      place: annotates a carry, or the gradient of one, with how it is cut over the mesh. Left to itself XLA may cut
-        activations like a neighbouring weight, and gathers them in every layer.
-      allocate: makes an array [layers, B, ...] with any values, given a number of its own, its shape, and a tensor of
-        its dtype that is cut like a carry; without it, what the backward pass will need is written into zeros.
+      remat: the name of a policy in `KEPT`.
+      place: annotates a carry, or the gradient of one, with how it is cut over the mesh. Without it, XLA may cut
+        activations like a neighbouring weight, and gather them in every layer.
+      allocate: makes an array [layers, B, ...] with any values, from a number of its own, its shape, and a tensor with
+        its dtype that is cut like a carry. Without it, what the backward pass needs is written into zeros.
     """
     leaves, tree = pytree.tree_flatten(inputs)
     output_tree: list[pytree.TreeSpec] = []
@@ -140,10 +145,10 @@ class _Scan(torch.autograd.Function):
 
 
 class _Unfilled(TorchFunctionMode):
-    """Spares torch_xla to fill stacks with zeros that its loop overwrites one after the other.
+    """Saves torch_xla from filling stacks with zeros that its loop then overwrites.
 
-    It makes them after it has traced the body. Only such are spared of which every slice is [B, ...] or [B * T, ...],
-    cut like the carry [B, T, ...], which is nearly all of them.
+    torch_xla makes these stacks after it has traced the body. The saving covers stacks whose slices are [B, ...] or
+    [B * T, ...], cut like the carry [B, T, ...]; these are nearly all.
     """
 
     def __init__(self, carry: Tensor, allocate: Allocate | None):
@@ -164,7 +169,7 @@ class _Unfilled(TorchFunctionMode):
 
 
 class _Record(TorchDispatchMode):
-    """Notes the results of the operations named by `kept`, in their order."""
+    """Records the results of the operations in `kept`, in their order."""
 
     def __init__(self, kept: Kept):
         super().__init__()
@@ -179,11 +184,11 @@ class _Record(TorchDispatchMode):
 
 
 class _Replay(TorchDispatchMode):
-    """Gives what `_Record` noted for the results of these operations."""
+    """Replaces the results of these operations by those that `_Record` recorded."""
 
     def __init__(self, kept: Kept, saved: Flat):
         super().__init__()
-        # Modes stand below functionalisation, which wraps every tensor of torch_xla.
+        # Dispatch modes run below functionalisation, which wraps every torch_xla tensor.
         self.kept, self.saved = kept, map(torch._from_functional_tensor, saved)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

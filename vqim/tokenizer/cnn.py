@@ -5,8 +5,8 @@ Esser et al. (2021), "Taming Transformers for High-Resolution Image Synthesis", 
     f16: channels 128, multipliers (1, 1, 2, 2, 4), num_blocks 2, width 256
     f8: channels 128, multipliers (1, 1, 2, 4), the same otherwise
 
-ViT-VQGAN's 'channels x2' has 256 for 128. What VQGAN calls quant_conv and post_quant_conv, 1x1 convolutions on both
-sides of the codes, are the projections of the quantizer.
+ViT-VQGAN's 'channels x2' has 256 channels instead of 128. VQGAN's quant_conv and post_quant_conv, 1x1 convolutions
+before and after the codes, are here the projections in the quantizer.
 
     B batch, C image channels, H W image size, h w latent size, D latent width
 """
@@ -32,21 +32,21 @@ from vqim.tokenizer.model import Codes, Reconstruction
 
 
 class CNNEncoder(nn.Module):
-    """A level of residual blocks for every resolution, halved in between; attention at the lowest.
+    """A level of residual blocks for every resolution, which is halved in between; attention at the lowest resolution.
 
-    It has no table of positions: any size that can be halved often enough is encoded.
+    It has no table of positions, so it can encode any size that can be halved often enough.
 
     Args:
-      channels: of the first convolution.
-      multipliers: channels of each level, from the highest resolution, as multiples of `channels`; every level but
-        the last ends by halving height and width.
-      num_blocks: residual blocks a level.
-      width: of the latents, 256 in all published models.
-      dropout_rate: in residual blocks, 0.0 in the paper.
-      num_channels: of the images.
-      norm: makes a normalisation of so many channels.
-      attention: makes an attention block, at the lowest resolution after each residual block and in the middle; None
-        does without.
+      channels: the number of channels after the first convolution.
+      multipliers: the channels in each level, from the highest resolution on, as multiples of `channels`. Every level
+        except the last ends by halving height and width.
+      num_blocks: the number of residual blocks in a level.
+      width: the width of the latents, 256 in all published models.
+      dropout_rate: the dropout rate in residual blocks, 0.0 in the paper.
+      num_channels: the number of image channels.
+      norm: makes a normalisation for a number of channels.
+      attention: makes an attention block, used at the lowest resolution after each residual block and in the middle;
+        None for no attention.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class CNNEncoder(nn.Module):
 
 
 class CNNDecoder(nn.Module):
-    """The reverse: attention at the lowest resolution, levels of one more residual block each, doubled in between.
+    """The reverse of `CNNEncoder`, with one more residual block in each level; the resolution doubles between levels.
 
     Args:
-      As `CNNEncoder`, `multipliers` too from the highest resolution; and
-      norm: also sees the codes' vectors, [B, Z, h, w], as its condition, in every block.
-      logit_laplace: whether to give location and log scale of a logit-Laplace distribution for every value, as
-        ViT-VQGAN's decoders do (Tables 1 and 4 have that distance for CNN-VQGAN too). VQGAN's own gives an image.
+      As for `CNNEncoder`, with `multipliers` also from the highest resolution on, and:
+      norm: gets also the codes' vectors, [B, Z, h, w], as its condition, in every block.
+      logit_laplace: whether to return location and log scale of a logit-Laplace distribution for every value, like
+        ViT-VQGAN's decoders (Tables 1 and 4 report that distance also for CNN-VQGAN). VQGAN's decoder returns an image.
     """
 
     def __init__(
@@ -130,20 +130,21 @@ class CNNDecoder(nn.Module):
         return Reconstruction(mean_BCHW, location_BCHW, floor_log_scale(log_scale_BCHW))
 
     def image_part(self, name: str, array: Tensor) -> Tensor:
-        """The first half of the last convolution's outputs where they give a distribution; other arrays whole."""
+        """The first half of the last convolution's outputs if they give a distribution; other arrays unchanged."""
         return array.chunk(2)[0] if self.logit_laplace and name.startswith("head/conv/") else array
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each with attention after it or not, and a change of resolution.
+    """Residual blocks at one resolution, optionally each followed by attention, and a change of resolution.
 
     Args:
-      num_inputs, num_outputs: channels before and after the first block.
-      num_blocks: residual blocks.
-      resample: to the resolution of the next level; None stays.
-      dropout_rate: of the residual blocks.
-      norm: makes their normalisations.
-      attention: makes the attention block that follows each of them; None for none.
+      num_inputs: the number of channels before the first block.
+      num_outputs: the number of channels after the first block.
+      num_blocks: the number of residual blocks.
+      resample: changes to the resolution of the next level; None keeps the resolution.
+      dropout_rate: the dropout rate in residual blocks.
+      norm: makes the blocks' normalisations.
+      attention: makes the attention block after each residual block; None for no attention.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class Level(nn.Module):
         self.resample = resample
 
     def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
-        """[B, num_inputs, H, W] to [B, num_outputs, ...] of the next level's size."""
+        """[B, num_inputs, H, W] to [B, num_outputs, ...] at the next level's size."""
         for i, block in enumerate(self.blocks):
             x_BCHW = block(x_BCHW, context.fold(f"block {i}"), condition_BZhw)
             if self.attention:
@@ -169,7 +170,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """A residual block, attention or not, a residual block."""
+    """A residual block, optionally attention, and a residual block."""
 
     def __init__(self, num_features: int, dropout_rate: float, norm: MakeNorm, attention: MakeAttention | None):
         super().__init__()
@@ -178,7 +179,7 @@ class Middle(nn.Module):
         self.block_2 = ResidualBlock(num_features, num_features, dropout_rate, norm)
 
     def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] to the same."""
+        """[B, C, H, W] to the same shape."""
         x_BCHW = self.block_1(x_BCHW, context.fold("block 1"), condition_BZhw)
         if self.attention is not None:
             x_BCHW = self.attention(x_BCHW, context, condition_BZhw)
@@ -186,7 +187,7 @@ class Middle(nn.Module):
 
 
 class Head(nn.Module):
-    """Normalisation, swish, and a convolution to what the network returns."""
+    """Normalisation, swish, and a convolution to the network's output."""
 
     def __init__(self, num_inputs: int, num_outputs: int, norm: MakeNorm):
         super().__init__()

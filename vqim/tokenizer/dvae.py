@@ -2,8 +2,8 @@
 
 Ramesh et al. (2021), "Zero-Shot Text-to-Image Generation", appendix A.1 and A.2, and the published model
 (github.com/openai/DALL-E): hidden 256, num_blocks 2, vocabulary 8192, width 128. Images of 256 pixels become 32 x 32
-codes (f8). The encoder's latents are logits, one for each code, which a Gumbel quantizer draws from or takes the
-largest of; the decoder's first layer, a 1x1 convolution of a one-hot vector, is that quantizer's codebook.
+codes (f8). The encoder's latents are logits, one for each code. A Gumbel quantizer draws from them or takes the
+largest. The decoder's first layer, a 1x1 convolution of a one-hot vector, is that quantizer's codebook.
 
     B batch, C image channels, H W image size, h w latent size, V vocabulary, D latent width
 """
@@ -30,10 +30,10 @@ class DVAEEncoder(nn.Module):
     """A 7x7 convolution, groups of residual blocks with max pooling between them, and a logit for each code.
 
     Args:
-      hidden: channels of the first group.
-      num_blocks: residual blocks a group.
-      vocabulary: number of codes.
-      num_channels: of the images.
+      hidden: the number of channels in the first group.
+      num_blocks: the number of residual blocks in a group.
+      vocabulary: the number of codes.
+      num_channels: the number of image channels.
     """
 
     def __init__(self, hidden: int, num_blocks: int, vocabulary: int, num_channels: int = 3):
@@ -62,11 +62,11 @@ class DVAEEncoder(nn.Module):
 
 
 class DVAEDecoder(nn.Module):
-    """The reverse: groups of residual blocks with upsampling between them, and a logit-Laplace distribution.
+    """The reverse of `DVAEEncoder`: groups of residual blocks with upsampling between them, and a logit-Laplace output.
 
     Args:
-      hidden, num_blocks, num_channels: as `DVAEEncoder`.
-      width: of the codebook's vectors.
+      hidden, num_blocks, num_channels: see `DVAEEncoder`.
+      width: the width of the codebook's vectors.
     """
 
     def __init__(self, hidden: int, num_blocks: int, width: int, num_channels: int = 3):
@@ -91,7 +91,7 @@ class DVAEDecoder(nn.Module):
         return Reconstruction(mean_BCHW, location_BCHW, floor_log_scale(log_scale_BCHW))
 
     def image_part(self, name: str, array: Tensor) -> Tensor:
-        """The first half of the last convolution's outputs, which gives locations; other arrays whole."""
+        """The first half of the last convolution's outputs, which gives locations; other arrays unchanged."""
         return array.chunk(2)[0] if name.startswith("head/") else array
 
 
@@ -99,9 +99,10 @@ class BottleneckBlock(nn.Module):
     """x + gain * branch(x): four convolutions, each after a rectifier, in a quarter of the channels.
 
     Args:
-      num_inputs, num_outputs: channels; where they differ, the shortcut is a 1x1 convolution.
-      kernel_sizes: of the branch's four convolutions.
-      gain: of the branch, 1 / (number of blocks in the network)^2.
+      num_inputs: the number of input channels.
+      num_outputs: the number of output channels; where it is different, the shortcut is a 1x1 convolution.
+      kernel_sizes: the kernel sizes of the branch's four convolutions.
+      gain: the factor for the branch, 1 / (number of blocks in the network)^2.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int, kernel_sizes: tuple[int, ...], gain: float):
@@ -123,7 +124,7 @@ class BottleneckBlock(nn.Module):
 
 
 class Group(nn.Module):
-    """Blocks of one resolution, the first of which changes the channels."""
+    """Blocks at one resolution; the first block changes the number of channels."""
 
     def __init__(self, num_inputs: int, num_outputs: int, num_blocks: int, kernel_sizes: tuple[int, ...], gain: float):
         super().__init__()
@@ -146,12 +147,12 @@ def groups(num_inputs: int, widths: list[int], num_blocks: int, kernel_sizes: tu
 
 
 def convolution(num_inputs: int, num_outputs: int, kernel_size: int) -> Conv2d:
-    """A convolution that starts at N(0, 1 / fan-in), as the published model's do."""
+    """A convolution whose kernel starts from N(0, 1 / fan-in), as in the published model."""
     return Conv2d(num_inputs, num_outputs, kernel_size, init=Normal((num_inputs * kernel_size**2) ** -0.5))
 
 
 def check_sizes(hidden: int, num_blocks: int) -> None:
-    """Raises ValueError, naming the argument, unless there are blocks with whole bottlenecks."""
+    """Raises ValueError, naming the argument, unless there are blocks and `hidden` can be divided for bottlenecks."""
     check_positive(hidden=hidden, num_blocks=num_blocks)
     if hidden % 4:
         raise ValueError(f"hidden must be a multiple of 4, the channels of a bottleneck are a quarter; got {hidden}")

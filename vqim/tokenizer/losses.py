@@ -1,4 +1,4 @@
-"""Reconstruction losses of stage 1: pure functions of arrays. ViT-VQGAN section 3.3.
+"""Reconstruction losses for stage 1: pure functions of arrays. ViT-VQGAN section 3.3.
 
     B batch, C image channels, H W image size
 """
@@ -20,7 +20,7 @@ PSNR 20.39, 20.43, 20.38, 20.56 dB; codes used 96.2, 96.2, 95.9, 97.5%; gradient
 
 
 def map_pixels(x: Tensor) -> Tensor:
-    """[0, 1] to [eps, 1 - eps]."""
+    """Maps [0, 1] to [eps, 1 - eps]."""
     return (1 - 2 * LOGIT_LAPLACE_EPSILON) * x + LOGIT_LAPLACE_EPSILON
 
 
@@ -30,14 +30,15 @@ def unmap_pixels(y: Tensor) -> Tensor:
 
 
 def floor_log_scale(log_scale: Tensor) -> Tensor:
-    """A log scale that stays above `LOG_SCALE_FLOOR`, smoothly: the same far above it, never below it."""
+    """Keeps a log scale smoothly above `LOG_SCALE_FLOOR`: unchanged far above it, never below it."""
     return LOG_SCALE_FLOOR + F.softplus(log_scale - LOG_SCALE_FLOOR)
 
 
 def logit_laplace(images_BCHW: Tensor, location_BCHW: Tensor, log_scale_BCHW: Tensor) -> Tensor:
     """Negative log-likelihood of each value [B, C, H, W], in nats, under a logit-Laplace distribution.
 
-    -log p(y) = log(2 b) + log(y (1 - y)) + |logit(y) - mu| / b, with y = map_pixels(x), mu = location, b = exp(log_scale).
+    -log p(y) = log(2 b) + log(y (1 - y)) + |logit(y) - mu| / b, with y = map_pixels(x), mu = location and
+    b = exp(log_scale).
     """
     y = map_pixels(images_BCHW.float())
     distance = (torch.logit(y) - location_BCHW.float()).abs()

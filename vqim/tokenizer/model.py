@@ -17,11 +17,11 @@ from vqim.nn.module import arrays_spec
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """What a decoder is given.
+    """The input of a decoder.
 
     Attributes:
-      vectors_BhwZ: the codes' vectors as they were looked up; of several channels or levels side by side.
-      latents_BhwD: the same as wide as the decoder wants them.
+      vectors_BhwZ: the codes' vectors as they were looked up; vectors of several channels or levels are concatenated.
+      latents_BhwD: the same vectors, projected to the decoder's width.
     """
 
     vectors_BhwZ: Tensor
@@ -30,12 +30,12 @@ class Codes:
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """What a quantizer makes of latents.
+    """The output of a quantizer.
 
     Attributes:
-      codes: gradients pass straight through them to the latents.
-      indices: int64 codes [B, h, w, K] of each level.
-      losses: terms of the training loss by name, each already weighted as its equation says.
+      codes: the decoder's input; gradients pass straight through to the latents.
+      indices: int64 codes [B, h, w, K] for each level.
+      losses: terms of the training loss by name, already weighted as in their equation.
       sums: float32 arrays that add up over micro-batches, for the quantizer's own `advance`.
     """
 
@@ -47,11 +47,12 @@ class Quantized:
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """A decoder's image, as a distribution where it gives one.
+    """The output of a decoder: an image, and a distribution where the decoder gives one.
 
     Attributes:
-      mean_BCHW: float32 in the units of images, about [0, 1]; not clamped, so that gradients survive.
-      location_BCHW, log_scale_BCHW: of a Laplace distribution of logits (`losses.logit_laplace`); None without one.
+      mean_BCHW: float32 image with values about [0, 1]; not clamped, so that gradients survive.
+      location_BCHW: location of a Laplace distribution of logits (`losses.logit_laplace`); None without one.
+      log_scale_BCHW: log scale of that distribution.
     """
 
     mean_BCHW: Tensor
@@ -74,13 +75,14 @@ class Encoder(Protocol):
 class Quantizer(Protocol):
     """Latents [B, h, w, width_in] to codes and their vectors [B, h, w, width_out].
 
-    One with numbers that change from step to step is `vqim.contracts.context.Scheduled` too, one with statistics
-    `vqim.contracts.learning.Advancing`.
+    A quantizer with numbers that change from step to step also implements `vqim.contracts.context.Scheduled`, and one
+    with statistics `vqim.contracts.learning.Advancing`.
 
     Attributes:
-      width_in, width_out: of the encoder's latents and of the decoder's.
-      widening: what the names of those arrays begin with that decide nothing about tokens: they only widen codes for
-        the decoder. Empty if in doubt.
+      width_in: the width of the encoder's latents.
+      width_out: the width of the decoder's latents.
+      widening: name prefixes of the arrays that do not influence tokens, since they only widen codes for the decoder.
+        Leave it empty if in doubt.
     """
 
     width_in: int
@@ -88,13 +90,13 @@ class Quantizer(Protocol):
     widening: tuple[str, ...]
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
-        """What its codes are for latents of this size; ValueError where the size does not fit."""
+        """The layout of its codes for latents of this size; ValueError where the size does not fit."""
         ...
 
     def __call__(self, latents_BhwD: Tensor, context: Context) -> Quantized: ...
 
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
-        """The vectors of given codes [B, h, w, K] of each level, as `Quantized.codes` has them."""
+        """The vectors of codes [B, h, w, K] for each level, as in `Quantized.codes`."""
         ...
 
 
@@ -106,15 +108,17 @@ class Decoder(Protocol):
     def __call__(self, codes: Codes, context: Context) -> Reconstruction: ...
 
     def image_part(self, name: str, array: Tensor) -> Tensor:
-        """Of a parameter's array, or its gradient, what the image depends on: the last layer without log scales."""
+        """The part of a parameter or gradient on which the image depends: the last layer without log scales."""
         ...
 
 
 class ImageTokenizer(nn.Module):
-    """encoder, quantizer, decoder: ViT-VQGAN's Figure 1 (left), or any other family's.
+    """Encoder, quantizer and decoder: ViT-VQGAN's Figure 1 (left), or any other family.
 
     Args:
-      encoder, quantizer, decoder: the three parts; their widths have to meet.
+      encoder: the encoder.
+      quantizer: the quantizer; its widths have to match those of the encoder and the decoder.
+      decoder: the decoder.
       image_size: height and width of the images, in pixels.
     """
 
@@ -142,7 +146,7 @@ class ImageTokenizer(nn.Module):
         return scheduled_scalars(step, quantizer=self.quantizer)
 
     def encode(self, images_BCHW: Tensor, context: Context) -> Quantized:
-        """Images, float in [0, 1], to codes."""
+        """Float images in [0, 1] to codes."""
         latents_BhwD = self.encoder(images_BCHW, context.fold("encoder"))
         return self.quantizer(latents_BhwD, context.fold("quantizer"))
 
@@ -165,13 +169,13 @@ class ImageTokenizer(nn.Module):
         return self.decode(codes, context).mean_BCHW.clamp(0.0, 1.0)
 
     def deciding_arrays(self) -> list[str]:
-        """Names of the arrays that decide tokens: not the decoder's, nor what widens codes for it."""
+        """Names of the arrays that determine tokens: without the decoder, and without what widens codes for it."""
         others = ("decoder/", *(f"quantizer/{name}" for name in self.quantizer.widening))
         return sorted(name for name in arrays_spec(self) if not name.startswith(others))
 
 
 def images_to_float(images_BHWC: Tensor) -> Tensor:
-    """uint8 [B, H, W, C], as batches travel, to float32 [B, C, H, W] in [0, 1]."""
+    """uint8 [B, H, W, C], as in batches, to float32 [B, C, H, W] in [0, 1]."""
     return rearrange(images_BHWC, "b h w c -> b c h w").float() / 255.0
 
 

@@ -1,4 +1,4 @@
-"""Stage 1: what an image tokenizer, and its adversary, learn from.
+"""Stage 1: the losses from which an image tokenizer and its adversary learn.
 
     B batch, C image channels, H W image size
 """
@@ -28,15 +28,15 @@ _QUANTIZER = "quantizer/"
 class TokenizerObjective:
     """L = L_VQ + w_adv L_adv + sum of w L over the loss terms, ViT-VQGAN section 3.3.
 
-    With an adversary, both networks are updated in the same step, from the same forward pass. There are three programs
-    then: the usual step, one with R1, one before the adversarial start.
+    With an adversary, both networks are updated in the same step, from the same forward pass. There are then three
+    programs: the usual step, a step with R1, and a step before the adversarial start.
 
     Args:
       model: the tokenizer.
       learner: how it is trained, `@training.Learner`.
-      terms: what compares reconstructions with images.
-      quantizer_weight: of the quantizer's own losses, equation (1).
-      adversary: the discriminator and its training, with the weight of the adversarial term; None trains without.
+      terms: the loss terms that compare reconstructions with images.
+      quantizer_weight: the weight of the quantizer's own losses, equation (1).
+      adversary: the discriminator and how it is trained, with the weight of the adversarial term; None for none.
     """
 
     name = "tokenizer"
@@ -58,7 +58,7 @@ class TokenizerObjective:
             adversary.check_model(model, model.image_size)
 
     def statistics(self) -> Spec:
-        """The adversary's."""
+        """The adversary's statistics."""
         return self.adversary.statistics() if self.adversary else {}
 
     def check_data(self, data: Dataset) -> None:
@@ -66,22 +66,22 @@ class TokenizerObjective:
         check_image_data(data, self.tokenizer)
 
     def check_batch(self, batch_size: int) -> None:
-        """As the discriminator's."""
+        """As for the discriminator."""
         if self.adversary:
             self.adversary.discriminator.check_batch(batch_size)
 
     def program(self, step: int) -> str:
-        """One for all steps without an adversary; see `Adversary.program`."""
+        """The same program for all steps without an adversary; see `Adversary.program`."""
         return self.adversary.program(step) if self.adversary else TRAIN
 
     def learners(self, program: str | None = None) -> tuple[Learner, ...]:
-        """The tokenizer, and from the adversarial start on the discriminator."""
+        """The tokenizer, and after the adversarial start also the discriminator."""
         if self.adversary is None or program == TRAIN_BEFORE_ADVERSARY:
             return (self._learner,)
         return self._learner, self.adversary.learner
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """The losses' weights, and numbers of the model that change."""
+        """The weights of the losses, and the model's scheduled numbers."""
         weights = {f"weight/{term.name}": weight_at(term.weight, step) for term in self.terms}
         return {"weight/quantizer": self.quantizer_weight, **weights, **self.tokenizer.host_scalars(step),
                 **(self.adversary.host_scalars(step) if self.adversary else {})}
@@ -115,10 +115,10 @@ class TokenizerObjective:
                         _presence(quantized, self.tokenizer.grid) | sums)
 
     def advance(self, arrays: State, computed: Computed, context: Context, program: str) -> Advanced:
-        """The quantizer's statistics and the adversary's; the share of codes that occur in the batch.
+        """New statistics of the quantizer and the adversary, and the share of codes that occur in the batch.
 
-        Where a quantizer changes a parameter, the parameter's moving average takes the new value too. Its slots stay:
-        what is replaced is a code that has had no gradient.
+        Where a quantizer changes a parameter, the parameter's moving average gets the new value too. Its slots do
+        not change, since a code that is replaced has had no gradient.
         """
         new: State = {}
         shown: dict[str, Tensor] = {}
@@ -143,13 +143,13 @@ class TokenizerObjective:
         return {name: select(arrays, sections.frozen(name)) for name in term.frozen}
 
     def _arrays(self, state: State) -> State:
-        """The tokenizer's own, not averaged."""
+        """The tokenizer's own arrays, not their moving averages."""
         params = spec(self.tokenizer)
         return {name: state[(sections.params if name in params else sections.statistics)(self.name) + name]
                 for name in arrays_spec(self.tokenizer)}
 
     def _written(self, arrays: State, name: str, value: Tensor) -> State:
-        """A new value of one of the tokenizer's arrays, and of its moving average, by their names in the state."""
+        """A new value for one of the tokenizer's arrays and for its moving average, by their names in the state."""
         parameter, average = sections.params(self.name) + name, sections.ema(self.name) + name
         if parameter not in arrays:
             return {sections.statistics(self.name) + name: value}
@@ -159,7 +159,7 @@ class TokenizerObjective:
 
 
 def _presence(quantized: Quantized, grid: TokenGrid) -> dict[str, Tensor]:
-    """By each level's metric's name, float32 1.0 for each code of its vocabulary that occurs, 0.0 for the others."""
+    """For each level, by its metric's name: float32 1.0 for each code that occurs, 0.0 for the other codes."""
     found = {}
     for name, level, indices in zip(grid.codebook_names, grid.levels, quantized.indices, strict=True):
         absent = torch.zeros(level.vocabulary, device=indices.device)
@@ -168,7 +168,7 @@ def _presence(quantized: Quantized, grid: TokenGrid) -> dict[str, Tensor]:
 
 
 def check_image_data(data: Dataset, model: ImageTokenizer) -> None:
-    """Raises ValueError unless the data's images, or cached tokens, are those of the tokenizer."""
+    """Raises ValueError unless the data's images, or cached tokens, fit the tokenizer."""
     levels = getattr(data, "levels", None)
     if levels is not None and [list(level) for level in levels] != model.grid.as_lists():
         raise ValueError(f"the token cache must have the tokenizer's grid {model.grid.as_lists()} "

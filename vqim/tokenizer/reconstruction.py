@@ -1,4 +1,4 @@
-"""What a tokenizer makes of images, for whoever measures it.
+"""A tokenizer's reconstructions of images, for evaluation.
 
     B batch, C image channels, H W image size
 """
@@ -13,7 +13,7 @@ from vqim.tokenizer.model import ImageTokenizer, float_to_images, images_to_floa
 
 
 def reconstruct(model: ImageTokenizer, arrays: State, batch: dict[str, Tensor], context: Context) -> Items:
-    """Images, their tokens, and their reconstructions rounded to 8 bits, as an image file is."""
+    """Images, their tokens, and their reconstructions rounded to 8 bits as in an image file."""
     images_BCHW = images_to_float(batch["images"])
     quantized, reconstruction = apply(model.forward, arrays, images_BCHW, context)
     rounded_BCHW = images_to_float(float_to_images(reconstruction.mean_BCHW.clamp(0, 1)))

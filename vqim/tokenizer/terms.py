@@ -1,7 +1,8 @@
 """Loss terms that compare reconstructions with their images. ViT-VQGAN section 3.3.
 
 A term is a component: a gin file lists them, `terms = [@tokenizer.L2(), @tokenizer.Lpips()]`, and one binding changes
-a weight. What needs one network on the same images is one term, as eager torch would run the network for each.
+a weight. Losses that need the same network on the same images belong in one term, since eager torch would run the
+network once for each term.
 
     B batch, C image channels, H W image size
 """
@@ -23,9 +24,9 @@ class Term(Protocol):
     """A part of the tokenizer's loss, before its weight.
 
     Attributes:
-      name: under which it is shown, as `loss/<name>`.
+      name: its name in the summaries, `loss/<name>`.
       weight: a number, or a schedule. With the number 0 the term is not computed.
-      frozen: networks that it looks through, by name.
+      frozen: frozen networks that it uses, by name.
     """
 
     name: str
@@ -38,10 +39,10 @@ class Term(Protocol):
         """A scalar: the mean over the batch.
 
         Args:
-          images_BCHW: in [0, 1].
-          reconstruction: with its graph.
+          images_BCHW: images in [0, 1].
+          reconstruction: the decoder's output, with its autograd graph.
           frozen: the arrays of `self.frozen`.
-          context: of the tokenizer.
+          context: the tokenizer's context.
         """
         ...
 
@@ -50,7 +51,7 @@ class L2:
     """The mean squared error over all values of an image.
 
     Args:
-      weight: 1.0 in the paper.
+      weight: weight of the term, 1.0 in the paper.
     """
 
     name = "l2"
@@ -67,10 +68,10 @@ class L2:
 
 
 class LogitLaplace:
-    """The negative log-likelihood under the decoder's logit-Laplace distribution, in nats a value.
+    """The negative log-likelihood under the decoder's logit-Laplace distribution, in nats per value.
 
     Args:
-      weight: 0.1 in the paper.
+      weight: weight of the term, 0.1 in the paper.
     """
 
     name = "logit_laplace"
@@ -93,8 +94,8 @@ class Perceptual:
     """LPIPS, the perceptual distance that ViT-VQGAN trains with ("based on VGG network").
 
     Args:
-      weight: 0.1 in the paper.
-      lpips: the network and its heads; on VGG16 unless given.
+      weight: weight of the term, 0.1 in the paper.
+      lpips: the network and its heads; by default on VGG16.
     """
 
     name = "perceptual"
@@ -119,5 +120,5 @@ def checked_weight(weight: float | Schedule) -> float | Schedule:
 
 
 def weight_at(weight: float | Schedule, step: int) -> float:
-    """A weight's value in one step."""
+    """The value of a weight at one step."""
     return weight(step) if callable(weight) else weight

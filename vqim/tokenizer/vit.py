@@ -21,10 +21,12 @@ class ViTEncoder(nn.Module):
     Args:
       image_size: height and width of images, in pixels; fixes the table of positions.
       patch_size: height and width of a patch, in pixels.
-      width, num_layers, num_heads, hidden: of the transformer; 'Model Dim', '#Blocks', '#Heads' and 'Hidden Dim' in
-        Table 2.
-      dropout_rate: 0.0 in the paper.
-      num_channels: of the images.
+      width: the transformer's width, 'Model Dim' in Table 2.
+      num_layers: the number of transformer blocks, '#Blocks' in Table 2.
+      num_heads: the number of attention heads, '#Heads' in Table 2.
+      hidden: the hidden width of the feed-forward, 'Hidden Dim' in Table 2.
+      dropout_rate: the dropout rate, 0.0 in the paper.
+      num_channels: the number of image channels.
     """
 
     def __init__(
@@ -54,13 +56,13 @@ class ViTEncoder(nn.Module):
 
 
 class ViTDecoder(nn.Module):
-    """The reverse: learned positions, transformer blocks, and a two-layer tanh feed-forward to patches of pixels.
+    """The reverse of `ViTEncoder`: learned positions, transformer blocks, and a tanh feed-forward to patches of pixels.
 
-    The last layer gives location and log scale of a logit-Laplace distribution for every value; the image is the
-    location's sigmoid, mapped back from [eps, 1 - eps] (section 3.1, 3.3).
+    The last layer gives location and log scale of a logit-Laplace distribution for every value. The image is the
+    sigmoid of the location, mapped back from [eps, 1 - eps] (sections 3.1 and 3.3).
 
     Args:
-      As `ViTEncoder`.
+      As for `ViTEncoder`.
     """
 
     def __init__(
@@ -85,12 +87,12 @@ class ViTDecoder(nn.Module):
         return Reconstruction(mean_BCHW, location_BCHW, floor_log_scale(log_scale_BCHW))
 
     def image_part(self, name: str, array: Tensor) -> Tensor:
-        """The first half of the last layer's columns, which gives locations; other arrays whole."""
+        """The first half of the last layer's columns, which gives locations; other arrays unchanged."""
         return array.chunk(2, dim=-1)[0] if name.startswith("head/contract/") else array
 
 
 class Tower(nn.Module):
-    """Positions added, a stack of blocks over the flattened grid, a final layer norm: [B, h, w, D] to the same."""
+    """Adds positions, then runs a stack of blocks over the flattened grid and a final layer norm."""
 
     def __init__(
         self, size: tuple[int, int], width: int, num_layers: int, num_heads: int, hidden: int, dropout_rate: float,
@@ -109,7 +111,7 @@ class Tower(nn.Module):
 
 
 class FeedForwardHead(nn.Module):
-    """Two layers with a tanh between them and nothing after (section 3.1)."""
+    """Two layers with a tanh between them, and no activation at the end (section 3.1)."""
 
     def __init__(self, num_inputs: int, hidden: int, num_outputs: int):
         super().__init__()

@@ -1,1 +1,1 @@
-"""The training loop, which knows of a task only what `task.Task` says."""
+"""The training loop, which knows a task only as `vqim.contracts.task.Task`."""

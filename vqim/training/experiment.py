@@ -1,4 +1,4 @@
-"""What a training run is made of, before any work is done."""
+"""The description of a training run, before any work is done."""
 import dataclasses
 from collections.abc import Sequence
 
@@ -16,15 +16,15 @@ class Experiment:
     Attributes:
       task: what to train.
       data: images or tokens: `data.Images`, `data.Tokens`, or anything with the same methods.
-      num_steps: of the whole run, counted from its beginning.
-      batch_size: images a step, over all processes.
-      seed: for parameters, data order and everything else that is random.
-      log_every: steps between two readings of the metrics; each is a mean over the steps since the last one.
-      save_every: steps between two checkpoints; one more is made at the end.
-      keep: which checkpoints stay; the newest always does.
-      evaluators: each runs every so many steps, as it says itself, and at the end.
-      start_from: other runs whose arrays this one begins with.
-      needs_data: False for verbs that read a run on a machine without its data; they set it, gin files cannot.
+      num_steps: the number of steps in the whole run, counted from its beginning.
+      batch_size: the number of images in a step, over all processes.
+      seed: seed for parameters, data order and everything else that is random.
+      log_every: the number of steps between two readings of the metrics; each is a mean over the steps in between.
+      save_every: the number of steps between two checkpoints; one more is written at the end.
+      keep: which checkpoints are kept; the newest always is.
+      evaluators: evaluators; each sets its own interval in steps, and also runs at the end.
+      start_from: other runs from which this run takes initial arrays.
+      needs_data: False for verbs that read a run on a machine without its data. They set it; gin files cannot.
     """
 
     task: Task
@@ -50,5 +50,5 @@ class Experiment:
                              f"{self.batch_size}")
         self.task.objective.check_batch(self.batch_size // self.task.num_micro_batches)
         if self.needs_data:
-            self.data.num_examples("train")  # opens it
+            self.data.num_examples("train")  # opens the data
             self.task.objective.check_data(self.data)

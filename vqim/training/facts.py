@@ -1,4 +1,4 @@
-"""What a run directory says of its data from the start, so that whoever reads the run needs no data: run.json."""
+"""run.json: facts about a run's data, written when the run starts, so that readers of the run do not need the data."""
 import dataclasses
 import json
 import os
@@ -15,8 +15,8 @@ class Facts:
 
     Attributes:
       image_size: height and width of the images, in pixels.
-      class_names: of the labels; empty without classes.
-      num_examples: by split.
+      class_names: names of the classes, in the order of the labels; empty without classes.
+      num_examples: the number of examples by split.
     """
 
     image_size: int
@@ -25,7 +25,7 @@ class Facts:
 
 
 def write_facts(workdir: str | os.PathLike[str], data: Dataset) -> None:
-    """Writes them, whole or not at all."""
+    """Writes run.json, completely or not at all."""
     facts = Facts(data.image_size, tuple(data.class_names),
                   {split: data.num_examples(split) for split in ("train", "validation")})
     path = Path(workdir) / FILE
@@ -36,7 +36,7 @@ def write_facts(workdir: str | os.PathLike[str], data: Dataset) -> None:
 
 
 def read_facts(workdir: str | os.PathLike[str]) -> Facts:
-    """What was written.
+    """Reads run.json.
 
     Raises:
       ValueError: the file is missing or damaged.

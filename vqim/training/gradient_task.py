@@ -1,7 +1,7 @@
-"""The one task: an objective's learners are moved by its losses' gradients, all in the same step.
+"""The only task: it updates an objective's learners with the gradients of its losses, all in the same step.
 
-With it every objective has micro-batches, clipping, moving averages, parts that stay as they are, several networks
-that learn from one forward pass, and checks for values that are not finite.
+It gives every objective micro-batches, gradient clipping, moving averages, parts that are not trained, several
+networks that learn from one forward pass, and checks for values that are not finite.
 """
 import re
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class GradientTask:
-    """Trains an objective's learners. What the first of them shows has no prefix, that of others has their name.
+    """Trains an objective's learners. The first learner's metrics have no prefix, those of others have its name.
 
     Args:
-      objective: what is to be learnt, and by which networks.
-      num_micro_batches: each step cuts its batch into so many parts, one after another, to need less memory. What a
-        loss takes from several images, such as batch statistics, it takes from each part then.
-      dtype: of computation, 'float32' or 'bfloat16'; parameters are float32 either way.
+      objective: what is to be learnt, and which networks learn it.
+      num_micro_batches: the number of parts into which each step cuts its batch, to need less memory. A loss that
+        combines several images, for example in batch statistics, then combines those in one part.
+      dtype: the dtype in which it computes, 'float32' or 'bfloat16'; parameters are always float32.
 
     Raises:
       ValueError: an argument is out of its range, or a learner trains nothing.
@@ -48,7 +48,7 @@ class GradientTask:
         self._main = self._learners[0].name
         self._params = {learner.name: spec(learner.module) for learner in self._learners}
         self._trained = {learner.name: _trained(learner, self._params[learner.name]) for learner in self._learners}
-        # What `trains` leaves out does not move without gradients either.
+        # Arrays that `trains` leaves out do not change in `advance` either.
         self._still = {f"{section(learner.name)}{name}" for learner in self._learners
                        for section in (sections.params, sections.ema, sections.statistics)
                        for name in arrays_spec(learner.module) if not re.fullmatch(learner.trains, name)}
@@ -57,7 +57,7 @@ class GradientTask:
                                      *(self._shown(learner.name, name) for name in self._trained[learner.name]))]
 
     def init_spec(self) -> Spec:
-        """For each learner its parameters, averages, slots and statistics; frozen networks; health flags."""
+        """Each learner's parameters, averages, slots and statistics; frozen networks; health flags."""
         found: Spec = {}
         for learner in self._learners:
             name, params, trained = learner.name, self._params[learner.name], self._trained[learner.name]
@@ -72,7 +72,7 @@ class GradientTask:
         return {**found, **health_spec(self.checked)}
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """The objective's, and for each learner its learning rate and how far its average moves."""
+        """The objective's numbers, and each learner's learning rate and the rate of its moving average."""
         scalars = dict(self.objective.host_scalars(step))
         for learner in self._learners:
             suffix = "" if learner.name == self._main else f"/{learner.name}"
@@ -97,9 +97,9 @@ class GradientTask:
         # 1. Losses and gradients.
         means, sums = accumulate(compute, batch, key, self.num_micro_batches)
         losses, metrics = means["losses"], dict(means["metrics"])
-        # 2. Is everything finite? Otherwise nothing below changes anything.
+        # 2. Check that everything is finite. Otherwise nothing below changes the state.
         keep = check_finite(state, self._values_to_check(learners, means), scalars["step"])
-        # 3. Updates, and their averages.
+        # 3. Update parameters and their averages.
         for learner in learners:
             suffix = "" if learner.name == self._main else f"/{learner.name}"
             shown = update_network(
@@ -109,7 +109,7 @@ class GradientTask:
             metrics |= {self._shown(learner.name, name): value for name, value in shown.items()}
             if learner.ema_decay is not None:
                 update_ema(state, learner.name, scalars[f"ema_rate{suffix}"], keep)
-        # 4. What moves without gradients.
+        # 4. Update what changes without gradients.
         with torch.no_grad():
             context = Context(kernels, self.dtype, key, scalars, key)
             advanced = self.objective.advance(state, Computed(losses, means["metrics"], sums), context, program)
@@ -120,7 +120,7 @@ class GradientTask:
         return {**shown_losses, **metrics, **advanced.metrics}
 
     def describe(self) -> dict[str, int]:
-        """Numbers of parameters: each learner's, by its parts where it names some, and frozen networks'."""
+        """Numbers of parameters in each learner, by part where it names parts, and in frozen networks."""
         counts: dict[str, int] = {}
         for learner in self._learners:
             by_part = getattr(learner.module, "parts", False)
@@ -137,11 +137,11 @@ class GradientTask:
         self, learners: tuple[Learner, ...], leaves: Mapping[str, State], state: State, batch: dict[str, Tensor],
         context: Context, program: str,
     ) -> tuple[dict[str, State], State]:
-        """Losses, metrics and each learner's gradients; and sums."""
+        """Computes means (losses, metrics and each learner's gradients) and sums."""
         computed = self.objective.compute(leaves, state, batch, context, program)
         means: dict[str, State] = {
             "losses": {name: loss.detach() for name, loss in computed.losses.items()}, "metrics": computed.metrics}
-        # The main learner's last: its backward pass may free the graph that all of them share.
+        # The main learner comes last: its backward pass may free the graph that all learners share.
         for learner in reversed(learners):
             trained = {name: leaves[learner.name][name] for name in self._trained[learner.name]}
             means[f"gradients/{learner.name}"] = gradients(
@@ -149,7 +149,7 @@ class GradientTask:
         return means, computed.sums
 
     def _leaves(self, state: State, learner: Learner) -> State:
-        """A network's arrays, sharing the state's memory; those that are trained begin a new autograd graph."""
+        """A network's arrays, in the state's memory; those that are trained begin a new autograd graph."""
         trained, arrays = self._trained[learner.name], {}
         for section, names in ((sections.params, self._params[learner.name]),
                                (sections.statistics, statistics_spec(learner.module))):
@@ -159,7 +159,7 @@ class GradientTask:
         return arrays
 
     def _values_to_check(self, learners: tuple[Learner, ...], means: dict[str, State]) -> list[Tensor]:
-        """In the order of `checked`; what this program does not compute counts as good."""
+        """The values to check, in the order of `checked`; those that this program does not compute count as finite."""
         values: dict[str, Tensor] = {}
         for learner in learners:
             values[self._shown(learner.name, "loss")] = means["losses"][learner.name]

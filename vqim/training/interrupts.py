@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM as a wish to stop, of one process or of one among many, at a place that is the same for all.
+"""Turns Ctrl-C and SIGTERM into a request to stop. All processes of a run stop at the same place.
 
-A tick is a training step or a batch of an evaluation: all processes have the same ticks in the same order.
+A tick is a training step or a batch in an evaluation. All processes have the same ticks in the same order.
 """
 import contextlib
 import signal
@@ -16,7 +16,7 @@ _POLL_SECONDS = 0.2
 
 
 class Interrupts:
-    """While entered, SIGINT and SIGTERM set `requested`; a second one ends the process as it would have without.
+    """A context in which SIGINT and SIGTERM set `requested`; a second signal ends the process as usual.
 
     Args:
       hosts: the processes of the run.
@@ -28,7 +28,7 @@ class Interrupts:
         self._common = CommonStop(lambda: self.requested, hosts) if hosts.process_count > 1 else None
 
     def tick(self) -> str | None:
-        """The signal to stop on, if this tick is the last one; to be called after each, in every process."""
+        """The signal that stops the run, if this tick is the last; to be called after every tick, in every process."""
         return self._common.tick() if self._common else self.requested
 
     def __enter__(self) -> "Interrupts":
@@ -58,15 +58,15 @@ class Interrupts:
 
 
 class CommonStop:
-    """Makes a wish of one process that of all, and has all stop after the same tick.
+    """Passes a request to stop from one process to all, so that all stop after the same tick.
 
-    No tick waits for it. A thread of each process looks out for a wish. Where it finds one, it posts the number of
-    ticks that its process has made, and holds up the next one until it has those of all the others: the tick after
-    the largest of them is one that nobody has passed.
+    Normal ticks do not wait. A thread in each process watches for a request. When it finds one, it posts the number of
+    ticks that its process has made, and blocks the next tick until it has the numbers of all other processes. All
+    processes then stop after the tick that follows the largest number, which no process has passed yet.
 
     Args:
-      requested: says which signal this process has had, if any.
-      hosts: the processes of the run; one `CommonStop` in the life of each.
+      requested: returns the signal that this process has received, or None.
+      hosts: the processes of the run; each may create one `CommonStop` in its life.
     """
 
     def __init__(self, requested: Callable[[], str | None], hosts: Hosts) -> None:
@@ -78,7 +78,7 @@ class CommonStop:
         self._thread = threading.Thread(target=self._watch, name="interrupts", daemon=True)
 
     def start(self) -> None:
-        """Begins to look out."""
+        """Starts the thread that watches for requests."""
         self._thread.start()
 
     def tick(self) -> str | None:
@@ -88,15 +88,15 @@ class CommonStop:
             return self._signal if self._ticks == self._last_tick else None
 
     def close(self) -> None:
-        """Stops looking out; processes that find a wish later are told that this one makes no more ticks."""
+        """Stops watching. Processes that find a request later learn that this one makes no more ticks."""
         self._closing.set()
         self._thread.join()
         if self._last_tick is None:
-            with contextlib.suppress(RuntimeError):  # process 0, which holds the posts, has ended already
+            with contextlib.suppress(RuntimeError):  # process 0, which keeps the posts, has already ended
                 self._post_ticks()
 
     def _watch(self) -> None:
-        """Body of the thread."""
+        """The body of the thread."""
         try:
             while not self._closing.wait(_POLL_SECONDS):
                 if wish := self._requested():

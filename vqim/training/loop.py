@@ -1,4 +1,4 @@
-"""The training loop: the only one, for every task."""
+"""The training loop, used for every task."""
 import dataclasses
 import functools
 import math
@@ -31,11 +31,11 @@ from vqim.training.summaries import Summaries, evaluators_done
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a call of `train` came to.
+    """The result of `train`.
 
     Attributes:
-      state: the last one.
-      interrupted: the signal that ended the run early; None where it went to its end.
+      state: the last state.
+      interrupted: the signal that ended the run early; None if the run reached its end.
     """
 
     state: TrainState
@@ -46,23 +46,23 @@ def train(
     experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: Runtime, config: str,
     profile_steps: range | None = None,
 ) -> Finished:
-    """Trains to `experiment.num_steps`, from the newest checkpoint in `workdir` if there is one.
+    """Trains up to `experiment.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
-    A run that was interrupted, by a signal or by the machine, and started again ends with the same bits as one
-    that was not, on the same runtime, mesh and machine.
+    A run that was interrupted, by a signal or by the machine, and started again ends with the same bits as a run
+    without interruption, on the same runtime, mesh and machine.
 
     Args:
-      experiment: what to train, on what, how long.
+      experiment: what to train, on which data, and for how long.
       workdir: the run directory.
       runtime: where to run (`vqim.runtime`).
       config: the configuration as text, kept with every checkpoint and shown by TensorBoard.
-      profile_steps: process 0 traces the steps after `profile_steps.start` steps, up to `profile_steps.stop`.
+      profile_steps: process 0 traces the steps after step `profile_steps.start`, up to step `profile_steps.stop`.
 
     Raises:
-      NonFiniteError: a learning rate, a loss or a gradient was not finite, and the state before that step has been
-        saved; or an update made the state so, and it has not been saved.
-      CheckpointError: a checkpoint could not be written; the one before is whole.
-      ValueError: the checkpoint is of another model, or the batch does not fit the devices.
+      NonFiniteError: a learning rate, a loss or a gradient was not finite; the state before that step has been saved.
+        Or an update made the state non-finite; that state has not been saved.
+      CheckpointError: a checkpoint could not be written; the one before is complete.
+      ValueError: the checkpoint belongs to another model, or the batch does not fit the devices.
     """
     task, num_steps, batch_size = experiment.task, experiment.num_steps, experiment.batch_size
     check_batch_size(batch_size, runtime, task.num_micro_batches)
@@ -79,7 +79,7 @@ def train(
     else:
         checkpoint = manager.open(latest)
         state = restore(spec, experiment.seed, runtime, checkpoint)
-        # The same of every process, so that there may be more of them now.
+        # All processes save the same position, so that their number may change.
         loader.restore(checkpoint.data_position(0))
         unmeasured = checkpoint.metadata.get("unmeasured", False)
         if state.step < num_steps:
@@ -96,10 +96,10 @@ def train(
         if runtime.process_index == 0:
             write_facts(workdir, experiment.data)
         if state.step < num_steps:
-            # TensorBoard takes text for Markdown, which leaves indented lines as they are.
+            # TensorBoard reads text as Markdown, which shows indented lines as they are.
             summaries.write(state.step, {"config": textwrap.indent(config, "    ")})
         with Interrupts(runtime.hosts) as interrupts:
-            if unmeasured:  # an interruption left them out
+            if unmeasured:  # an interruption left evaluators out
                 done = evaluators_done(workdir, state.step)
                 interrupted, _ = run.evaluate_due(interrupts, summaries, done)
             while state.step < num_steps and not interrupted:
@@ -117,12 +117,12 @@ def train(
                         **runtime.counters(), "data/num_skipped": loader.num_skipped})
                     logging.info("%s", progress.line(metrics))
                 with progress.pause():
-                    # ---- Evaluation, until there is a signal to stop on.
+                    # ---- Evaluation; a signal to stop ends it early.
                     unmeasured = bool(run.evaluators_due())
                     if not interrupted:
                         interrupted, unmeasured = run.evaluate_due(interrupts, summaries)
                     if is_last and not unmeasured:
-                        interrupted = None  # there is nothing left to be done
+                        interrupted = None  # all work is done
                     # ---- A checkpoint.
                     if state.step % experiment.save_every == 0 or is_last or interrupted:
                         run.save(unmeasured)
@@ -138,7 +138,7 @@ def train(
 
 
 def check_batch_size(batch_size: int, runtime: Runtime, num_micro_batches: int) -> None:
-    """Raises ValueError unless a batch can be shared among the devices and processes, and each share be cut."""
+    """Raises ValueError unless a batch can be split over devices and processes, and each share into micro-batches."""
     multiple = runtime.num_batch_shards * num_micro_batches
     if batch_size % multiple or batch_size % runtime.process_count:
         parts = f" times {num_micro_batches} micro-batches" if num_micro_batches > 1 else ""
@@ -148,7 +148,7 @@ def check_batch_size(batch_size: int, runtime: Runtime, num_micro_batches: int) 
 
 
 class _Run:
-    """A run in progress: its state, and what has been seen since the metrics were last read."""
+    """A run in progress: its state, and its steps since the metrics were last read."""
 
     def __init__(
         self, experiment: Experiment, spec: Spec, state: TrainState, runtime: Runtime, manager: CheckpointManager,
@@ -160,16 +160,16 @@ class _Run:
         self._programs = Programs(self._task, runtime)
         self._window: list[tuple[str, Tensor]] = []
         self._means: dict[str, float] = {}
-        # What evaluators found at this very step: `KeepBest` shall not take it for a later one's.
+        # Results of evaluators at this step only, so that `KeepBest` does not take them for a later step's.
         self._measured: dict[str, float] = {}
-        # Where the data was before each step that has not been found healthy yet.
+        # The data's position before each step that has not been found healthy yet.
         self._positions: dict[int, dict[str, Any]] = {}
         self._flops: dict[str, int] = {}
-        # Operations of a step: the mean over those of the last reading.
+        # Floating-point operations per step: the mean over the steps of the last reading.
         self.step_flops = 0.0
 
     def step(self) -> None:
-        """One update."""
+        """Makes one update."""
         self._measured.clear()
         self._check_scalars()
         self._positions[self._state.step] = self._loader.position()
@@ -181,7 +181,7 @@ class _Run:
         self._state.step += 1
 
     def read_metrics(self) -> dict[str, float]:
-        """Means over the steps since the last reading; NonFiniteError if one of them was bad."""
+        """Means over the steps since the last reading; NonFiniteError if one of these steps was not finite."""
         self._check_health()
         if self._window:
             self._means = self._programs.means(self._window)
@@ -190,7 +190,7 @@ class _Run:
         return self._means
 
     def evaluators_due(self) -> dict[int, Evaluator]:
-        """Those to be run at this step, by their numbers."""
+        """The evaluators to be run at this step, by their numbers."""
         step = self._state.step
         return {number: evaluator for number, evaluator in enumerate(self._experiment.evaluators)
                 if step == self._experiment.num_steps or evaluator.every and step % evaluator.every == 0}
@@ -198,12 +198,12 @@ class _Run:
     def evaluate_due(
         self, interrupts: Interrupts, summaries: Summaries, done: Collection[int] = (),
     ) -> tuple[str | None, bool]:
-        """Runs the evaluators that are due, but for those that are done, by their numbers.
+        """Runs the evaluators that are due, except those whose numbers are in `done`.
 
-        Their results also go with this step's checkpoint, for `KeepBest`.
+        Their results are also stored in this step's checkpoint, for `KeepBest`.
 
         Returns:
-          The signal that came meanwhile, and whether it left some out.
+          The signal that came meanwhile, and whether it prevented some evaluators.
         """
         due = {number: evaluator for number, evaluator in self.evaluators_due().items() if number not in done}
         if due:
@@ -226,7 +226,7 @@ class _Run:
         return None, False
 
     def save(self, unmeasured: bool = False) -> None:
-        """Saves the state, unless a step since the last reading was bad; see `state.save`."""
+        """Saves the state, unless a step since the last reading was not finite; see `state.save`."""
         self._check_health()
         self._save(self._loader.position(), unmeasured)
 
@@ -235,7 +235,7 @@ class _Run:
              metrics={**self._means, **self._measured}, unmeasured=unmeasured)
 
     def _check_scalars(self) -> None:
-        """A rate that is not finite would ruin the parameters while loss and gradients are still good."""
+        """Checks rates: one that is not finite would ruin the parameters while loss and gradients are still finite."""
         scalars = self._task.host_scalars(self._state.step)
         bad = [f"{name} = {value}" for name, value in scalars.items() if not math.isfinite(value)]
         if bad:
@@ -253,7 +253,7 @@ class _Run:
             return
         names = [name for name, bad in zip(self._task.checked, is_bad, strict=True) if bad]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        # Nothing has changed since the bad step, so what is here is the state before it, but for the flags.
+        # Nothing has changed since the bad step, so this is the state before it, except for the flags.
         self._state.step = int(first_bad)
         flags_spec = {name: self._spec[name] for name in (FIRST_BAD_STEP, IS_BAD)}
         self._state.arrays |= place(flags_spec, self._state.seed, self._runtime)
@@ -266,7 +266,7 @@ class _Run:
 
 
 class Programs:
-    """A task's steps as programs, one a name; metrics come back as one vector, so that reading them is one transfer."""
+    """A task's steps, compiled to one program per name. Metrics come back as one vector, so reading is one transfer."""
 
     def __init__(self, task: Task, runtime: Runtime):
         self._task, self._runtime = task, runtime
@@ -274,7 +274,7 @@ class Programs:
         self._names: dict[str, list[str]] = {}
 
     def __call__(self, program: str, state: TrainState, batch: dict[str, Tensor]) -> Tensor:
-        """Makes one update of the state's arrays; returns the metrics, on the device."""
+        """Updates the state's arrays once; returns the metrics, on the device."""
         if program not in self._compiled:
             self._compiled[program] = self._runtime.compile(functools.partial(self._step, program))
         scalars = self._runtime.scalars(
@@ -282,7 +282,7 @@ class Programs:
         return self._compiled[program](state.arrays, batch, scalars)
 
     def means(self, window: list[tuple[str, Tensor]]) -> dict[str, float]:
-        """The mean of each metric over those of several steps whose programs have it."""
+        """The mean of each metric over the steps in which it was computed."""
         values: dict[str, list[float]] = {}
         rows = self._runtime.fetch([metrics for _, metrics in window])
         for (program, _), row in zip(window, rows, strict=True):

@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, for TensorBoard's profiler."""
+"""Traces some steps of a run for TensorBoard's profiler."""
 import contextlib
 import os
 
@@ -8,12 +8,12 @@ from vqim.contracts.runtime import Runtime
 
 
 class Profiler:
-    """Traces the steps of a range, as far as this process makes them.
+    """Traces the steps in a range, as far as this process makes them.
 
     Args:
-      runtime: what makes the steps, and knows how to trace itself.
-      directory: where the trace goes, a TensorBoard log directory.
-      steps: those after `steps.start` steps and up to `steps.stop`; None for no trace.
+      runtime: the runtime that makes the steps; it traces itself.
+      directory: a TensorBoard log directory for the trace.
+      steps: the steps after step `steps.start`, up to step `steps.stop`; None for no trace.
     """
 
     def __init__(self, runtime: Runtime, directory: str | os.PathLike[str], steps: range | None):
@@ -21,7 +21,7 @@ class Profiler:
         self._trace = contextlib.ExitStack()
 
     def at(self, step: int) -> None:
-        """Begins or ends the trace where it is time; to be called with the number of steps made, before each."""
+        """Begins or ends the trace if it is time; to be called before each step, with the number of steps made."""
         if self._steps is None:
             return
         if step == self._steps.start:

@@ -1,17 +1,17 @@
-"""How fast a run goes, and how long it will take."""
+"""How fast a run is, and how long it will take."""
 import contextlib
 import time
 from collections.abc import Iterator
 
 
 class Progress:
-    """Measures the steps between two readings, leaving out pauses such as evaluations.
+    """Measures the steps between two readings, without pauses such as evaluations.
 
     Args:
       first_step: the step at which this process starts.
-      num_steps: of the whole run.
-      batch_size: images a step.
-      peak_flops: floating-point operations a second of all devices together; None where it is not known.
+      num_steps: the number of steps in the whole run.
+      batch_size: the number of images in a step.
+      peak_flops: floating-point operations per second of all devices together; None where it is not known.
     """
 
     def __init__(self, first_step: int, num_steps: int, batch_size: int, peak_flops: float | None):
@@ -21,13 +21,13 @@ class Progress:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """What happens inside does not count."""
+        """A context whose time is not counted."""
         begin = time.perf_counter()
         yield
         self._time += time.perf_counter() - begin
 
     def measure(self, step: int, step_flops: float) -> dict[str, float]:
-        """Speeds since the last reading, by the names of the summaries; see `runtime.meta.step_flops`."""
+        """Speeds since the last reading, by their names in the summaries; see `runtime.meta.step_flops`."""
         now = time.perf_counter()
         self._step_seconds = (now - self._time) / max(step - self._step, 1)
         self._step, self._time = step, now
@@ -42,7 +42,7 @@ class Progress:
         return speeds
 
     def line(self, metrics: dict[str, float]) -> str:
-        """One line for people: step, loss, rate and time left."""
+        """One line for the console: step, loss, rate and time left."""
         left = self._step_seconds * (self._num_steps - self._step)
         minutes, seconds = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)

@@ -1,7 +1,8 @@
-"""A run that starts from other runs: which of their arrays become which of its own.
+"""Starts a run from other runs: decides which of their arrays become which of its own.
 
-A second phase, a larger decoder for frozen codes, another domain: the run is described as any other, and
-`train.start_from` says where arrays come from. Strict both ways: what is not taken, and what stays fresh, is said.
+Uses are a second phase, a larger decoder for frozen codes, or another domain. The run is described like any other, and
+`train.start_from` says where arrays come from. It is strict in both directions: arrays that are not taken, and arrays
+that start fresh, have to be listed.
 """
 import dataclasses
 import re
@@ -21,23 +22,23 @@ _TAKEN = ("params/", "statistics/")
 
 
 class StartFromError(ValueError):
-    """What `start_from` says does not fit this run, or the other ones."""
+    """`start_from` does not fit this run or the other runs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StartFrom:
-    """Another run, and what is taken from it.
+    """Another run, and which arrays are taken from it.
 
     Patterns are regular expressions for whole names, such as 'params/tokenizer/encoder/(.*)'. Where the other run kept
-    a moving average of a parameter, the average is taken; its name is that of the parameter all the same.
+    a moving average of a parameter, the average is taken, but under the parameter's name.
 
     Attributes:
       run: the other run's directory.
-      arrays: pattern of a name there -> the name here, which may repeat its groups as \\1, \\2 ...
-      left: patterns of those `params/` and `statistics/` there that are not taken.
-      fresh: patterns of those `params/` and `statistics/` here that no run gives, and that start as they would
-        without it.
-      step: of the checkpoint; the newest unless given.
+      arrays: pattern for a name there -> the name here, which may repeat its groups as \\1, \\2 ...
+      left: patterns for those `params/` and `statistics/` there that are not taken.
+      fresh: patterns for those `params/` and `statistics/` here that no run gives. They start from their own initial
+        values.
+      step: the step of the checkpoint; by default the newest.
     """
 
     run: str
@@ -56,12 +57,12 @@ class StartFrom:
 
 
 def started_spec(spec: Spec, sources: Sequence[StartFrom]) -> tuple[Spec, list[dict[str, Any]]]:
-    """A state's description with initial values from other runs, and a record of what was read: run, step, arrays.
+    """A state's spec with initial values from other runs, and a record of what was read: run, step, arrays.
 
     Raises:
       NoCheckpointError: a run has none.
-      StartFromError: an array is on one side only and not said to be left or fresh, or has another shape there, or two
-        give the same; the message lists them.
+      StartFromError: an array is only on one side without being listed in `left` or `fresh`, has another shape there,
+        or is given twice; the message lists these arrays.
     """
     if not sources:
         return spec, []
@@ -94,7 +95,7 @@ def started_spec(spec: Spec, sources: Sequence[StartFrom]) -> tuple[Spec, list[d
 
 
 def _matches(source: StartFrom, checkpoint: Checkpoint, problems: list[str]) -> dict[str, str]:
-    """The names here of what is taken -> what is read there for them."""
+    """The names of the arrays taken -> the names of the arrays read from the other run."""
     there = checkpoint.names()
     taken: dict[str, str] = {}
     unused = {*source.arrays, *(pattern for pattern in source.left
@@ -119,7 +120,7 @@ def _matches(source: StartFrom, checkpoint: Checkpoint, problems: list[str]) -> 
 
 
 def _misfit(name: str, spec: Spec, filled: Spec, checkpoint: Checkpoint, there: str) -> str | None:
-    """Why an array cannot be taken so; None if it can."""
+    """The reason why an array cannot be taken; None if it can."""
     if name not in spec or not name.startswith(_TAKEN):
         return "this run has no such array; name it in `left` if that is meant"
     if name in filled:

@@ -1,4 +1,4 @@
-"""The training state: how it begins, comes back from a checkpoint, and gets into one."""
+"""The training state: how it starts, is restored from a checkpoint, and is saved."""
 import dataclasses
 import functools
 import subprocess
@@ -21,18 +21,18 @@ from vqim.training.start_from import StartFrom, started_spec
 
 
 class NonFiniteError(RuntimeError):
-    """A step met, or made, a value that is not finite."""
+    """A value in a step, or the result of a step, is not finite."""
 
 
 @dataclasses.dataclass
 class TrainState:
-    """Everything that the rest of a run depends on, but for its configuration and its data.
+    """Everything that the rest of a run depends on, except its configuration and its data.
 
     Attributes:
       arrays: parameters, optimizer slots and flags by name, on the runtime's devices; steps update them in place.
-      step: updates made so far.
-      seed: of the run.
-      origins: what `start_from` read when the run began, to be kept with every checkpoint.
+      step: the number of updates made so far.
+      seed: the seed of the run.
+      origins: what `start_from` read when the run began; stored in every checkpoint.
     """
 
     arrays: State
@@ -42,20 +42,20 @@ class TrainState:
 
 
 def start(spec: Spec, seed: int, runtime: Runtime, sources: Sequence[StartFrom] = ()) -> TrainState:
-    """A fresh state, with what other runs give it.
+    """A new state, with arrays from other runs where `sources` say so.
 
     Raises:
-      StartFromError: `vqim.training.start_from.started_spec` has the reasons.
+      StartFromError: see `vqim.training.start_from.started_spec`.
     """
     spec, origins = started_spec(spec, sources)
     return TrainState(place(spec, seed, runtime), 0, seed, origins)
 
 
 def restore(spec: Spec, seed: int, runtime: Runtime, checkpoint: Checkpoint) -> TrainState:
-    """The state of a checkpoint; leaves that checkpoints do not hold are filled anew.
+    """The state in a checkpoint; leaves that checkpoints do not hold are filled again.
 
     Raises:
-      ValueError: the checkpoint has other arrays, or was made from another seed.
+      ValueError: the checkpoint has other arrays, or was written with another seed.
     """
     if checkpoint.metadata["seed"] != seed:
         raise ValueError(
@@ -66,7 +66,7 @@ def restore(spec: Spec, seed: int, runtime: Runtime, checkpoint: Checkpoint) -> 
 
 
 def restore_arrays(spec: Spec, seed: int, runtime: Runtime, checkpoint: Checkpoint) -> State:
-    """The arrays of `spec`, which may be a part of what the checkpoint holds."""
+    """The arrays in `spec`, which may be a part of the checkpoint's arrays."""
     checkpoint.check({name: (leaf.shape, _numpy_dtype(leaf.dtype)) for name, leaf in spec.items() if leaf.saved})
     saved = {name: runtime.place(name, leaf, functools.partial(checkpoint.read, name))
              for name, leaf in spec.items() if leaf.saved}
@@ -80,16 +80,18 @@ def save(
     """Copies the state to the host and leaves the writing to the manager's thread.
 
     Args:
-      state, spec: the arrays, and what they are.
-      manager, runtime: who writes, who copies.
+      state: the state with the arrays.
+      spec: the arrays' description.
+      manager: writes the checkpoint.
+      runtime: copies the arrays to the host.
       data_position, config, metrics: see `CheckpointManager.save`.
-      unmeasured: whether evaluators that are due at this step have been left out.
+      unmeasured: whether evaluators that are due at this step have not run.
 
     Raises:
       NonFiniteError: an array has a value that is not finite; nothing has been saved.
       CheckpointError: the save before this one failed.
     """
-    # The copy may not begin while the last one is being written: two at a time would not fit a host of a large run.
+    # The copy may not begin while the last one is being written: a large run's host has no memory for two.
     manager.wait()
     arrays = {}
     for name, leaf in spec.items():
@@ -114,7 +116,7 @@ def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
 
 @functools.cache
 def _git_commit() -> str | None:
-    """The commit of the checkout that this code runs from; None outside of one."""
+    """The Git commit of the checkout that this code runs from; None outside a checkout."""
     try:
         result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: TensorBoard events, and metrics.jsonl for scripts."""
+"""What a run writes about its progress: TensorBoard events for people, and metrics.jsonl for scripts."""
 import json
 import math
 import os
@@ -16,11 +16,11 @@ from vqim.contracts.evaluation import Curve, Histogram
 
 
 class Summaries:
-    """Writes under a run directory; only the first process does.
+    """Writes summaries to a run directory; only the first process writes.
 
-    Floats go to TensorBoard and to metrics.jsonl (one line a step: {"step", "time", name: value ...}; a resumed run
-    first drops the lines of steps that it will make again); images, histograms, curves and text to TensorBoard alone.
-    An evaluator's line also has its number, as "evaluator".
+    Floats go to TensorBoard and to metrics.jsonl. Images, histograms, curves and text go only to TensorBoard.
+    metrics.jsonl has one line for each step: {"step", "time", name: value ...}. An evaluator's line also has its
+    number, as "evaluator". A resumed run first removes the lines of steps that it will make again.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], first_step: int, enabled: bool = True):
@@ -36,9 +36,9 @@ class Summaries:
         """Writes values of the kinds that `vqim.contracts.evaluation.Tally.result` lists.
 
         Args:
-          step: after how many updates.
-          values: by name.
-          evaluator: whose results they are, by its number among the run's; it has a line also where none is a float.
+          step: the number of updates made.
+          values: the values by name.
+          evaluator: the number of the evaluator that measured them; it gets a line even if no value is a float.
         """
         if self._writer is None:
             return
@@ -72,7 +72,7 @@ class Summaries:
 
 
 def image_grid(images_BHWC: np.ndarray, padding: int = 2) -> np.ndarray:
-    """One image [rows * (H + padding), columns * (W + padding), C] of up to eight columns, light grey between."""
+    """One image [rows * (H + padding), columns * (W + padding), C]: up to eight columns, light grey in between."""
     columns = min(8, len(images_BHWC))
     missing = -len(images_BHWC) % columns
     filled = np.concatenate([images_BHWC, np.full((missing, *images_BHWC.shape[1:]), 230, np.uint8)])
@@ -97,7 +97,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def evaluators_done(workdir: str | os.PathLike[str], step: int) -> set[int]:
-    """The numbers of the evaluators that have left a line for this step."""
+    """The numbers of the evaluators that have written a line for this step."""
     return {row["evaluator"] for row in read_metrics(workdir) if row["step"] == step and "evaluator" in row}
 
 

@@ -1,1 +1,1 @@
-"""Discriminators: images to logits of being real. Each has an `image_size`, and float32 logits [B, ...]."""
+"""Discriminators: they map images to float32 logits [B, ...] of being real. Each has an `image_size`."""

@@ -1,4 +1,4 @@
-"""The tokenizer's adversary: a discriminator, what it learns from, and how.
+"""The tokenizer's adversary: a discriminator, its losses, and how it is trained.
 
     B batch, C image channels, H W image size
 """
@@ -38,7 +38,7 @@ _MEANS = ("logits_real", "logits_fake")
 
 
 class Discriminator(Protocol):
-    """A module that makes of images [B, C, H, W], about [0, 1], float32 logits: [B], or [B, h, w] for its patches.
+    """A module from images [B, C, H, W], about [0, 1], to float32 logits: [B], or [B, h, w] for patches.
 
     Attributes:
       image_size: height and width of images.
@@ -55,11 +55,11 @@ class Discriminator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorStep:
-    """One batch as the discriminator sees it, before its update.
+    """The discriminator's results on one batch, before its update.
 
     Attributes:
-      generator_loss: scalar, for the tokenizer, without its weight.
-      loss: scalar, for the discriminator, with its regularisers and their weights.
+      generator_loss: scalar loss for the tokenizer, without its weight.
+      loss: scalar loss for the discriminator, with its regularisers and their weights.
       metrics: scalars without gradients, by name.
     """
 
@@ -71,28 +71,27 @@ class DiscriminatorStep:
 class Adversary:
     """A discriminator of images and reconstructions, trained beside the tokenizer. ViT-VQGAN sections 3.3 and 5.1.
 
-    Both networks learn from one forward pass: the tokenizer from the discriminator as it was before this step, the
-    discriminator from the reconstruction that the tokenizer made before this step. R1 and both of its derivatives go
-    through the discriminator in the task's dtype, as in stylegan2-ada-pytorch, whose layers at high resolution have 16
-    bits; its sum over pixels is float32.
+    Both networks learn from one forward pass, with the parameters that they had before this step. R1 and both of its
+    derivatives go through the discriminator in the task's dtype; its sum over pixels is float32. stylegan2-ada-pytorch
+    does the same with 16 bits in its layers at high resolution.
 
-    The paper says 'StyleGAN discriminator', the weight 0.1 and the optimizer, and no more; the defaults of the rest
-    are those of StyleGAN2 (Karras et al., 2020).
+    The paper says only 'StyleGAN discriminator', the weight 0.1 and the optimizer. All other defaults are those of
+    StyleGAN2 (Karras et al., 2020).
 
     Args:
       discriminator: the network. R1 needs its second derivative: on XLA, torch.einsum and max pooling have none and
         are silently left out of it (torch_xla 2.9).
       learner: how it is trained, `@training.Learner`; it begins at `start_step`.
       loss: 'non_saturating' (StyleGAN2), 'hinge' or 'vanilla' (VQGAN).
-      weight: of the adversarial term in the tokenizer's loss.
-      start_step: before it, there are no adversarial terms and the discriminator stays as it is.
-      r1_weight: gamma of R1, for images in [-1, 1] as it is published; 0 trains without.
-      r1_every: R1 is part of every so many steps, from `start_step` on, with so many times its weight (Karras et al.,
-        2020, section 3.1). One update has all of a step's terms, so that Adam's settings need no correction.
-      lecam_weight: of LeCAM; 0 trains without. Its running means are those from before the step.
-      adaptive_layer: a parameter of the tokenizer, the kernel of the decoder's last layer: VQGAN's adaptive weight,
-        measured on what makes the image of it (not on what makes log scales, which the discriminator does not see),
-        multiplies `weight`. None leaves `weight` as it is.
+      weight: the weight of the adversarial term in the tokenizer's loss.
+      start_step: before this step, there are no adversarial terms and the discriminator does not change.
+      r1_weight: gamma of R1, for images in [-1, 1] as published; 0 trains without R1.
+      r1_every: R1 is computed once every `r1_every` steps, from `start_step` on, with `r1_every` times its weight
+        (Karras et al., 2020, section 3.1). One update has all terms of a step, so Adam's settings need no correction.
+      lecam_weight: the weight of LeCAM; 0 trains without LeCAM. It uses the running means from before the step.
+      adaptive_layer: name of the kernel in the decoder's last layer. VQGAN's adaptive weight, measured there, then
+        multiplies `weight`. Only the part that makes the image counts, not the part for log scales, which the
+        discriminator does not see. None does not change `weight`.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class Adversary:
         return {f"{NAME}/{name}": Leaf((), Constant(0.0)) for name in _MEANS if self.weights["lecam"]}
 
     def check_model(self, model: nn.Module, image_size: int) -> None:
-        """Raises ValueError unless the discriminator and the adaptive layer fit the tokenizer, of this image size."""
+        """Raises ValueError unless the discriminator and the adaptive layer fit the tokenizer and this image size."""
         if self.discriminator.image_size != image_size:
             raise ValueError(f"image_size of the discriminator must be the tokenizer's {image_size}, "
                              f"got {self.discriminator.image_size}")
@@ -126,14 +125,14 @@ class Adversary:
                              f"got {self.adaptive_layer!r}")
 
     def program(self, step: int) -> str:
-        """Which of the programs makes a step."""
+        """The name of the program that makes a step."""
         since_start = step - self.start_step
         if since_start < 0:
             return TRAIN_BEFORE_ADVERSARY
         return TRAIN_WITH_R1 if self.weights["r1"] and since_start % self.r1_every == 0 else TRAIN
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """The weights of those terms that there are."""
+        """The weights of the terms in use."""
         weights = {f"weight/{name}": weight for name, weight in self.weights.items() if weight}
         weights["weight/adversarial"] = self.weights["adversarial"] if step >= self.start_step else 0.0
         return weights
@@ -142,14 +141,15 @@ class Adversary:
         self, params: State, arrays: State, images_BCHW: Tensor, reconstruction_BCHW: Tensor, context: Context,
         program: str,
     ) -> DiscriminatorStep:
-        """The losses of both sides, from images and from their reconstructions with the graph that made them.
+        """The losses of both networks, from images and their reconstructions.
 
         Args:
-          params: of the discriminator, leaves of the graph.
+          params: the discriminator's parameters, leaves of the autograd graph.
           arrays: the whole state.
-          images_BCHW, reconstruction_BCHW: about [0, 1].
-          context: of the step.
-          program: which one.
+          images_BCHW: images, about [0, 1].
+          reconstruction_BCHW: their reconstructions, with the autograd graph.
+          context: the step's context.
+          program: the name of the program.
         """
         scalars, context = context.scalars, context.fold(NAME)
         with_r1 = program == TRAIN_WITH_R1
@@ -176,11 +176,11 @@ class Adversary:
         """The weight of the adversarial term in this batch.
 
         Args:
-          step: of the batch.
-          reconstruction_loss: what the adaptive weight measures against.
-          params: of the tokenizer, leaves of the graph.
-          context: of the step.
-          image_part: the tokenizer's decoder's (`vqim.tokenizer.model.Decoder`).
+          step: the discriminator's results on the batch.
+          reconstruction_loss: the loss with which the adaptive weight compares the adversarial loss.
+          params: the tokenizer's parameters, leaves of the autograd graph.
+          context: the step's context.
+          image_part: the decoder's method of this name (`vqim.tokenizer.model.Decoder`).
         """
         weight = context.scalars["weight/adversarial"]
         if self.adaptive_layer is None:
@@ -189,10 +189,10 @@ class Adversary:
         return weight * adaptive_weight(reconstruction_loss, step.generator_loss, params[self.adaptive_layer], part)
 
     def advance(self, arrays: State, computed: Computed, context: Context) -> State:
-        """LeCAM's means after a step, by their names in the state."""
+        """LeCAM's running means after a step, by their names in the state."""
         if not self.weights["lecam"]:
             return {}
-        # The first batch's logits stand for all before it.
+        # The means start from the first batch's logits.
         share = torch.where(context.scalars["step"] == self.start_step, 1.0, 1 - LECAM_DECAY)
         found = {}
         for name in _MEANS:

@@ -1,11 +1,11 @@
 """Convolutions between pixels and 2x2 blocks of pixels.
 
-A convolution with stride 2 is one with stride 1 over blocks, four times as many channels at half the height and
-width. Its values and FLOPs are the same, but its gradient needs no image with zeros between the pixels, which a TPU
-would multiply like any other; and few channels become enough of them to fill its 128x128 matrix unit.
+A convolution with stride 2 equals one with stride 1 over blocks, with four times the channels at half the height and
+width. Values and FLOPs are the same. But its gradient needs no image with zeros between the pixels, which a TPU would
+multiply like all others; and a few channels become enough to fill its 128x128 matrix unit.
 
-    B batch, C channels, H W image size, h w = H/2 W/2 (or one more, see `shift_blocks`); O I of a kernel: output and
-    input channels; a block's channels are (row, column, channel), 4C
+    B batch, C channels, H W image size, h w = H/2 W/2 (or one more, see `shift_blocks`); O I output and
+    input channels of a kernel; a block's channels are (row, column, channel), 4C
 """
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 def space_to_depth(x_BCHW: Tensor) -> Tensor:
     """2x2 pixels become one position: [B, C, H, W] to [B, 4C, h, w].
 
-    A kernel [O, I, even, even] of stride 2 becomes one over blocks, [O, 4I, ...], likewise.
+    In the same way, a kernel [O, I, even, even] of stride 2 becomes a kernel over blocks, [O, 4I, ...].
     """
     return rearrange(x_BCHW, "b c (h p) (w q) -> b (p q c) h w", p=2, q=2)
 
@@ -24,13 +24,13 @@ def space_to_depth(x_BCHW: Tensor) -> Tensor:
 def shift_blocks(x_BCHW: Tensor) -> Tensor:
     """Blocks that begin one pixel above and left of the image, with zeros around it: [B, 4C, H/2 + 1, W/2 + 1].
 
-    Two by two of these blocks are what a 3x3 kernel sees from the four pixels of a block of the image.
+    For the four pixels of a block in the image, a 3x3 kernel sees two by two of these blocks.
     """
     return shift_columns(F.pad(x_BCHW, (0, 0, 1, 1)))
 
 
 def shift_columns(x_BCHW: Tensor) -> Tensor:
-    """The same where the rows are shifted already: [B, 4C, H/2, W/2 + 1]."""
+    """As `shift_blocks`, for an image whose rows are already shifted: [B, 4C, H/2, W/2 + 1]."""
     return space_to_depth(F.pad(x_BCHW, (1, 1, 0, 0)))
 
 
@@ -46,7 +46,7 @@ def from_blocks_to_blocks(kernel_OIHW: Tensor) -> Tensor:
 
 
 def within_blocks(kernel_OI11: Tensor) -> Tensor:
-    """A 1x1 kernel over pixels as one over blocks, whatever they begin with: [O, I, 1, 1] to [4O, 4I, 1, 1]."""
+    """A 1x1 kernel over pixels as one over blocks, shifted or not: [O, I, 1, 1] to [4O, 4I, 1, 1]."""
     num_inputs = kernel_OI11.shape[1]
     return torch.cat([F.pad(kernel_OI11, (0, 0, 0, 0, pixel * num_inputs, (3 - pixel) * num_inputs))
                       for pixel in range(4)])

@@ -1,4 +1,4 @@
-"""Adversarial losses of stage 1 and what regularises them: pure functions of logits and images.
+"""Adversarial losses for stage 1 and their regularisers: pure functions of logits and images.
 
 A discriminator's logits are one for each image, [B], or one for each of its patches, [B, h, w].
 
@@ -24,8 +24,8 @@ _EPS = 1e-4
 def generator_loss(kind: Kind, logits_fake: Tensor) -> Tensor:
     """What the tokenizer minimises, given the logits [B, ...] of its reconstructions: a scalar.
 
-    'non_saturating': E softplus(-D(x')), of Goodfellow et al. (2014) and StyleGAN2.
-    'hinge', 'vanilla': -E D(x'), as VQGAN has it with either of these losses of its discriminator.
+    'non_saturating': E softplus(-D(x')), as in Goodfellow et al. (2014) and StyleGAN2.
+    'hinge', 'vanilla': -E D(x'), as in VQGAN with either of these discriminator losses.
     """
     if kind == "non_saturating":
         return F.softplus(-logits_fake).mean()
@@ -35,7 +35,7 @@ def generator_loss(kind: Kind, logits_fake: Tensor) -> Tensor:
 def discriminator_loss(kind: Kind, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     """What the discriminator minimises, given the logits [B, ...] of images and of reconstructions: a scalar.
 
-    'non_saturating': E softplus(-D(x)) + E softplus(D(x')), the cross-entropy of telling them apart, as in StyleGAN2.
+    'non_saturating': E softplus(-D(x)) + E softplus(D(x')), the cross-entropy of real against fake, as in StyleGAN2.
     'hinge': (E max(0, 1 - D(x)) + E max(0, 1 + D(x'))) / 2, as in VQGAN.
     'vanilla': half of the cross-entropy, as in VQGAN.
     """
@@ -48,12 +48,12 @@ def discriminator_loss(kind: Kind, logits_real: Tensor, logits_fake: Tensor) -> 
 def r1_penalty(logits: Tensor, images_BCHW: Tensor) -> Tensor:
     """E |grad D(x)|^2 on images, without its weight gamma / 2: R1 of Mescheder et al. (2018), equation (9).
 
-    D(x) of a discriminator of patches is the mean of their logits, so that the weight does not depend on their number.
-    Where logits depend on other images of the batch, the gradient is that of the sum over the batch, as is usual.
+    For a discriminator of patches, D(x) is the mean of their logits, so that the weight does not depend on their
+    number. Where logits depend on other images in the batch, the gradient is that of the sum over the batch, as usual.
 
     Args:
-      logits: [B, ...], made of the images by differentiable operations.
-      images_BCHW: which require a gradient.
+      logits: logits [B, ...], computed from the images by differentiable operations.
+      images_BCHW: the images, which require a gradient.
     """
     total = logits.flatten(1).mean(1).sum() if logits.ndim > 1 else logits.sum()
     gradient_BCHW, = torch.autograd.grad(total, images_BCHW, create_graph=True)
@@ -61,14 +61,16 @@ def r1_penalty(logits: Tensor, images_BCHW: Tensor) -> Tensor:
 
 
 def lecam_penalty(logits_real: Tensor, logits_fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
-    """LeCAM of Tseng et al. (2021, arXiv 2104.03310): logits shall not run away from running means of the other kind's.
+    """LeCAM of Tseng et al. (2021, arXiv 2104.03310) keeps logits near the running means of the other kind's logits.
 
     E max(0, D(x) - mean_fake)^2 + E max(0, mean_real - D(x'))^2. The paper's equation has no max; its authors' code,
     for BigGAN and StyleGAN2, has it.
 
     Args:
-      logits_real, logits_fake: [B, ...].
-      mean_real, mean_fake: running means of the logits, constants here.
+      logits_real: logits [B, ...] of images.
+      logits_fake: logits [B, ...] of reconstructions.
+      mean_real: running mean of the logits of images, a constant here.
+      mean_fake: running mean of the logits of reconstructions, a constant here.
     """
     return F.relu(logits_real - mean_fake).square().mean() + F.relu(mean_real - logits_fake).square().mean()
 
@@ -79,13 +81,15 @@ def adaptive_weight(
 ) -> Tensor:
     """VQGAN's weight of the adversarial loss, Esser et al. (2021), equation (7): a scalar without gradient.
 
-    |grad reconstruction loss| / (|grad adversarial loss| + 1e-4), at most 1e4, gradients with respect to a kernel of
-    the decoder's last layer: both losses pull equally hard there. 1e-4 is the code's; the paper prints 1e-6.
+    It is |grad reconstruction loss| / (|grad adversarial loss| + 1e-4), at most 1e4, with gradients with respect to a
+    kernel in the decoder's last layer, so that both losses have equal gradients there. 1e-4 is from VQGAN's code; the
+    paper prints 1e-6.
 
     Args:
-      reconstruction_loss, adversarial_loss: scalars.
-      last_layer: the kernel, a leaf of the graph.
-      part: of a gradient, the elements that count; all of them unless given.
+      reconstruction_loss: scalar.
+      adversarial_loss: scalar.
+      last_layer: the kernel, a leaf of the autograd graph.
+      part: selects the elements of a gradient that count; by default all.
     """
     pull, push = (part(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
                   for loss in (reconstruction_loss, adversarial_loss))

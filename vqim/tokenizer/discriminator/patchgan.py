@@ -1,7 +1,7 @@
 """The PatchGAN discriminator of Isola et al. (2017), section 3.2.2 and appendix 6.1.2, as VQGAN trains with it.
 
-ViT-VQGAN's Table 4 compares it with StyleGAN2's. What is left open is as in taming-transformers'
-`NLayerDiscriminator`, which has it from pytorch-CycleGAN-and-pix2pix.
+ViT-VQGAN's Table 4 compares it with StyleGAN2's. Details that the paper leaves open are as in taming-transformers'
+`NLayerDiscriminator`, which follows pytorch-CycleGAN-and-pix2pix.
 
     B batch, C channels, H W image size, h w patches; I O input and output channels of a kernel
 """
@@ -25,20 +25,20 @@ _EPSILON = 1e-5
 
 
 class PatchGANDiscriminator(nn.Module):
-    """Images to a logit of being real for each of many overlapping patches (of 70x70 pixels, with three halvings).
+    """Maps images to a logit of being real for each overlapping patch (70x70 pixels with three halvings).
 
-    4x4 convolutions with one zero around the image: `num_halvings` of stride 2, two of stride 1. Between them batch
-    normalisation, after the first and before the last none, and leaky rectifiers.
+    It has 4x4 convolutions with one zero around the image: `num_halvings` of stride 2, then two of stride 1. Between
+    them are leaky rectifiers and batch normalisation, but no normalisation after the first and the last convolution.
 
-    Batch normalisation always takes the statistics of the batch that it is given, which is all of a step's, on
-    whatever mesh, and keeps no running ones: in a training step nothing else is ever used, and outside of it there is
-    no discriminator. Real and reconstructed images belong in different calls, as in taming-transformers.
+    Batch normalisation always uses the statistics of the batch that it is given, over all devices. It keeps no running
+    statistics, since the discriminator is used only in training steps. Real and reconstructed images belong in
+    different calls, as in taming-transformers.
 
     Args:
       image_size: height and width of images, in pixels.
-      base_channels: of the first convolution; each further one has twice as many, up to eight times.
-      num_halvings: convolutions of stride 2.
-      num_channels: of the images.
+      base_channels: the number of channels after the first convolution; it doubles after each, up to eight times this.
+      num_halvings: the number of convolutions of stride 2.
+      num_channels: the number of image channels.
     """
 
     def __init__(self, image_size: int, base_channels: int = 64, num_halvings: int = 3, num_channels: int = 3):
@@ -60,7 +60,7 @@ class PatchGANDiscriminator(nn.Module):
         self.last_bias_O = parameter((1,), Constant(0.0), "features")
 
     def check_batch(self, batch_size: int) -> None:
-        """Any batch will do."""
+        """Accepts any batch size."""
 
     def forward(self, images_BCHW: Tensor, context: Context) -> Tensor:
         """Images in [0, 1] to logits_Bhw, h = w = image_size / 2^num_halvings - 2, float32 (or the context's float64).
@@ -84,8 +84,9 @@ class NormalisedConvolution(nn.Module):
     """A 4x4 convolution without bias, batch normalisation, leaky rectifier.
 
     Args:
-      num_inputs, num_outputs: channels.
-      halving: whether with stride 2; otherwise height and width become one less.
+      num_inputs: the number of input channels.
+      num_outputs: the number of output channels.
+      halving: whether the stride is 2; otherwise height and width become one less.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int, *, halving: bool):
@@ -112,7 +113,7 @@ def batch_norm(x_BCHW: Tensor, gain_C: Tensor, bias_C: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class NormalAround:
-    """Independent draws from N(mean, std^2), as pix2pix fills the gains of its normalisations."""
+    """Independent draws from N(mean, std^2): pix2pix initialises the gains of its normalisations so."""
 
     mean: float
     std: float

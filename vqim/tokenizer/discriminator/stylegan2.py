@@ -1,21 +1,21 @@
 """StyleGAN2's discriminator: Karras et al. (2020), section 4.1 and configuration F of Table 1.
 
-ViT-VQGAN trains with it (section 3.3). What that paper leaves open is here as in the authors' own program
+ViT-VQGAN trains with it (section 3.3). Details that the paper leaves open are as in the authors' program
 (NVlabs/stylegan2, training/networks_stylegan2.py, `D_stylegan2`).
 
-The direct form (zeros, blur, convolution of stride 2) leaves most of a TPU idle. Here
+The direct form (zeros, blur, convolution of stride 2) leaves most of a TPU idle. This file differs from it:
 
-- no convolution has a stride: they run over 2x2 blocks of pixels (blocks.py). In residual blocks of up to _FEW_CHANNELS
-  the blur, which would be a pass over large arrays, is folded into the kernels that follow it; with more channels the
-  kernels are the large arrays, and the blur is a pass.
-- these residual blocks run over strips of the image's rows, each with the rows around it that it depends on, as if
-  each strip were an image. A TPU v4's compiler wants 16 images a chip; with two, it moves pixels into the batch
-  by itself, before every convolution, and back after it (docs/tpu_estimates.md).
+- No convolution has a stride: they run over 2x2 blocks of pixels (blocks.py).
+- In residual blocks with up to _FEW_CHANNELS channels, the blur would be a pass over large arrays, so it is folded into
+  the kernels that follow it. With more channels the kernels are the large arrays, and the blur is a separate pass.
+- The residual blocks with few channels run over strips of the image's rows. A strip is treated as an image, and has the
+  rows around it on which it depends. A TPU v4's compiler wants 16 images a chip. With two images, it would move pixels
+  into the batch by itself before every convolution, and back after it (docs/tpu_estimates.md).
 
-No value changes by this: tests/tokenizer/discriminator/test_stylegan2.py has the direct form beside it.
+The values are the same: tests/tokenizer/discriminator/test_stylegan2.py compares them with the direct form.
 
-    B batch, C channels, H W image size, h w = H/2 W/2; S strips, of n rows where those of an image are h, N = B S;
-    I O input and output channels of a kernel; G images of a group
+    B batch, C channels, H W image size, h w = H/2 W/2; S strips, of n rows where an image has h, N = B S;
+    I O input and output channels of a kernel; G images in a group
 """
 import functools
 import itertools
@@ -47,33 +47,33 @@ BLUR = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
 
 _FEW_CHANNELS = 256  # see the top of the file
 _NEIGHBOURS = 3  # rows above and below a strip that a residual block's rows depend on
-_STRIP_ROWS = 4  # at least: even, and more than what a neighbour gives
+_STRIP_ROWS = 4  # the minimum: even, and more than the rows from a neighbour
 _SLOPE = 0.2
-_GAIN = math.sqrt(2)  # after each leaky rectifier, which halves the variance, nearly
+_GAIN = math.sqrt(2)  # after each leaky rectifier, which nearly halves the variance
 _EPSILON = 1e-8
 
 
 class StyleGAN2Discriminator(nn.Module):
-    """Images to logits of being real.
+    """Maps images to logits of being real.
 
-    A 1x1 convolution from RGB; residual blocks that halve the image until it is 4x4; the minibatch's standard
-    deviation as one more channel; a 3x3 convolution and two dense layers. At size s there are
-    min(max_channels, channel_base / s) channels: the `fmap_base` of the authors' program is half of `channel_base`,
-    which its PyTorch successor (stylegan2-ada-pytorch) has under this name.
+    Its layers are a 1x1 convolution from RGB; residual blocks that halve the image until it is 4x4; the minibatch's
+    standard deviation as one more channel; a 3x3 convolution and two dense layers. At size s there are
+    min(max_channels, channel_base / s) channels. `channel_base` has its name from stylegan2-ada-pytorch; the
+    `fmap_base` in the authors' first program is half of it.
 
-    Minibatch standard deviation: consecutive images of the whole batch form a group, on any mesh; they are mostly on
-    one device (the authors' program groups images a quarter of the batch apart). A batch with fewer images than
-    `group_size` is one group. Give it real and reconstructed images in different calls.
+    For the minibatch standard deviation, consecutive images in the whole batch form a group, on any mesh. They are
+    mostly on one device; the authors' program groups images a quarter of the batch apart. A batch with fewer images
+    than `group_size` is one group. Real and reconstructed images belong in different calls.
 
     Args:
       image_size: height and width of images; a power of two, at least 8.
       channel_base: 32768 in configuration F; 16384, half as many channels at high resolution, in configuration E and
         in stylegan2-ada-pytorch's 'paper256'.
       max_channels: 512 in both.
-      group_size: of the minibatch standard deviation; 4 in both.
-      num_channels: of the images.
-      num_strips: into which an image is cut at high resolution. Only the speed depends on it: 16 divided by the
-        number of images on each chip is good on TPU v4, 1 elsewhere.
+      group_size: the number of images in a group for the minibatch standard deviation; 4 in both.
+      num_channels: the number of image channels.
+      num_strips: the number of strips into which an image is cut at high resolution. Only the speed depends on it:
+        16 divided by the number of images on each chip is good on TPU v4, 1 elsewhere.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class StyleGAN2Discriminator(nn.Module):
         self.image_size, self.group_size = image_size, group_size
         sizes = [image_size >> halvings for halvings in range(int(math.log2(image_size // SMALLEST)) + 1)]
         channels = [min(max_channels, channel_base // size) for size in sizes]
-        # Channels only grow on the way, and strips only get shorter.
+        # From block to block, channels only grow and strips only get shorter.
         strips = [num_strips if size >= _STRIP_ROWS * num_strips and num_inputs <= _FEW_CHANNELS else None
                   for size, num_inputs in zip(sizes, channels, strict=True)]
         self.from_rgb = FromRGB(num_channels, channels[0], strips[0])
@@ -116,7 +116,7 @@ class StyleGAN2Discriminator(nn.Module):
                              f"{self.group_size} or smaller than it, got {batch_size}")
 
     def forward(self, images_BCHW: Tensor, context: Context) -> Tensor:
-        """Images in [0, 1] to logits_B, float32 (float64 where the context's dtype is).
+        """Images in [0, 1] to logits_B, float32 (float64 if the context's dtype is float64).
 
         Raises:
           ValueError: the images are of another size, or cannot be divided into groups.
@@ -135,7 +135,7 @@ class StyleGAN2Discriminator(nn.Module):
         return (x_BI.to(wide) * _equalise_dense(self.logit_kernel_IO)[:, 0]).sum(1) + self.logit_bias
 
     def _features(self, x_BCHW: Tensor) -> Tensor:
-        """Images to what the residual blocks make of them, [B, C, 4, 4]."""
+        """The residual blocks' output for images, [B, C, 4, 4]."""
         x, num_strips = self.from_rgb(x_BCHW), self.from_rgb.num_strips
         for block in self.blocks:
             if num_strips and not block.num_strips:
@@ -154,11 +154,11 @@ class FromRGB(nn.Module):
         self.bias_O = parameter((num_outputs,), Constant(0.0), "features")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, I, H, W] to [B, O, H, W], or to [N, 4 O, n + 3, w + 1], what `ResidualBlock` takes."""
+        """[B, I, H, W] to [B, O, H, W], or in strips to [N, 4 O, n + 3, w + 1] for `ResidualBlock`."""
         kernel_OIHW = _equalise(self.kernel_OIHW)
         if self.num_strips is None:
             return _activate(F.conv2d(x_BCHW, kernel_OIHW.to(x_BCHW.dtype)), self.bias_O)
-        # The bias is the weight of a channel of ones, and so absent around the image.
+        # The bias is the weight of a channel of ones, so that it is absent around the image.
         x_BCHW = torch.cat([x_BCHW, torch.ones_like(x_BCHW[:, :1])], dim=1)
         kernel_OIHW = torch.cat([kernel_OIHW, self.bias_O[:, None, None, None]], dim=1)
         x_NChw = shift_columns(cut(x_BCHW, self.num_strips, _NEIGHBOURS))
@@ -189,17 +189,17 @@ class ResidualBlock(nn.Module):
         return self._in_strips(x, self.num_strips)
 
     def _with_blur(self, x_BCHW: Tensor) -> Tensor:
-        """The blur as a pass."""
+        """The blur as a separate pass."""
         dtype = x_BCHW.dtype
         hidden_BCHW = F.conv2d(x_BCHW, _equalise(self.kernel_1_OIHW).to(dtype), padding=1)
-        hidden_BCHW = blur(_activate(hidden_BCHW, self.bias_1_O), 2, 3)  # 3: an even size; what it adds meets zeros
+        hidden_BCHW = blur(_activate(hidden_BCHW, self.bias_1_O), 2, 3)  # 3 for an even size; the added row meets zeros
         kernel_OIHW = F.pad(_equalise(self.kernel_2_OIHW), (0, 1, 0, 1)).to(dtype)
         out_BChw = F.conv2d(space_to_depth(hidden_BCHW), space_to_depth(kernel_OIHW))
         skip_BChw = F.conv2d(blur(x_BCHW, 1, 1, stride=2), _equalise(self.skip_kernel_OIHW).to(dtype))
         return self._merge(out_BChw, skip_BChw)
 
     def _in_strips(self, x_NChw: Tensor, num_strips: int) -> Tensor:
-        """The blur folded into kernels: strips with neighbours, in shifted blocks, [N, 4 I, n + 3, w + 1]."""
+        """The blur folded into kernels. Takes strips with neighbours, in shifted blocks, [N, 4 I, n + 3, w + 1]."""
         dtype = x_NChw.dtype
         kernel_OIHW = from_blocks_to_blocks(_equalise(self.kernel_1_OIHW)).to(dtype)
         hidden_NChw = _activate(F.conv2d(x_NChw, kernel_OIHW), repeat(self.bias_1_O, "o -> (pixel o)", pixel=4))
@@ -224,9 +224,9 @@ def blur(x_BCHW: Tensor, before: int, after: int, stride: int = 1) -> Tensor:
 
 
 def fold_blur(kernel_OIHW: Tensor) -> Tensor:
-    """The kernel that does in one convolution what blur and kernel do in two: [O, I, n, n] to [O, I, n + 3, n + 3].
+    """Folds the blur into the kernel that follows it: [O, I, n, n] to [O, I, n + 3, n + 3].
 
-    Exact at the border, too, as the image has its zeros around it before the blur.
+    It is exact at the border too, since the zeros are around the image before the blur.
     """
     rows = (tap * F.pad(kernel_OIHW, (0, 0, n, 3 - n)) for n, tap in enumerate(BLUR))
     kernel_OIHW = functools.reduce(torch.add, rows)
@@ -248,7 +248,7 @@ def _group_deviation(x_BCHW: Tensor, group_size: int) -> Tensor:
 
 
 def _equalise(kernel_OIHW: Tensor) -> Tensor:
-    """Equalised learning rate: N(0, 1) divided by the root of the fan-in when it is used."""
+    """Equalised learning rate: the kernel is stored as N(0, 1), and divided by the root of the fan-in when used."""
     return kernel_OIHW * kernel_OIHW[0].numel() ** -0.5
 
 
@@ -257,6 +257,6 @@ def _equalise_dense(kernel_IO: Tensor) -> Tensor:
 
 
 def _activate(x: Tensor, bias_O: Tensor) -> Tensor:
-    """Adds the bias to the second dimension, channels; leaky rectifier and gain."""
+    """Adds the bias to the channels (second dimension), then applies the leaky rectifier and the gain."""
     bias = bias_O.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
     return F.leaky_relu(x + bias, _SLOPE) * _GAIN

@@ -19,11 +19,11 @@ from vqim.tokenizer.model import Codes, Quantized
 
 
 class GumbelQuantizer(nn.Module):
-    """A distribution over codes at each position, in training a draw from it that gradients pass through.
+    """A distribution over codes at each position. Training draws from it, in a way that lets gradients pass.
 
     Training mixes the codes' vectors with the weights softmax((logits + Gumbel noise) / temperature) (Jang et al.,
-    2017), nearly all of which are on one code where the temperature is low. `straight_through` gives that code all of
-    the weight, and the gradient of the mixture. Evaluation takes the likeliest code.
+    2017). At a low temperature, one code has nearly all of the weight. `straight_through` gives that code all of the
+    weight, with the gradient of the mixture. Evaluation takes the likeliest code.
 
     Published settings:
       DALL-E's dVAE (Appendix A.2): temperature WarmupCosine(1, 1 / 16, 0, 150_000), not straight-through; its KL weight
@@ -33,13 +33,13 @@ class GumbelQuantizer(nn.Module):
         temperature WarmupCosine(0.9, 1e-6, 0, 1_000_001), kl_weight 1e-8.
 
     Args:
-      width_in: of the encoder's latents.
-      width_out: of the decoder's inputs.
-      vocabulary: number of codes.
-      temperature: its schedule, above 0 at every step.
-      straight_through: whether the decoder sees one code at each position in training too.
-      kl_weight: of the divergence from the uniform distribution, in nats a position.
-      project: whether latents are projected to logits; False takes them as logits, and width_in must be `vocabulary`.
+      width_in: the width of the encoder's latents.
+      width_out: the width of the decoder's inputs.
+      vocabulary: the number of codes.
+      temperature: a schedule for the temperature, above 0 at every step.
+      straight_through: whether the decoder sees one code at each position also in training.
+      kl_weight: the weight of the divergence from the uniform distribution, in nats per position.
+      project: whether latents are projected to logits. False takes them as logits; width_in must then be `vocabulary`.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class GumbelQuantizer(nn.Module):
         self.temperature, self.straight_through, self.kl_weight = temperature, straight_through, kl_weight
         self.logits = Dense(width_in, vocabulary) if project else None
         self.codebook_VD = parameter((vocabulary, width_out), Normal(1.0), "vocabulary", "features")
-        self.widening = ("codebook_VD",)  # logits decide
+        self.widening = ("codebook_VD",)  # only the logits determine tokens
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
-        """One, with a code at each latent."""
+        """One level, with a code for each latent."""
         return (Level(height, width, 1, self.vocabulary),)
 
     def host_scalars(self, step: int) -> dict[str, float]:
@@ -70,7 +70,7 @@ class GumbelQuantizer(nn.Module):
         return {"temperature": self.temperature(step)}
 
     def forward(self, latents_BhwD: Tensor, context: Context) -> Quantized:
-        """Latents [B, h, w, width_in] to codes; with a key in the context a draw, without one the likeliest."""
+        """Latents [B, h, w, width_in] to codes: drawn if the context has a key, else the likeliest."""
         logits_BhwV = (latents_BhwD if self.logits is None else self.logits(latents_BhwD, context)).float()
         losses = {"kl": self.kl_weight * divergence_from_uniform(logits_BhwV).mean()}
         key = context.fold("noise").key
@@ -88,7 +88,7 @@ class GumbelQuantizer(nn.Module):
         return Quantized(Codes(vectors_BhwD, vectors_BhwD), (indices_Bhw1,), losses)
 
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
-        """Codes [B, h, w, 1] of the level to vectors [B, h, w, width_out]."""
+        """Codes [B, h, w, 1] to vectors [B, h, w, width_out]."""
         vectors_BhwD = F.embedding(indices[0][..., 0], self.codebook_VD).to(context.dtype)
         return Codes(vectors_BhwD, vectors_BhwD)
 

@@ -17,20 +17,20 @@ from vqim.tokenizer.model import Codes, Quantized, Quantizer
 
 
 class HierarchicalQuantizer(nn.Module):
-    """Codes of the latents at half their size, and codes of the latents given those.
+    """Quantises latents twice: at half their size (top), then at full size, conditioned on the top's codes (bottom).
 
         top    = quantise(down(latents))
         bottom = quantise(latents, condition(top))
         decoder's input: widen(top), bottom
 
-    where a comma puts channels side by side. The blocks are VQGAN's; the 1x1 convolutions before and after each
-    quantisation are the two quantizers' own projections. A top that is a hierarchy itself makes three levels.
+    where a comma concatenates channels. The blocks are VQGAN's. The 1x1 convolutions before and after each
+    quantisation are the two quantizers' own projections. A top that is itself a hierarchy makes three levels.
 
     Args:
-      width_in: of the encoder's latents.
-      top: from any width to any; both have to be multiples of 32, the groups of normalisations.
-      bottom: from width_in + top.width_out; gives one level.
-      num_blocks: residual blocks after `down` and before `condition`, 2 in VQ-VAE-2.
+      width_in: the width of the encoder's latents.
+      top: the quantizer at half size. Its widths have to be multiples of 32, the number of normalisation groups.
+      bottom: the quantizer at full size, with one level. Its width_in has to be `width_in` + top.width_out.
+      num_blocks: the number of residual blocks after `down` and before `condition`, 2 in VQ-VAE-2.
     """
 
     def __init__(self, width_in: int, top: Quantizer, bottom: Quantizer, num_blocks: int = 2):
@@ -46,11 +46,11 @@ class HierarchicalQuantizer(nn.Module):
         self.condition_blocks = nn.ModuleList(ResidualBlock(top.width_out, top.width_out) for _ in range(num_blocks))
         self.condition = Upsample(top.width_out, top.width_out)
         self.widen = Upsample(top.width_out, top.width_out)
-        # The top's own widening decides about the bottom's codes, which are conditioned on it.
+        # The top's own widening influences the bottom's codes, which are conditioned on it.
         self.widening = ("widen/", *(f"bottom/{name}" for name in bottom.widening))
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
-        """The top's, then the bottom's."""
+        """The top's levels, then the bottom's."""
         if height % 2 or width % 2:
             raise ValueError(f"the latents' height and width must be even to be halved, got {height}x{width}")
         bottom = self.bottom.levels(height, width)
@@ -59,7 +59,7 @@ class HierarchicalQuantizer(nn.Module):
         return self.top.levels(height // 2, width // 2) + bottom
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """Those of both quantizers."""
+        """The numbers of both quantizers."""
         return scheduled_scalars(step, top=self.top, bottom=self.bottom)
 
     def forward(self, latents_BhwD: Tensor, context: Context) -> Quantized:
@@ -81,13 +81,13 @@ class HierarchicalQuantizer(nn.Module):
         return Quantized(codes, top.indices + bottom.indices, losses, sums)
 
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
-        """Codes of the levels to vectors [B, h, w, width_out]."""
+        """Codes for each level to vectors [B, h, w, width_out]."""
         top = self.top.lookup(indices[:-1], context.fold("top"))
         bottom = self.bottom.lookup(indices[-1:], context.fold("bottom"))
         return self._side_by_side(top, bottom, context)
 
     def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
-        """See `vqim.contracts.learning.Advancing`: both quantizers', where they have something to advance."""
+        """See `vqim.contracts.learning.Advancing`: advances those quantizers that have something to advance."""
         arrays: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for name, quantizer in (("top", self.top), ("bottom", self.bottom)):
@@ -99,7 +99,7 @@ class HierarchicalQuantizer(nn.Module):
         return Advanced(arrays, metrics)
 
     def _side_by_side(self, top: Codes, bottom: Codes, context: Context) -> Codes:
-        """What the decoder gets: the top's vectors at the bottom's size, and the bottom's."""
+        """The decoder's input: the top's vectors at the bottom's size, and the bottom's vectors."""
         wide_BCHW = self.widen(rearrange(top.latents_BhwD, "b h w d -> b d h w"), context)
         latents_BhwD = torch.cat([rearrange(wide_BCHW, "b c h w -> b h w c"), bottom.latents_BhwD], -1)
         large_BCHW = repeat_pixels(rearrange(top.vectors_BhwZ, "b h w z -> b z h w"))

@@ -1,6 +1,6 @@
-"""How a codebook is kept in use: codes that follow the means of their latents, and restarts of codes nothing chooses.
+"""Two ways to keep a codebook in use: codes follow the means of their latents, and unused codes restart.
 
-Neither is ViT-VQGAN's, which trains its codebook by gradients alone. The first is van den Oord et al. (2017), appendix
+ViT-VQGAN has neither: it trains its codebook only by gradients. The first is van den Oord et al. (2017), appendix
 A.1; the second is what public VQ-VAEs do with dead codes (jukebox, vector-quantize-pytorch).
 
     P latents of a (micro-)batch, Z code dimension, V vocabulary
@@ -27,17 +27,17 @@ def check_upkeep(ema_decay: float | None, restart_below: float) -> None:
 
 
 def upkeep_sums(z_PZ: Tensor, indices_P: Tensor, vocabulary: int, context: Context) -> dict[str, Tensor]:
-    """What adds up to the use of a whole batch, whatever the micro-batches and devices that hold it.
+    """Sums that describe how a whole batch uses the codes, for any split into micro-batches and devices.
 
     Args:
-      z_PZ: latents as they were looked up, float32, without gradient.
-      indices_P: their codes.
-      vocabulary: V.
-      context: of the quantizer, in training.
+      z_PZ: the latents that were looked up, float32, without gradient.
+      indices_P: the codes of these latents.
+      vocabulary: V, the number of codes.
+      context: the quantizer's context in training.
 
     Returns:
       `counts` [V]; `vectors` [V, Z], the sums of each code's latents; `picks` [V, Z], for each code one latent of the
-      whole batch. Every micro-batch draws the same places, and gives the latents at those that it holds.
+      whole batch. Every micro-batch draws the same places, and fills in the latents that it holds.
     """
     chosen_PV = (indices_P[:, None] == torch.arange(vocabulary, device=indices_P.device)).float()
     number, parts = context.micro_batch
@@ -54,11 +54,12 @@ def upkeep_sums(z_PZ: Tensor, indices_P: Tensor, vocabulary: int, context: Conte
 def advance_codebook(
     codebook_VZ: Tensor, use_V: Tensor, sums: Mapping[str, Tensor], ema_decay: float | None, restart_below: float,
 ) -> Advanced:
-    """New `codebook_VZ` and `use_V`, and what is shown of them.
+    """New `codebook_VZ` and `use_V`, and metrics about them.
 
-    Use is relative: 1 for a code that is chosen as often as the mean code. With `ema_decay` d, a code becomes the
+    Use is relative: a code that is chosen as often as the mean code has use 1. With `ema_decay` d, a code becomes the
     running mean of the latents that chose it: n' = d n + (1 - d) count, e' = (d n e + (1 - d) sum) / n'. A code whose
-    running use falls below `restart_below` becomes the picked latent, as long as the code was, and its use 1.
+    running use falls below `restart_below` is replaced by its picked latent, scaled to the code's old length, and its
+    use becomes 1.
     """
     vocabulary, decay = len(use_V), USE_DECAY if ema_decay is None else ema_decay
     scale = vocabulary / sums["counts"].sum()

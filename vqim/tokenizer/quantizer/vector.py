@@ -19,29 +19,29 @@ from vqim.tokenizer.quantizer.upkeep import advance_codebook, check_upkeep, upke
 
 
 class VectorQuantizer(nn.Module):
-    """The nearest code of one codebook at each position, looked up in a space of few dimensions.
+    """Finds the nearest code in one codebook for each position, in a space with few dimensions.
 
-    Latents are projected to `code_dim` for the lookup, and the code found is projected to the decoder's width: what
-    the paper calls factorised codes. Unfactorised, codes are as wide as latents, which are looked up as they are. With
-    `normalize`, latents and codes are put on the unit sphere first, so that the nearest code is the one of largest
-    cosine similarity.
+    Latents are projected to `code_dim` for the lookup, and the code found is projected to the decoder's width. The
+    paper calls these factorised codes. Without factorisation, codes have the latents' width and nothing is projected.
+    With `normalize`, latents and codes are first scaled to unit length, so that the nearest code is the one with the
+    largest cosine similarity.
 
     Equation (1)'s squared norms are means over positions and over the code's dimensions, as in VQGAN's code
-    (taming-transformers, taming/modules/vqvae/quantize.py). The sum over dimensions, which is what the norm says, is
-    `code_dim` times as much beside the other losses: with 32, the paper's weights then leave one code in use.
+    (taming-transformers, taming/modules/vqvae/quantize.py). The sum over dimensions, as the norm is
+    written, would be `code_dim` times as large: with 32, the paper's weights then leave one code in use.
 
     Args:
-      width_in: of the encoder's latents.
-      width_out: of the decoder's inputs.
-      vocabulary: number of codes, 8192 in the paper.
-      code_dim: dimensions of the lookup space, 32 in the paper's default, 4 to 256 in Table 4; None for codes that are
-        not factorised, where width_in and width_out must be equal.
+      width_in: the width of the encoder's latents.
+      width_out: the width of the decoder's inputs.
+      vocabulary: the number of codes, 8192 in the paper.
+      code_dim: the number of dimensions for the lookup, 32 in the paper's default, 4 to 256 in Table 4. None for codes
+        that are not factorised; width_in and width_out must then be equal.
       normalize: whether to l2-normalise latents and codes.
-      commitment_weight: beta of equation (1).
-      ema_decay: None trains the codebook by gradients, as the paper does. A number has codes follow the running means
+      commitment_weight: beta in equation (1).
+      ema_decay: None trains the codebook by gradients, as in the paper. With a number, codes follow the running means
         of their latents instead (`upkeep.advance_codebook`).
-      restart_below: a code whose running use is below this share of the mean code's becomes a latent of the batch. 0,
-        as in the paper, restarts none.
+      restart_below: a code whose running use is below this share of the mean code's use is replaced by a latent from
+        the batch. 0, as in the paper, replaces none.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class VectorQuantizer(nn.Module):
         self.widening = ("project_out/",)
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
-        """One, with a code at each latent."""
+        """One level, with a code for each latent."""
         return (Level(height, width, 1, self.vocabulary),)
 
     def forward(self, latents_BhwD: Tensor, context: Context) -> Quantized:
-        """Latents [B, h, w, width_in] to their nearest codes; the lookup is float32 whatever the context's dtype."""
+        """Latents [B, h, w, width_in] to their nearest codes; the lookup is always in float32."""
         projected = latents_BhwD if self.project_in is None else self.project_in(latents_BhwD, context)
         z_BhwZ = self._place(projected.float())
         codes_VZ = self._place(self.codebook_VZ)
@@ -91,7 +91,7 @@ class VectorQuantizer(nn.Module):
         return Quantized(self._widen(straight_through, context), (indices_Bhw[..., None],), losses, sums)
 
     def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
-        """The codebook and its use after a step; see `upkeep.advance_codebook`."""
+        """The codebook and the use of its codes after a step; see `upkeep.advance_codebook`."""
         if self.use_V is None:
             return Advanced()
         return advance_codebook(
@@ -99,7 +99,7 @@ class VectorQuantizer(nn.Module):
             self.use_V, sums, self.ema_decay, self.restart_below)
 
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
-        """Codes [B, h, w, 1] of the level to vectors [B, h, w, width_out]."""
+        """Codes [B, h, w, 1] to vectors [B, h, w, width_out]."""
         return self._widen(F.embedding(indices[0][..., 0], self._place(self.codebook_VZ)), context)
 
     @property
@@ -110,7 +110,7 @@ class VectorQuantizer(nn.Module):
         return l2_normalize(vectors_Z) if self.normalize else vectors_Z
 
     def _widen(self, found_BhwZ: Tensor, context: Context) -> Codes:
-        """Codes' vectors, and as the decoder wants them."""
+        """The codes' vectors, and the same projected to the decoder's width."""
         vectors_BhwZ = found_BhwZ.to(context.dtype)
         return Codes(vectors_BhwZ, vectors_BhwZ if self.project_out is None else self.project_out(found_BhwZ, context))
 
@@ -124,8 +124,8 @@ def l2_normalize(x_Z: Tensor) -> Tensor:
 def nearest_code(z_Z: Tensor, codes_VZ: Tensor, kernels: Kernels) -> Tensor:
     """argmin over codes of the squared Euclidean distance: float32 [..., Z] and [V, Z] to int64 [...].
 
-    |z - e|^2 without |z|^2, which is the same for every code. Ties go to one of the codes, the same on every call. The
-    product is the precise one: a TPU's default, of factors rounded to bfloat16, would often find another code.
+    It computes |z - e|^2 without |z|^2, which is the same for every code. Ties go to one of the codes, always the same.
+    The product is `precise_matmul`: a TPU's default rounds factors to bfloat16, and would often find another code.
     """
     distance_V = codes_VZ.square().sum(-1) - 2 * kernels.precise_matmul(z_Z, codes_VZ.mT)
     return distance_V.argmin(-1)
