@@ -2,7 +2,7 @@
 
     python -m launch.benchmark_optimizers --runtime=torch --threads=1
 
-The ratios are what counts: every round runs each optimizer once, so that a busy machine slows all of them alike.
+Look at the ratios: every round runs each optimizer once, so that a busy machine slows all of them equally.
 """
 import statistics
 import time
@@ -30,7 +30,7 @@ Step = Callable[[], torch.Tensor]
 
 
 def make_runtime() -> Runtime:
-    """The runtime of --runtime, on all devices."""
+    """The runtime that --runtime names, on all devices."""
     if _RUNTIME.value == "xla":
         from vqim.runtime.xla import XlaRuntime  # torch_xla may not be installed
         return XlaRuntime(XlaSettings())
@@ -39,7 +39,7 @@ def make_runtime() -> Runtime:
 
 
 def block_weights(layers: int, width: int) -> Spec:
-    """The feed-forward weights of some transformer blocks, stacked."""
+    """Stacked feed-forward weights of some transformer blocks."""
     return {
         "up/kernel": Leaf((layers, width, 4 * width), Normal(), ("layers", "in", "out")),
         "down/kernel": Leaf((layers, 4 * width, width), Normal(), ("layers", "in", "out")),
@@ -48,7 +48,7 @@ def block_weights(layers: int, width: int) -> Spec:
 
 
 def place(spec: Spec, runtime: Runtime, seed: int) -> State:
-    """Arrays on the device, filled as each leaf says."""
+    """Arrays on the device, filled with each leaf's initial values."""
     def filled(name: str, leaf: Leaf) -> torch.Tensor:
         return runtime.place(name, leaf, lambda index: leaf.init(name, leaf.shape, seed, index))
 
@@ -90,9 +90,9 @@ def torch_step(spec: Spec, runtime: Runtime, fused: bool) -> Step:
 
 
 def milliseconds(steps: dict[str, Step], runtime: Runtime, rounds: int) -> dict[str, float]:
-    """The median time of each step over some rounds, in each of which every one runs once."""
+    """The median time of each step over some rounds; each round runs every step once."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(-3, rounds):  # the first three compile, and touch all memory
+    for round_number in range(-3, rounds):  # the first three rounds compile, and touch all memory
         for name, step in steps.items():
             begin = time.perf_counter()
             runtime.fetch([step()])

@@ -2,8 +2,8 @@
 
     python -m launch.cache_tokens --workdir=runs/tokenizer --num_views=10 --out=caches/emoji
 
-Each view is the whole training split once more, augmented anew. Train on it with data.Tokens.path = 'caches/emoji'
-and train.data = @data.Tokens().
+Each view is the whole training split again, with another augmentation. Train on it with data.Tokens.path =
+'caches/emoji' and train.data = @data.Tokens().
 """
 import contextlib
 import os
@@ -67,15 +67,15 @@ def write_cache(
     """Encodes both splits. Each process loads and encodes its share of every batch, and process 0 writes them all.
 
     Args:
-      out: the folder.
+      out: the folder of the cache.
       model: the tokenizer.
       arrays: its arrays.
-      data: images.
+      data: the images to encode.
       runtime: where to run.
-      fingerprint: of the tokenizer and its weights.
-      batch_size: over all processes.
-      seed: of the augmentation.
-      num_views: augmented passes over the training split.
+      fingerprint: the fingerprint of the tokenizer and its weights.
+      batch_size: the batch size over all processes.
+      seed: seed for the augmentation.
+      num_views: the number of augmented passes over the training split.
     """
     def encode(arrays: State, batch: dict[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
@@ -97,7 +97,7 @@ def write_cache(
                 if writer is not None:
                     writer.write(*written)
         logging.info("%s: %d views of %d images in %s", split, views, data.num_examples(split), out)
-    runtime.hosts.wait("token cache")  # what process 0 writes is there for all
+    runtime.hosts.wait("token cache")  # what process 0 writes is then there for all
 
 
 def run() -> None:

@@ -1,11 +1,11 @@
-"""Compiles what a gin file would run on a Cloud TPU slice that is not here: does it fit, and how fast would it be.
+"""Compiles what a gin file would run on a Cloud TPU slice, without TPUs: does it fit, and how fast would it be?
 
     python -m launch.compile --gin_file=gin/exp/foo.gin --topology=v4:4x4x8
     python -m launch.compile ... --step=sample --top=10 --dump_hlo=/tmp/hlo
 
-The programs are those of launch.train (or evaluate, or sample), by the real TPU compiler; arrays have shapes and no
-values, and images are not read. Speeds are estimates: vqim/runtime/estimate.py says how they are made. Exit code 1
-means that it does not fit.
+The programs are those of launch.train (or evaluate, or sample), compiled by the real TPU compiler. Arrays have shapes
+but no values, and images are not read. Speeds are estimates (see vqim/runtime/estimate.py). Exit code 1 means that a
+program does not fit.
 """
 import collections
 import contextlib
@@ -45,11 +45,11 @@ def main() -> None:
         raise ConfigError(str(error)) from error
     environment = tpu_compiler.environment(os.environ)
     os.environ.clear()
-    os.environ.update(environment)  # before torch_xla and jax read it; this process is for nothing else
+    os.environ.update(environment)  # before torch_xla and jax read it; this process does nothing else
     from vqim.runtime.topology import TopologyRuntime
 
     from . import session  # noqa: F401  gin knows the components from here on
-    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it tells what compiling without a backend means
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)  # it explains compiling without a backend
     config = flags.load_config()
     try:
         target = tpu_compiler.describe_slice(TOPOLOGY.value)
@@ -72,15 +72,15 @@ def main() -> None:
         logging.info("Compiling %s for %s", program.name, TOPOLOGY.value)
         report.add(program, runtime, DUMP_HLO.value)
     print(json.dumps(report.as_json(), indent=2) if JSON.value else report.as_text(TOP.value))
-    # Without libtpu's own end: after a long compilation it can take more than half a minute, whereupon libtpu kills
-    # the process, and the exit code is lost.
+    # Exit without libtpu's own shutdown. After a long compilation it can take more than half a minute; then libtpu
+    # kills the process, and the exit code is lost.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0 if report.fits else 1)
 
 
 def trace_training(experiment: Any, runtime: Any) -> list[compile_report.Program]:
-    """Every program of the run, with the number of its steps."""
+    """Every program in the run, with the number of its steps."""
     from vqim.runtime.meta import step_flops
     from vqim.training.loop import Programs, check_batch_size
     from vqim.training.state import start
@@ -101,7 +101,7 @@ def trace_training(experiment: Any, runtime: Any) -> list[compile_report.Program
 
 
 def trace_evaluators(experiment: Any, runtime: Any) -> list[compile_report.Program]:
-    """What each evaluator runs before it first reads a result."""
+    """The programs that each evaluator runs before it first reads a result."""
     from vqim.evaluation.passes import evaluate
     from vqim.runtime.topology import NothingComputedError
     from vqim.training.state import start
@@ -115,10 +115,10 @@ def trace_evaluators(experiment: Any, runtime: Any) -> list[compile_report.Progr
 
 
 class OneBatch:
-    """Stands in for data that need not be here: one batch of zeros.
+    """Replaces data that this machine need not have: one batch of zeros.
 
     Args:
-      data: says what a batch looks like.
+      data: the data, which say what a batch looks like.
     """
 
     num_classes, class_names = 0, ()
@@ -136,7 +136,7 @@ class OneBatch:
 
 
 def trace_sampling(experiment: Any, runtime: Any) -> list[compile_report.Program]:
-    """What launch.sample runs for a batch: the step that makes one draw, and what makes images of tokens."""
+    """The programs of launch.sample for a batch: the step that makes one draw, and the decoder."""
     from vqim.evaluation.passes import bind_sampler
     from vqim.evaluation.rejection import CandidateSampler
     from vqim.runtime.topology import NothingComputedError

@@ -1,4 +1,4 @@
-"""What launch.compile says of the programs that it compiled."""
+"""The report of launch.compile about the programs that it compiled."""
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program to be compiled.
+    """A program to compile.
 
     Attributes:
-      name: for people.
-      traced: `vqim.runtime.topology.Traced`.
-      num_steps: of the run that it makes.
-      model_flops: of all devices together, by `vqim.runtime.meta.step_flops`; None where that counts nothing.
+      name: its name in the report.
+      traced: the program as `vqim.runtime.topology.Traced`.
+      num_steps: the number of the run's steps that it makes.
+      model_flops: FLOPs on all devices together, by `vqim.runtime.meta.step_flops`; None where that counts nothing.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Result:
 
 
 class Report:
-    """Programs and what they come to.
+    """Programs and their costs.
 
     Args:
-      target: for which slice.
+      target: the slice.
       runtime: the runtime's description.
       step: 'train', 'evaluate' or 'sample'.
-      parameters: their number in each part of the task.
-      batch_size: images that a step trains on; None for other steps.
-      trace_seconds: that tracing took.
+      parameters: the number of parameters in each part of the task.
+      batch_size: the number of images in a training step; None for other steps.
+      trace_seconds: the time that tracing took.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Report:
         return all(result.compiled and result.compiled.hbm_bytes <= limit for result in self._results)
 
     def add(self, program: Program, runtime: Any, dump: str | None) -> None:
-        """Compiles a program; writes it to the folder `dump`, if there is one."""
+        """Compiles a program, and writes it to the folder `dump` if this is given."""
         if dump:
             Path(dump).mkdir(parents=True, exist_ok=True)
             stem = Path(dump) / f"{len(self._results)}_{program.name.replace('/', '_').strip('<>')}"
@@ -81,7 +81,7 @@ class Report:
         self._results.append(Result(program, compiled, found))
 
     def as_json(self) -> dict[str, Any]:
-        """All numbers; of a training run with several programs, means over its steps, and the largest memory."""
+        """All numbers. With several training programs, they are means over the run's steps, and the largest memory."""
         chip, limit = self._target.chip, self._target.chip.hbm_bytes / GIB
         seconds, flops = self._mean("step_seconds"), self._mean_flops()
         return {
@@ -100,7 +100,7 @@ class Report:
         }
 
     def as_text(self, top: int) -> str:
-        """The same for people, with the `top` most expensive kinds of work of each program."""
+        """The same as text for people, with the `top` most expensive kinds of work in each program."""
         everything, chip = self.as_json(), self._target.chip
         mesh = " x ".join(f"{axis} {size}" for axis, size in everything["mesh"].items())
         lines = [
@@ -119,7 +119,7 @@ class Report:
         return "\n".join(lines)
 
     def _mean(self, name: str) -> float | None:
-        """Over the steps of the run; for other steps than training, the sum over programs. None if one did not fit."""
+        """The mean over the run's steps; if not training, the sum over programs. None if a program did not fit."""
         if any(result.estimate is None for result in self._results):
             return None
         total = sum(getattr(result.estimate, name) * result.program.num_steps for result in self._results)
@@ -158,7 +158,7 @@ class Report:
         limit = self._target.chip.hbm_bytes / GIB
         share = f", {program.num_steps:,} of {self._num_steps():,} steps" if self._step == "train" else ""
         if result.error:
-            memory_limit = f" {limit:g} GiB" if result.error.limit else ""  # none: it is the vector memory
+            memory_limit = f" {limit:g} GiB" if result.error.limit else ""  # no limit given: it is the vector memory
             return [f"program {program.name}{share}: does not fit{memory_limit}. {result.error}",
                     *(f"  {buffer.size:>8s}  {buffer.shape}  {buffer.operation}" for buffer in result.error.buffers)]
         assert compiled and found
@@ -197,7 +197,7 @@ class Report:
 
     def _work_line(self, work: Work, step_seconds: float) -> str:
         instruction, bound = work.instruction, work.bound(self._target.chip)
-        # Operations of the backward pass have whatever line Python was at.
+        # Operations in the backward pass have an arbitrary source line.
         source = "" if instruction.operation.startswith("backward/") else instruction.source
         return (f"{work.seconds * 1e3:8.3f} {work.seconds / step_seconds:6.1%} {work.count:5d} "
                 f"{work.flops / 1e12:8.4g} {work.num_bytes / GIB:8.4g} {bound:8s} {instruction.name} "

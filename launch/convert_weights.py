@@ -4,10 +4,10 @@
     python -m launch.convert_weights --format=dalle --weights=encoder.pkl --weights=decoder.pkl --gin_file=my_dvae.gin
         --workdir=runs/dvae
 
-The gin file describes a training run of the same network. What is written is the checkpoint before its first step, with
-those weights: launch.evaluate measures it, launch.cache_tokens and priors (frozen.FromRun) use its tokens, and
-launch.train trains it further. The weights are files of the user's; third_party/taming_vqgan and third_party/dalle_dvae
-say what they are.
+The gin file describes a training run of the same network. This verb writes the checkpoint before its first step, with
+these weights. Then launch.evaluate can measure it, launch.cache_tokens and priors (frozen.FromRun) can use its tokens,
+and launch.train can train it further. The user has to get the weights; third_party/taming_vqgan and
+third_party/dalle_dvae say which files.
 """
 import dataclasses
 import functools
@@ -64,10 +64,10 @@ def main() -> None:
 def write(
     experiment: Experiment, params: Mapping[str, np.ndarray], workdir: str, runtime: Runtime, config: str,
 ) -> None:
-    """Saves the state before the first step, with these parameters of the tokenizer.
+    """Saves the state before the first step, with these tokenizer parameters.
 
     Raises:
-      ConfigError: the run has checkpoints already.
+      ConfigError: the run already has checkpoints.
     """
     manager = CheckpointManager(
         f"{workdir}/checkpoints", process_index=runtime.process_index, process_count=runtime.process_count,

@@ -3,7 +3,7 @@
     python -m launch.evaluate --workdir=runs/tokenizer
     python -m launch.evaluate --workdir=runs/tokenizer --gin_bindings='train.evaluators = [...]'
 
-What --gin_file and --gin_bindings set wins over the run's own configuration.
+--gin_file and --gin_bindings override the run's own configuration.
 """
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def main() -> None:
     config, run = session.open_run(needs_data=True)
     config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
     workdir, experiment = session.run_directory(), run.experiment
-    # What an earlier call wrote for this step is written anew.
+    # Results that an earlier call wrote for this step are replaced.
     summaries = Summaries(Path(workdir) / "evaluation", run.step - 1, enabled=run.runtime.process_index == 0)
     numbers: dict[str, float] = {"step": run.step}
     shown: set[str] = set()

@@ -1,4 +1,4 @@
-"""The flags of the launch verbs, how their messages look, and how a refused configuration ends the program.
+"""The flags of the launch verbs, the format of their messages, and how a wrong configuration ends the program.
 
     from . import flags     # relative: the wheel holds this folder as vqim._launch
 
@@ -52,14 +52,14 @@ def define_dry_run() -> flags.FlagHolder[bool]:
 
 
 def load_config() -> Config:
-    """The configuration that the flags name; raises ConfigError as `vqim.registry.config.load` does."""
+    """The configuration that the flags give; raises ConfigError like `vqim.registry.config.load`."""
     return load(GIN_FILE.value, GIN_BINDINGS.value, GIN_SEARCH_PATH.value)
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and calls `main`; a ConfigError is printed without its traceback and exits with code 2.
 
-    With -v 1 (absl's --verbosity) messages show where they were logged, and errors their traceback.
+    With -v 1 (absl's --verbosity), messages show where they were logged, and errors show their traceback.
     """
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
@@ -73,7 +73,7 @@ def run(main: Callable[[], None]) -> None:
             print(f"The configuration was refused.\n{error}", file=sys.stderr)
             sys.exit(2)
 
-    # absl's --help shows the flags of the main module alone: these belong to every verb.
+    # absl's --help shows only the flags of the main module, but these belong to every verb.
     for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded)

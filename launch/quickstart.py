@@ -1,9 +1,9 @@
-"""The whole way once, on real images, in minutes: stage 1, stage 2, samples, linear probe, and a report.
+"""Runs everything once on real images, in minutes: stage 1, stage 2, samples, linear probe, and a report.
 
     python -m launch.quickstart [--workdir=runs/quickstart]
 
-Each stage is the command that a user would type, printed before it runs. The same command again goes on where it
-stopped. At the end: report.html, and its figures in summary.json.
+Each stage is a command that a user could type; it is printed before it runs. The same quickstart command again
+continues where it stopped. At the end it writes report.html, and its figures to summary.json.
 """
 import datetime
 import json
@@ -47,14 +47,14 @@ STAGES = {
 
 
 def main() -> None:
-    """Runs the stages, then looks at what they left."""
+    """Runs the stages, then evaluates their results."""
     workdir = Path(flags.WORKDIR.value or "runs/quickstart")
     workdir.mkdir(parents=True, exist_ok=True)
     commands = [_command(stage, workdir) for stage in STAGES]
     for title, command in zip(STAGES.values(), commands, strict=True):
         logging.info("%s: %s", title, shlex.join(command))
         start = time.perf_counter()
-        # Threads that wait by spinning take the cores from those that work as soon as anything else runs here.
+        # Threads that spin while they wait would take cores from working threads whenever another program runs.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         result = subprocess.run([sys.executable, "-m", *command[2:]], env=environment)
         if result.returncode:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _command(stage: str, workdir: Path) -> list[str]:
-    """What a user would type for one stage."""
+    """The command that a user would type for one stage."""
     command = ["python", "-m", f"{__package__}.train", f"--gin_file={GIN_FOLDER.value}/{stage}.gin",
                f"--workdir={workdir / stage}", f"--runtime={flags.RUNTIME.value}"]
     source = {"prior": "tokenizer", "probe": "prior"}.get(stage)
@@ -111,7 +111,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
         "parameters": {**tokenizer.task.describe(), **prior.task.describe()},
         "steps": {stage: _last(workdir / stage)["step"] for stage in STAGES},
     }
-    # Rows of eight originals, each over the row of their reconstructions.
+    # Rows of eight originals, each above the row of their reconstructions.
     rows = stage1["images/reconstructions"]
     pairs = rows.reshape(-1, 2, 8, *rows.shape[1:])
     originals_BHWC, reconstructions_BHWC = (pairs[:, i].reshape(-1, *rows.shape[1:]) for i in (0, 1))
@@ -139,7 +139,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
 
 
 def _measures(summary: dict[str, float]) -> list[Measure]:
-    """The headline figures with what they have to reach."""
+    """The headline figures and the thresholds that they have to reach."""
     unigram, raw_pixels = summary["unigram_bits_per_token"], 100 * summary["raw_pixel_probe_top1"]
     mean, small = summary["psnr_mean_image"], summary["psnr_downscaled_4x"]
     return [
@@ -154,7 +154,7 @@ def _measures(summary: dict[str, float]) -> list[Measure]:
 
 
 def _evaluate(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
-    """A stage's experiment, and what its evaluators say of its newest checkpoint."""
+    """A stage's experiment, and its evaluators' results for its newest checkpoint."""
     config = load([str(workdir / "config.gin")], [], [])
     run = open_run(config, str(workdir), make_runtime(config, flags.RUNTIME.value), needs_data=True)
     experiment = run.experiment
@@ -165,7 +165,7 @@ def _evaluate(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
 
 
 def _images(experiment: Experiment, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a split as evaluation has them, uint8 [N, H, W, 3], and their labels."""
+    """All images in a split as evaluation sees them, uint8 [N, H, W, 3], and their labels."""
     batches = list(experiment.data.evaluation(256, split=split))
     return (np.concatenate([batch["images"][batch["valid"]] for batch in batches]),
             np.concatenate([batch["labels"][batch["valid"]] for batch in batches]))
@@ -174,13 +174,13 @@ def _images(experiment: Experiment, split: str) -> tuple[np.ndarray, np.ndarray]
 def _names_of(
     images_BHWC: np.ndarray, validation_NHWC: np.ndarray, labels_N: np.ndarray, names: Sequence[str],
 ) -> list[str]:
-    """The class names of images of the validation set."""
+    """The class names of images from the validation set."""
     labels = {image.tobytes(): label for image, label in zip(validation_NHWC, labels_N, strict=True)}
     return [names[labels[image.tobytes()]] for image in images_BHWC]
 
 
 def _last(workdir: Path) -> dict[str, Any]:
-    """The newest value of each metric of a run."""
+    """The newest value of each metric in a run."""
     newest: dict[str, Any] = {}
     for row in read_metrics(workdir):
         newest |= row
@@ -188,7 +188,7 @@ def _last(workdir: Path) -> dict[str, Any]:
 
 
 def _losses(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The loss and, where there is one, its parts."""
+    """The curves of the loss and of its parts, if it has parts."""
     rows = [row for row in read_metrics(workdir) if "loss" in row]
     names = [name for name in rows[0] if name == "loss" or name.startswith("loss/")]
     return {name: ([row["step"] for row in rows], [row[name] for row in rows]) for name in names}
@@ -205,7 +205,7 @@ def _seconds(workdir: Path) -> float:
 
 
 def _add_seconds(workdir: Path, seconds: float) -> None:
-    """Adds to the time that all calls have taken, so that an interrupted quickstart counts all of its parts."""
+    """Adds to the total time of all calls, so that the time of an interrupted quickstart includes all its parts."""
     (workdir / "seconds.txt").write_text(f"{_seconds(workdir) + seconds:.1f}\n")
 
 

@@ -2,10 +2,11 @@
 
     python -m launch.sample --workdir=runs/prior --num_images=64 --labels=0,3 --out=samples
 
-Writes one PNG an image, named <number>_<class>.png, and grid.png. Labels are class numbers or names, used in turn;
-without --labels, a prior with classes takes all of them in turn.
+Writes one PNG for each image, named <number>_<class>.png, and grid.png. Labels are class numbers or names, used in
+turn; without --labels, a prior with classes uses all of them in turn.
 
-A classifier may reject most of what is drawn (ViT-VQGAN, Table 6), here nine of ten; then the best tenth is written:
+A classifier can reject most of the drawn images (ViT-VQGAN, Table 6). Here it rejects nine of ten, and the best tenth
+is written:
 
     python -m launch.sample ... --gin_file=gin/exp/rejection/classifier_model.gin \
       --gin_file=gin/run/reject_samples.gin --gin_bindings='sample.acceptance_rate = 0.1'
@@ -71,7 +72,7 @@ def main() -> None:
         for image, label in zip(batch.images_BHWC, batch.labels_B.tolist(), strict=True):
             number = next(places[label])
             word = names[label].replace(" ", "_").replace("/", "_") if label >= 0 else "any"
-            if run.runtime.process_index == 0:  # every host has all of them
+            if run.runtime.process_index == 0:  # every host has all images
                 Image.fromarray(image).save(out / f"{number:05d}_{word}.png")
             drawn[number] = image
         logging.info("%d of %d images", len(drawn), len(labels_N))
@@ -82,7 +83,7 @@ def main() -> None:
 
 
 def _draw(candidates: CandidateSampler, run: Trained, labels_N: np.ndarray, rate: float) -> Iterator[Candidates]:
-    """An image for each label, in any order; below a rate of 1, the accepted of as many candidates as that takes."""
+    """An image for each label, in any order. With a rate below 1, more candidates are drawn and the best accepted."""
     if rate == 1:
         return candidates(run.arrays, labels_N, SEED.value)
     labels, counts = np.unique(labels_N, return_counts=True)

@@ -1,4 +1,4 @@
-"""What the launch verbs share: the runtime that a flag asks for, and a run directory that belongs to one experiment."""
+"""Code that the launch verbs share: opening runs and experiments, and run directories that belong to one experiment."""
 import os
 from collections import Counter
 from pathlib import Path
@@ -16,27 +16,27 @@ from vqim.training.experiment import Experiment
 from . import flags
 
 RUNTIME_BINDINGS = (r"runtime\.",)
-"""A file may set both runtimes; a run uses one."""
+"""Names that may stay unused: a file may set both runtimes, but a run uses one."""
 
 READING_BINDINGS = (*RUNTIME_BINDINGS, r"data\.")
-"""A verb that reads a run may do so where its data are not."""
+"""Names that may also stay unused in a verb that reads a run, since its data may not be available."""
 
 MAY_CHANGE = (
     r"vqim\.train\.(num_steps|log_every|save_every|keep|evaluators)$", r"evaluation\.", r"checkpoint\.", r"runtime\.",
     r"prior\.PriorObjective\.sampler$", r"prior\.StepwiseSampler\.",
     r"data\.Images\.num_threads$",
 )
-"""Bindings that a run may be resumed with other values of: none of them changes what an update computes."""
+"""Bindings whose values may change when a run is resumed: none of them changes what an update computes."""
 
 
 def claim_workdir(config: Config, workdir: str | None, hosts: Hosts) -> str:
-    """Makes a run directory this experiment's own, or finds that it is.
+    """Claims a run directory for this experiment, or checks that it already belongs to it.
 
-    Process 0 looks, and writes config.gin; the others hear of it. Returns the directory.
+    Process 0 checks it and writes config.gin; the other processes get the result. Returns the directory.
 
     Raises:
-      ConfigError: no --workdir, or it holds another experiment or something else, and nothing has been changed; or
-        another host does not see it.
+      ConfigError: --workdir is missing, or it holds another experiment or other files (nothing has then been changed),
+        or another host does not see it.
     """
     if not workdir:
         raise ConfigError("--workdir must name the run's directory, such as --workdir=runs/first; got none")
@@ -50,7 +50,7 @@ def claim_workdir(config: Config, workdir: str | None, hosts: Hosts) -> str:
         except ConfigError as error:
             hosts.post("workdir", str(error))
     refusal = hosts.get("workdir")
-    hosts.wait("workdir")  # process 0, which has what is posted, may end now
+    hosts.wait("workdir")  # process 0, which keeps the posts, may end now
     if refusal:
         raise ConfigError(refusal)
     if not (Path(workdir) / "config.gin").exists():
@@ -60,7 +60,7 @@ def claim_workdir(config: Config, workdir: str | None, hosts: Hosts) -> str:
 
 
 def _claim(config: Config, workdir: str) -> None:
-    """Refuses a directory, or writes config.gin into it."""
+    """Writes config.gin into a directory, or raises ConfigError."""
     path = Path(workdir) / "config.gin"
     if path.exists():
         config.refuse_other_experiment(path.read_text(), workdir, MAY_CHANGE)
@@ -99,24 +99,24 @@ def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
 
 
 def experiment_with_data(config: Config) -> Experiment:
-    """What the configuration describes, its data found and checked."""
+    """The experiment that the configuration describes, with its data found and checked."""
     experiment: Experiment = config.call("train")
     config.refuse_unused(except_for=RUNTIME_BINDINGS)
     return experiment
 
 
 def experiment_without_data(config: Config) -> Experiment:
-    """What the configuration describes, for a verb that needs none of its data."""
+    """The experiment that the configuration describes, for a verb that does not need its data."""
     experiment: Experiment = config.call("train", needs_data=False)
     config.refuse_unused(except_for=READING_BINDINGS)
     return experiment
 
 
 def open_run(needs_data: bool = False) -> tuple[Config, Trained]:
-    """The run that --workdir names, with what --gin_file and --gin_bindings set, which wins over its configuration.
+    """The run that --workdir names; --gin_file and --gin_bindings override its configuration.
 
     Args:
-      needs_data: whether its data have to be here.
+      needs_data: whether its data have to be available.
 
     Raises:
       ConfigError: there is no run, or it has no checkpoint yet.
@@ -128,7 +128,7 @@ def open_run(needs_data: bool = False) -> tuple[Config, Trained]:
 
 
 def run_directory() -> str:
-    """What --workdir says, for the verbs that read a run; ConfigError where there is no run."""
+    """The directory in --workdir, for the verbs that read a run; ConfigError if there is no run."""
     workdir = flags.WORKDIR.value
     if not workdir or not (Path(workdir) / "config.gin").exists():
         raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir}")

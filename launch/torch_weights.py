@@ -1,8 +1,8 @@
-"""Parameters from files of `torch.save` that others have made, without running what the files say.
+"""Reads parameters from other people's `torch.save` files, without running code from the files.
 
-Such files are pickles, which may call any function. torch.load with weights_only admits tensors and plain containers;
-the checkpoints of other projects also name classes (callbacks, hyper-parameters, whole modules), for which a
-`_Placeholder` stands here that remembers and does nothing.
+Such files are pickles, which may call any function. torch.load with weights_only allows only tensors and plain
+containers. But other projects' checkpoints also name classes (callbacks, hyper-parameters, whole modules). Here a
+`_Placeholder` replaces each of them; it stores its arguments and does nothing else.
 """
 import pickle
 from collections.abc import Iterator, Mapping
@@ -19,13 +19,13 @@ from vqim.state.leaf import Spec
 
 
 def read_weights(path: str) -> dict[str, np.ndarray]:
-    """All arrays of a file by name, floating-point ones in float32.
+    """All arrays in a file by name, floating-point ones in float32.
 
     Args:
       path: a file that holds a state_dict, a checkpoint with a `state_dict` in it, or a pickled module.
 
     Raises:
-      ConfigError: there is no such file, or none with arrays in it.
+      ConfigError: there is no such file, or it has no arrays.
     """
     if not Path(path).is_file():
         raise ConfigError(f"--weights must be a file, got {path}")
@@ -45,15 +45,15 @@ def read_weights(path: str) -> dict[str, np.ndarray]:
 
 
 def convert(weights: Mapping[str, np.ndarray], leaves: Spec, adapter: ModuleType) -> dict[str, np.ndarray]:
-    """The parameters of a tokenizer, made of another project's arrays.
+    """A tokenizer's parameters, converted from another project's arrays.
 
     Args:
       weights: the arrays, by the adapter's names for them.
-      leaves: the parameters.
-      adapter: a folder of third_party with `original_names`, `to_array` and `IGNORED`.
+      leaves: the spec of the parameters.
+      adapter: a package in third_party with `original_names`, `to_array` and `IGNORED`.
 
     Raises:
-      ConfigError: arrays are missing, left over, or of other shapes; all of them are listed.
+      ConfigError: arrays are missing, left over, or have other shapes; the message lists them all.
     """
     originals = adapter.original_names(leaves)
     used = {name for names in originals.values() for name in names}
@@ -81,15 +81,15 @@ def convert(weights: Mapping[str, np.ndarray], leaves: Spec, adapter: ModuleType
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, of a message of PyTorch's that begins with advice to read the file without its checks."""
+    """The reason in PyTorch's message, without its advice to read the file without checks."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "weights_only" not in line), lines[0] if lines else repr(error)).rstrip(".")
 
 
 class _Placeholder(dict):
-    """An instance of any class of a pickle: takes all arguments and items, and keeps what `pickle` gives as its state.
+    """An instance of any class in a pickle: takes all arguments and items, and keeps the state that `pickle` gives it.
 
-    Some of the classes are dicts, hence the base.
+    Its base is dict, since some of the classes are dicts.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Placeholder":
@@ -104,7 +104,7 @@ class _Placeholder(dict):
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a state_dict, of a checkpoint's, or of a module."""
+    """The names and tensors in a state_dict, a checkpoint or a module."""
     if isinstance(content, _Placeholder):
         yield from _module_tensors(content, "")
     elif isinstance(content, Mapping):
@@ -113,7 +113,7 @@ def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _module_tensors(module: _Placeholder, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of a pickled module, named as `state_dict` names them."""
+    """The parameters and buffers of a pickled module, named as in its `state_dict`."""
     for group in ("_parameters", "_buffers"):
         for name, tensor in module.__dict__.get(group, {}).items():
             if isinstance(tensor, Tensor):

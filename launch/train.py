@@ -1,9 +1,9 @@
-"""Trains what a gin file describes: a tokenizer, a prior or a probe.
+"""Trains what a gin file describes: a tokenizer, a prior, a probe or a classifier.
 
     python -m launch.train --gin_file=gin/exp/quickstart/tokenizer.gin --workdir=runs/tokenizer
     python -m launch.train ... --gin_bindings='train.num_steps = 100' --dry_run
 
-The same command again goes on from the newest checkpoint in the run directory.
+The same command again continues from the newest checkpoint in the run directory.
 """
 import re
 import sys
@@ -28,7 +28,7 @@ PROFILE_STEPS = absl_flags.DEFINE_string(
 
 
 def main() -> None:
-    """Builds everything, then trains or, with --dry_run, says what would be trained."""
+    """Builds everything; then trains or, with --dry_run, only describes what would be trained."""
     profile_steps = _steps(PROFILE_STEPS.value)
     config = flags.load_config()
     runtime = session.make_runtime(config, flags.RUNTIME.value)
@@ -66,12 +66,12 @@ def main() -> None:
 
 
 def _has_begun(workdir: str | None) -> bool:
-    """Whether a run directory has checkpoints, from which the run goes on whatever it started from."""
+    """Whether a run directory has checkpoints; if so, the run continues from them, whatever it started from."""
     return workdir is not None and CheckpointManager(f"{workdir}/checkpoints").latest_step() is not None
 
 
 def _steps(text: str | None) -> range | None:
-    """What A:B says."""
+    """The range that a text A:B gives."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+):(\d+)", text)

@@ -26,7 +26,7 @@ MAX_LENGTH = 120
 
 ROOMS = "data|nn|frozen|tokenizer|prior|probe|classifier|optim|training|checkpoint|evaluation|runtime"
 COMPONENT = re.compile(rf"(?<![\w.])((?:{ROOMS})\.[A-Z]\w*)(?:\.([a-z]\w*))?")
-VERB_ARGUMENT = re.compile(r"(?<![\w./-])(train|sample)\.((?!py\b)[a-z]\w*)")
+VERB_ARGUMENT = re.compile(r"(?<![\w./-])(train|sample)\.((?!(?:py|md)\b)[a-z]\w*)")
 BLOCK = re.compile(rf"^(?:\w+/)?((?:{ROOMS})\.[A-Z]\w*|train|sample):[^\n]*\n((?: +\w.*\n)+)", re.MULTILINE)
 NOT_OURS = {"tokenizer.VecQuantizer", "tokenizer.MyQuantizer"}  # a mistake that gin.md shows, a reader's own
 
@@ -39,6 +39,7 @@ OF_THE_READER = re.compile(r"(^|/)(my_|a\.gin|foo|utils\.py|RUN\.gin|\*\.gin)|^/
 EXPERIMENT = re.compile(r"(?:table4/|vim_|vit_vqgan_|cnn_vqgan_|vqgan_|dvae_imagenet|probe_vim_)[\w{},/]+")
 METRIC = re.compile(
     r"(evaluation|codebook|loss|samples|predictions|images|speed|discriminator|xla|rejection)/((?![\w/]*\.py)[\w/.]+)")
+WHOLE = ("speed", "xla", "rejection")  # the code says these names in full
 PYTHON = re.compile(r"vqim(?:\.\w+)+")
 
 
@@ -106,17 +107,19 @@ def macros():
 
 @functools.cache
 def strings():
-    """String literals of vqim/ that could be names, and patterns for what its f-strings make."""
+    """String literals of vqim/ and passes' names, which results may be called by, and patterns of its f-strings."""
     literals, patterns = set(), []
     for path in (ROOT / "vqim").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 literals |= {node.value} if re.fullmatch(r"[\w/.]+", node.value) else set()
+            if isinstance(node, ast.ClassDef) and path.name == "passes.py":
+                literals.add(node.name.lower())  # `images/predictions`
             if isinstance(node, ast.JoinedStr):
                 fixed = [part.value if isinstance(part, ast.Constant) else None for part in node.values]
                 name = re.sub(r"^\w+/", "", "".join(filter(None, fixed)))
                 if re.fullmatch(r"[\w/.]{4,}", name):  # `loss/{name}` alone says nothing of the name
-                    patterns.append("".join(r"[\w.]+" if text is None else re.escape(text) for text in fixed))
+                    patterns.append("".join(r"([\w.]+?)" if text is None else re.escape(text) for text in fixed))
     return literals, re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
 
 
@@ -183,13 +186,23 @@ def wrong_experiments(text, folder):
             for name in expanded(code) if not (ROOT / f"gin/exp/{name}.gin").exists()]
 
 
-def wrong_metrics(text, folder):
+def is_string(name):
+    """Whether the code has such a literal, or an f-string that makes it of literals and numbers."""
     literals, patterns = strings()
+    made = patterns.fullmatch(name)
+    return name in literals or made is not None and all(
+        part in literals or re.fullmatch(r"[\d.]+", part) for part in made.groups() if part)
+
+
+def wrong_metrics(text, folder):
     for place, code in in_backticks(text):
         found = METRIC.fullmatch(code)
-        if found and not any(name in literals or patterns.fullmatch(name) for name in
-                             ((code,) if found[1] in ("speed", "xla", "rejection") else (code, found[2]))
-                             + ((found[2].rpartition("/")[2],) if found[1] == "samples" else ())):
+        if not found:
+            continue
+        names = {code} if found[1] in WHOLE else {code, found[2]}
+        if found[1] == "samples":  # stands before what has a section already
+            names.add(found[2].rpartition("/")[2])
+        if not any(map(is_string, names)):
             yield place, f"no metric {code}"
 
 
@@ -269,6 +282,7 @@ def test_links_of_the_diary_exist_and_its_lines_are_short(find):
     (wrong_experiments, "`table4/code_dim_{4,8}`", "`table4/code_dim_{4,9}`"),
     (wrong_metrics, "`evaluation/psnr`, `loss/l2`, `loss/<name>`", "`evaluation/psrn`"),
     (wrong_metrics, "`samples/codebook/usage`, `samples/psnr`", "`loss/l3`"),
+    (wrong_metrics, "`evaluation/lpips_alexnet`, `rejection/judge_top1_at_0.5`", "`evaluation/lpips_alex`"),
     (wrong_metrics, "`speed/step_seconds`, `images/predictions`", "`speed/psnr`"),
     (wrong_python, "`vqim.load`, `vqim.registry.config.ConfigError`", "`vqim.open`"),
     (wrong_links, "[a](README.md)", "[a](READ.md)"),

@@ -96,3 +96,14 @@ def test_sampling_and_its_decoding_are_compiled_as_launch_sample_runs_them():
 def test_a_topology_that_does_not_exist_is_refused(topology, message):
     process = compile_(TINY, f"--topology={topology}")
     assert process.returncode == 2 and message in process.stderr
+
+
+@needs_compiler
+def test_what_is_not_trained_is_no_work_in_the_compiled_program_either(trained):
+    process = compile_(TINY, "--topology=v4:2x2x1", "--json", "--gin_bindings=train.batch_size = 16",
+                       "--gin_bindings=training.Learner.trains = 'decoder/.*'")
+    assert process.returncode == 0, process.stderr
+    all_of_it, decoder_alone = (report["programs"][0]["executed_flops_per_chip"]
+                                for report in (trained[0], json.loads(process.stdout)))
+    # By hand, in multiples of one forward pass of encoder or decoder, which are alike: 3 + 3 against 1 + 3.
+    assert decoder_alone / all_of_it == pytest.approx(4 / 6, rel=0.05)

@@ -1,22 +1,22 @@
-"""The protocol by which a step comes to exist all at once, or not at all.
+"""The protocol by which a step is saved completely or not at all.
 
 On a POSIX file system a step is written in `<step>.tmp` and renamed when it is complete. An object store has no
 rename in one step: there it is written in place. In both cases `commit.json` is written last, after everything
-else is durable, and a step exists if its directory has the final name and holds `commit.json`.
+else is durable. A step exists if its directory has the final name and holds `commit.json`.
 """
 from vqim.checkpoint import layout
 from vqim.checkpoint.files import Files
 
 
 class Commit:
-    """Makes, lists and removes the steps of one directory."""
+    """Makes, lists and removes the steps in a directory."""
 
     def __init__(self, files: Files, *, by_rename: bool) -> None:
         """Creates the protocol.
 
         Args:
           files: the directory.
-          by_rename: whether to write elsewhere and rename; needs a file system.
+          by_rename: whether to write under another name and rename; needs a file system.
 
         Raises:
           ValueError: the files cannot be renamed.
@@ -40,7 +40,7 @@ class Commit:
         return sorted(step for step in found if step is not None and self.is_committed(step))
 
     def publish(self, step: int, commit: bytes) -> None:
-        """Makes the step exist. Everything else of it has been written to `working_name(step)`."""
+        """Makes the step exist. All its other files have been written to `working_name(step)`."""
         working, final = self.working_name(step), layout.step_name(step)
         self.files.sync(working)
         self.files.write(f"{working}/{layout.COMMIT_FILE}", commit)
@@ -48,11 +48,11 @@ class Commit:
             self.files.rename(working, final)
 
     def abandon(self, step: int) -> None:
-        """Removes what was written of a step that does not exist yet."""
+        """Removes the files of a step that does not exist yet."""
         self.files.remove(self.working_name(step))
 
     def remove(self, step: int) -> None:
-        """Removes a step; interrupted, it leaves a leftover and never half a step."""
+        """Removes a step. If interrupted, it leaves a leftover, never half a step."""
         if self._by_rename:
             self.files.rename(layout.step_name(step), layout.temporary_name(step))
             self.files.remove(layout.temporary_name(step))
@@ -61,7 +61,7 @@ class Commit:
             self.files.remove(layout.step_name(step))
 
     def remove_leftovers(self) -> None:
-        """Removes what interrupted saves and removals left. Only one process may do so, and none may be saving."""
+        """Removes what interrupted saves and removals left. Only one process may call this, while none is saving."""
         for name in self.files.children():
             step = layout.parse_step(name)
             is_partial = step is not None and not self._by_rename and not self.is_committed(step)

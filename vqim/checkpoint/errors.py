@@ -1,4 +1,4 @@
-"""What goes wrong with checkpoints."""
+"""The errors of checkpoints."""
 
 
 class CheckpointError(RuntimeError):
@@ -6,4 +6,4 @@ class CheckpointError(RuntimeError):
 
 
 class NoCheckpointError(CheckpointError, FileNotFoundError):
-    """There is no committed checkpoint where one was asked for."""
+    """There is no such committed checkpoint."""

@@ -1,4 +1,4 @@
-"""Small files beside the arrays, on a disk or in a bucket. What `write` and `rename` have done survives a power cut."""
+"""The small files beside the arrays, on a disk or in a bucket. `write` and `rename` survive a power cut."""
 import contextlib
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import tensorstore as ts
 
-# One for the process: two openings of `memory://` are the same store only within one context.
+# One context for the process: two openings of `memory://` are the same store only within one context.
 CONTEXT = ts.Context()
 
 _URL = re.compile(r"[a-z0-9+]+://")
@@ -26,11 +26,11 @@ class Files(Protocol):
         ...
 
     def children(self) -> list[str]:
-        """Names in the directory itself; none if it does not exist."""
+        """The names directly in the directory; none if it does not exist."""
         ...
 
     def read(self, path: str) -> bytes | None:
-        """Contents of a file; None if there is none."""
+        """The contents of a file; None if there is no file."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
@@ -38,7 +38,7 @@ class Files(Protocol):
         ...
 
     def sync(self, path: str) -> None:
-        """Returns when all names in the directory `path` are durable; its files' contents are already."""
+        """Returns when all names in the directory `path` are durable; the files' contents already are."""
         ...
 
     def rename(self, old: str, new: str) -> None:
@@ -50,12 +50,12 @@ class Files(Protocol):
         ...
 
     def free_bytes(self) -> int | None:
-        """Space left; None where that is no question, or cannot be said."""
+        """The free space; None where it is unlimited or unknown."""
         ...
 
 
 class LocalFiles:
-    """A directory of a POSIX file system."""
+    """A directory on a POSIX file system."""
 
     can_rename = True
 
@@ -114,7 +114,7 @@ class LocalFiles:
 
 
 class BucketFiles:
-    """A prefix of an object store. An object is durable, and seen by all, when its writing returns."""
+    """A prefix in an object store. An object is durable and visible to all when its write returns."""
 
     can_rename = False
 
@@ -140,7 +140,7 @@ class BucketFiles:
             self._store.write(path, data).result()
 
     def sync(self, path: str) -> None:
-        """Nothing to wait for."""
+        """Returns at once: objects are already durable."""
 
     def rename(self, old: str, new: str) -> None:
         raise OSError(f"{self.location}: an object store cannot rename {old} to {new} in one step")
@@ -155,7 +155,7 @@ class BucketFiles:
 
 
 def open_files(directory: str | os.PathLike[str]) -> Files:
-    """The directory of that path, or of a URL such as gs://bucket/run/checkpoints."""
+    """The directory at a path, or at a URL such as gs://bucket/run/checkpoints."""
     if isinstance(directory, str) and _URL.match(directory):
         return BucketFiles(directory)
     return LocalFiles(directory)
@@ -163,7 +163,7 @@ def open_files(directory: str | os.PathLike[str]) -> Files:
 
 @contextlib.contextmanager
 def os_errors() -> Iterator[None]:
-    """Turns tensorstore's errors, all ValueErrors, into the OSErrors that they report."""
+    """A context that turns tensorstore's errors, all ValueErrors, into the OSErrors that they report."""
     try:
         yield
     except ValueError as error:

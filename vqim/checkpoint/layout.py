@@ -1,13 +1,13 @@
-"""Names and formats of a checkpoint's files. Nothing here touches a disk.
+"""Names and formats of a checkpoint's files. This file does not access a disk.
 
     <directory>/00001000/            one committed step; 00001000.tmp while it is being written
       commit.json                    written last: without it the step does not exist
-      metadata.json                  schema version, step, shape and dtype of every array, what the run adds
+      metadata.json                  schema version, step, shape and dtype of every array, the run's own fields
       config.gin
       state/manifest.ocdbt, d/       the merged index over all processes' arrays
       state/process_<k>/             the arrays that process k wrote, an OCDBT database of its own
-      shards/<k>.json                what process k held
-      data/<k>.json                  position of process k in the data; its presence says that k wrote everything
+      shards/<k>.json                which shards process k held
+      data/<k>.json                  position of process k in the data; its presence means that k wrote everything
 """
 import json
 import math
@@ -30,7 +30,7 @@ _RESERVED = ("schema_version", "step", "process_count", "arrays")
 
 
 class ArraySpec(NamedTuple):
-    """An array as it lies on disk: its shape, the name of its dtype, and the shape of one chunk."""
+    """An array on disk: its shape, the name of its dtype, and the shape of one chunk."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -38,44 +38,44 @@ class ArraySpec(NamedTuple):
 
 
 def step_name(step: int) -> str:
-    """Name of a committed step's directory."""
+    """The name of a committed step's directory."""
     return f"{step:08d}"
 
 
 def temporary_name(step: int) -> str:
-    """Name of a step's directory before it is committed by renaming."""
+    """The name of a step's directory before it is committed by renaming."""
     return step_name(step) + TEMPORARY_SUFFIX
 
 
 def parse_step(name: str) -> int | None:
-    """The step whose directory has this name; None for temporaries and for whatever is not ours."""
+    """The step whose directory has this name; None for temporary directories and all other names."""
     if _STEP.fullmatch(name) and step_name(int(name)) == name:
         return int(name)
     return None
 
 
 def parse_temporary(name: str) -> int | None:
-    """The step whose temporary directory has this name; None for whatever else."""
+    """The step whose temporary directory has this name; None for all other names."""
     return parse_step(name.removesuffix(TEMPORARY_SUFFIX)) if name.endswith(TEMPORARY_SUFFIX) else None
 
 
 def process_state(process_index: int) -> str:
-    """Where one process writes its arrays."""
+    """The directory in which a process writes its arrays."""
     return f"{STATE}/process_{process_index}"
 
 
 def shards_file(process_index: int) -> str:
-    """Where one process says which shards it holds."""
+    """The file in which a process lists the shards that it holds."""
     return f"shards/{process_index}.json"
 
 
 def data_file(process_index: int) -> str:
-    """Where one process leaves its position in the data."""
+    """The file in which a process writes its position in the data."""
     return f"data/{process_index}.json"
 
 
 def to_json(what: str, value: object) -> bytes:
-    """Strict JSON: a NaN or an object that JSON does not know is a ValueError here, not a surprise at reading."""
+    """Writes strict JSON: a NaN, or an object that JSON does not know, is a ValueError here and not when reading."""
     try:
         return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
@@ -83,7 +83,7 @@ def to_json(what: str, value: object) -> bytes:
 
 
 def from_json(data: bytes | None, where: str) -> dict[str, Any]:
-    """Parses one of a checkpoint's files; a file that is missing or cut off is a damaged checkpoint."""
+    """Parses one of a checkpoint's files; a missing or truncated file is a damaged checkpoint."""
     if data is None:
         raise CheckpointError(f"{where} is missing: the checkpoint is damaged, open an earlier step")
     try:
@@ -96,7 +96,7 @@ def from_json(data: bytes | None, where: str) -> dict[str, Any]:
 
 
 def check_extra_metadata(extra: Mapping[str, object]) -> None:
-    """Refuses what a run adds to the metadata if it hides a field of ours, or is no JSON."""
+    """Raises ValueError if a run's own metadata would hide one of our fields, or are not JSON."""
     hidden = sorted(set(extra) & set(_RESERVED))
     if hidden:
         raise ValueError(f"metadata must not have the keys {hidden}: a checkpoint has its own fields of these names")
@@ -118,7 +118,7 @@ def decode_metadata(data: bytes | None, where: str) -> dict[str, Any]:
     """Parses metadata.json.
 
     Raises:
-      CheckpointError: it is missing, damaged, or of a schema newer than this program knows.
+      CheckpointError: the file is missing or damaged, or its schema is newer than this program knows.
     """
     metadata = from_json(data, where)
     version = metadata.get("schema_version")
@@ -131,6 +131,6 @@ def decode_metadata(data: bytes | None, where: str) -> dict[str, Any]:
 
 
 def encode_commit(step: int, metrics: Mapping[str, float]) -> bytes:
-    """The contents of commit.json. Metrics that are not finite are left out: they are never the best."""
+    """The contents of commit.json. Metrics that are not finite are left out, since they are never the best."""
     finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
     return to_json(COMMIT_FILE, {"schema_version": SCHEMA_VERSION, "step": step, "metrics": finite})

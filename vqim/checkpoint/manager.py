@@ -1,4 +1,14 @@
-"""The checkpoints of one run: saved in the background, committed atomically, old ones removed."""
+"""The checkpoints of one run: saves in the background, commits atomically, removes old ones.
+
+The problem: training must not wait while large arrays are written, a crash at any time must leave the last checkpoint
+readable, and many processes on many hosts write the same checkpoint. This file is the public entrance; the parts are in
+files of their own. Read them in this order: layout.py (which files a checkpoint has), commit.py (when a step exists),
+plan.py (which process writes which part), store.py (arrays on disk), saving.py (one save, all processes together),
+reader.py (opening a step) and policy.py (which steps are kept).
+
+To know before: a process holds only its shards of each array. `save` does not copy the arrays: it starts a thread that
+runs `Saving.run`, and errors from the thread are raised by the next `save` or `wait`.
+"""
 import copy
 import errno
 import os
@@ -23,7 +33,7 @@ _NAME = re.compile(r"[^/]+(/[^/]+)*")
 
 
 class CheckpointManager:
-    """Saves, lists, opens and removes the steps in one directory.
+    """Saves, lists, opens and removes the steps in a directory.
 
     A manager that never saves changes nothing on disk, so an evaluation may open the checkpoints of a run that is
     still training.
@@ -43,11 +53,11 @@ class CheckpointManager:
 
         Args:
           directory: where the steps are: a path that all processes see, or a URL such as gs://bucket/run/checkpoints.
-          keep: policies; a step is kept if any of them keeps it, or if it is the newest. None given: all are kept.
-          process_index: which of the processes this is.
-          process_count: how many processes save together.
-          barrier: called from the saving thread with a name, returns when every process has called it with that name.
-            It must leave the devices alone, which are training meanwhile: no collective operation of theirs.
+          keep: policies. A step is kept if any of them keeps it, or if it is the newest. Without policies all are kept.
+          process_index: the index of this process.
+          process_count: the number of processes that save together.
+          barrier: called from the saving thread with a name; returns when every process has called it with that name.
+            It must not use the devices, which are training at the same time; so no collective operations.
           by_rename: whether to commit by renaming. The default is to rename on file systems and not in object stores;
             False is for a bucket that is mounted as a file system, where renaming is not atomic.
 
@@ -76,17 +86,17 @@ class CheckpointManager:
         config: str,
         data_position: Mapping[str, object],
     ) -> None:
-        """Starts to save a step and returns. An earlier save is awaited first. A step that exists is not saved again.
+        """Starts to save a step and returns. It first waits for an earlier save. A step that exists is not saved again.
 
         Every process calls this, with the same step and the same names.
 
         Args:
-          step: how many training steps are done.
-          arrays: what this process holds of every array, in memory that stays unchanged until the save is finished.
-          metadata: what to record beside it, such as seed, mesh and git commit; JSON.
+          step: the number of training steps done.
+          arrays: this process's part of every array, in memory that does not change until the save is finished.
+          metadata: what to record besides the arrays, such as seed, mesh and git commit; JSON.
           metrics: numbers that `KeepBest` compares.
           config: the run's gin config as text.
-          data_position: where this process is in the data; JSON.
+          data_position: this process's position in the data; JSON.
 
         Raises:
           CheckpointError: the earlier save failed. This one has not been started.
@@ -104,15 +114,15 @@ class CheckpointManager:
         if self._commit.is_committed(step):
             logging.info("Checkpoint %s exists already and is not saved again.", self._path(step))
             return
-        # No daemon: a program that ends in the middle of a save finishes it.
+        # Not a daemon thread: a program that ends in the middle of a save finishes it.
         self._thread = threading.Thread(target=self._run, args=(save,), name=f"checkpoint-{step}")
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when no save is under way.
+        """Returns when no save is running.
 
         Raises:
-          CheckpointError: the last save failed; raised once.
+          CheckpointError: the last save failed. It is raised once.
         """
         if self._thread is not None:
             self._thread.join()
@@ -133,8 +143,8 @@ class CheckpointManager:
         """Opens a committed step, the newest by default.
 
         Raises:
-          NoCheckpointError: there is none, or not this one; the message says what was found.
-          CheckpointError: it is damaged, or written by a newer version.
+          NoCheckpointError: there is no checkpoint, or not this one; the message says what was found.
+          CheckpointError: the checkpoint is damaged, or was written by a newer version.
         """
         steps = self.steps()
         if not steps:
@@ -144,7 +154,7 @@ class CheckpointManager:
         return Checkpoint(self._files, steps[-1] if step is None else step)
 
     def _run(self, save: Save) -> None:
-        """Body of the saving thread."""
+        """The body of the saving thread."""
         try:
             self._saving.run(save)
         except Exception as error:
@@ -170,7 +180,7 @@ class CheckpointManager:
         return dict(layout.from_json(self._files.read(path), path).get("metrics", {}))
 
     def _explain(self, failure: "_Failure") -> str:
-        """What a person needs to know when a save has failed."""
+        """The error message for a failed save."""
         path, error = self._path(failure.step), failure.error
         if failure.is_saved:
             return f"checkpoint {path} is saved, but older ones could not be removed: {error}"
@@ -196,7 +206,7 @@ class CheckpointManager:
 
 
 class _Failure(NamedTuple):
-    """What went wrong in the saving thread; the arrays themselves are let go."""
+    """An error in the saving thread, without the arrays, whose memory is freed."""
 
     step: int
     num_bytes: int

@@ -1,6 +1,6 @@
-"""Who writes what: from the shards that every process holds to chunk shapes and owners.
+"""Decides which process writes what: from the shards that every process holds to chunk shapes and owners.
 
-Every process computes the same plan from the same tables, so nothing has to be sent around.
+Every process computes the same plan from the same tables, so no plan has to be sent.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,15 @@ import numpy as np
 
 from vqim.checkpoint.layout import ArraySpec
 
-# A reader that wants a slice reads whole chunks. On the other hand each chunk is an entry of the index and,
-# in a bucket, a request of its own.
+# A reader that needs a slice reads whole chunks, so they should be small. But each chunk is an entry in the index and,
+# in a bucket, a separate request.
 CHUNK_BYTES = 16 << 20
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) along each dimension
 
 
 class Held(NamedTuple):
-    """One array as one process holds it."""
+    """The part of an array that one process holds."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -27,7 +27,7 @@ class Held(NamedTuple):
 
 
 class ArrayPlan(NamedTuple):
-    """One array as all processes together will write it: the owner of each box is the process that writes it."""
+    """How all processes together write an array: the owner of each box is the process that writes it."""
 
     spec: ArraySpec
     num_bytes: int
@@ -37,10 +37,10 @@ class ArrayPlan(NamedTuple):
 def make_plan(tables: Sequence[Mapping[str, Held]]) -> dict[str, ArrayPlan]:
     """Decides chunks and owners.
 
-    A box that several processes hold is written by the one of them that has least to write so far.
+    If several processes hold a box, the one with the least to write so far writes it.
 
     Args:
-      tables: for each process, every array's name and what the process holds of it.
+      tables: for each process, every array's name and the part that the process holds.
 
     Raises:
       ValueError: processes disagree about names, shapes or dtypes, shards overlap, or some element is in no shard.
@@ -67,7 +67,7 @@ def _plan_array(name: str, held: Sequence[Held], load: list[int]) -> ArrayPlan:
             if process not in processes:
                 processes.append(process)
     num_bytes = math.prod(shape) * itemsize
-    if num_bytes == 0:  # no chunk, but its shape must be written by somebody
+    if num_bytes == 0:  # no chunk, but some process must write its shape
         return ArrayPlan(ArraySpec(shape, dtype, tuple(max(1, size) for size in shape)), 0,
                          {tuple((0, size) for size in shape): 0})
     _check_partition(name, shape, list(holders))
@@ -95,8 +95,9 @@ def _check_partition(name: str, shape: tuple[int, ...], boxes: Sequence[Box]) ->
 def chunk_shape(shape: tuple[int, ...], boxes: Sequence[Box], itemsize: int) -> tuple[int, ...]:
     """A chunk shape such that every box is made of whole chunks, each of about `CHUNK_BYTES` at most.
 
-    Along a dimension that is cut, the largest length that all cuts are multiples of: the shard's own length for
-    even shards. Chunks that are too large are then split, the first dimension first, so that they stay contiguous.
+    Along a dimension that is cut, it takes the largest length of which all cuts are multiples: for even shards, the
+    shard's own length. Chunks that are too large are then split, the first dimension first, so that they stay
+    contiguous.
     """
     chunk, is_cut = [], []
     for axis, size in enumerate(shape):

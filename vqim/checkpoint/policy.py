@@ -1,4 +1,4 @@
-"""Which checkpoints to keep: small objects, combined by or."""
+"""Policies for which checkpoints to keep. A checkpoint is kept if any policy keeps it."""
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -13,7 +13,7 @@ class Saved:
 
 
 class Keep(Protocol):
-    """Says which of the committed checkpoints it wants kept."""
+    """A policy that says which of the committed checkpoints to keep."""
 
     def kept(self, history: Sequence[Saved]) -> set[int]:
         """Steps to keep, out of `history`, which is sorted by step."""
@@ -35,7 +35,7 @@ class KeepLatest:
 
 @dataclasses.dataclass(frozen=True)
 class KeepEvery:
-    """Keeps every checkpoint whose step is a multiple of `steps`, for good."""
+    """Keeps every checkpoint whose step is a multiple of `steps`, permanently."""
 
     steps: int
 
@@ -48,14 +48,14 @@ class KeepEvery:
 
 @dataclasses.dataclass(frozen=True)
 class KeepBest:
-    """Keeps the `num` checkpoints with the best `metric`; the newer of two equals is the better.
+    """Keeps the `num` checkpoints with the best `metric`; of two equal ones, the newer counts as better.
 
     Checkpoints saved without the metric, or with one that is not finite, are not among the best.
 
     Attributes:
       metric: its name among the metrics given to `CheckpointManager.save`.
-      num: how many to keep.
-      mode: 'max' if more is better, 'min' if less is.
+      num: the number of checkpoints to keep.
+      mode: 'max' if larger is better, 'min' if smaller is.
     """
 
     metric: str
@@ -77,9 +77,9 @@ class KeepBest:
 
 
 def kept_steps(policies: Iterable[Keep], history: Sequence[Saved]) -> set[int]:
-    """The steps that at least one policy keeps, and always the newest: a restart needs it.
+    """The steps that at least one policy keeps, and always the newest, which a restart needs.
 
-    Without any policy everything is kept.
+    Without a policy all steps are kept.
     """
     policies = tuple(policies)
     history = sorted(history, key=lambda saved: saved.step)

@@ -1,4 +1,4 @@
-"""One committed checkpoint, open for reading: on any number of processes, any part of it."""
+"""A committed checkpoint, open for reading: any number of processes may read any part of it."""
 import difflib
 import re
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ class Checkpoint:
     """A committed step.
 
     Attributes:
-      step: how many training steps were done.
-      metadata: 'schema_version', 'step', 'process_count' (of the run that saved it), 'arrays' (name -> 'shape',
-        'dtype', 'chunks'), and what the run added.
+      step: the number of training steps done.
+      metadata: 'schema_version', 'step', 'process_count' (in the run that saved it), 'arrays' (name -> 'shape',
+        'dtype', 'chunks'), and the run's own fields.
       config: the gin config of the run, as text.
     """
 
@@ -27,7 +27,7 @@ class Checkpoint:
         """Opens a step that is known to be committed.
 
         Raises:
-          CheckpointError: its metadata are damaged, or of a schema newer than this program knows.
+          CheckpointError: its metadata are damaged, or have a schema newer than this program knows.
         """
         self.step = step
         self._files = files
@@ -40,7 +40,7 @@ class Checkpoint:
         self._arrays = ArrayReader(files, self._directory)
 
     def data_position(self, process_index: int = 0) -> dict[str, Any]:
-        """Where one of the processes that saved it was in the data.
+        """The position in the data of one of the processes that saved it.
 
         Raises:
           ValueError: there was no such process.
@@ -52,7 +52,7 @@ class Checkpoint:
         return layout.from_json(*self._read(layout.data_file(process_index)))
 
     def names(self, regex: str | None = None) -> list[str]:
-        """The arrays' names, sorted; with a regular expression, those in which it is found (as by `re.search`)."""
+        """The sorted names of the arrays; with a regular expression, those in which `re.search` finds it."""
         return sorted(name for name in self.metadata["arrays"] if regex is None or re.search(regex, name))
 
     def spec(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -69,10 +69,10 @@ class Checkpoint:
         return tuple(found["shape"]), numpy_dtype(found["dtype"])
 
     def check(self, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
-        """Checks that all of these arrays are there, with these shapes and dtypes; it may have more.
+        """Checks that the checkpoint has all of these arrays, with these shapes and dtypes; it may have more.
 
         Raises:
-          ValueError: some are not; the message lists up to ten of them.
+          ValueError: some are missing or different; the message lists up to ten of them.
         """
         wrong = []
         for name, (shape, dtype) in sorted(expected.items()):
@@ -91,12 +91,12 @@ class Checkpoint:
         """Reads an array, or the part of it that `index` selects.
 
         Args:
-          name: of the array.
-          index: one slice of step 1 for each dimension; None for all of it.
+          name: the name of the array.
+          index: one slice with step 1 for each dimension; None for the whole array.
 
         Raises:
           ValueError: there is no such array, or the index does not fit it.
-          CheckpointError: the part is missing, cut off or altered on disk.
+          CheckpointError: the part is missing, truncated or changed on disk.
         """
         shape, _ = self.spec(name)
         box = to_box(full_index(shape) if index is None else index, shape)

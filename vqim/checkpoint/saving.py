@@ -1,4 +1,4 @@
-"""One save, step by step, as all processes run it together."""
+"""One save in stages, which all processes run together."""
 import dataclasses
 from collections.abc import Callable, Mapping
 
@@ -14,15 +14,15 @@ Barrier = Callable[[str], None]  # returns when every process has called it with
 
 @dataclasses.dataclass(frozen=True)
 class Save:
-    """What one process contributes to one checkpoint.
+    """One process's part of a checkpoint.
 
     Attributes:
-      step: number of the checkpoint.
+      step: the number of the checkpoint.
       arrays: everything that this process holds.
-      metadata: what the run adds to metadata.json; process 0's counts.
-      config: the gin config as text; process 0's counts.
-      data_position: contents of this process's data file.
-      commit: contents of the commit file; process 0's count.
+      metadata: the run's own fields for metadata.json; those of process 0 are used.
+      config: the gin config as text; that of process 0 is used.
+      data_position: the contents of this process's data file.
+      commit: the contents of the commit file; those of process 0 are used.
     """
 
     step: int
@@ -34,20 +34,20 @@ class Save:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the shards held here."""
+        """The bytes of the shards that this process holds."""
         return sum(values.nbytes for array in self.arrays.values() for _, values in array.shards)
 
 
 class Saving:
-    """Carries out saves in one process.
+    """Runs saves in one process.
 
     The stages, with a barrier after each:
       begin    process 0 removes leftovers of interrupted saves
-      shards   everyone writes down which shards it holds
-      arrays   everyone reads all of these, makes the same plan, writes its arrays, and last its data position
-      commit   process 0 checks that all positions are there, merges, writes config and metadata, commits
-    A process that fails goes on to the barriers, so that the others do not wait for ever; what it has not
-    written tells process 0 not to commit, and a missing commit tells the others.
+      shards   every process writes which shards it holds
+      arrays   every process reads all of these, makes the same plan, writes its arrays, and last its data position
+      commit   process 0 checks that all positions are there, merges, writes config and metadata, and commits
+    A process that fails still goes to the barriers, so that the others do not wait for ever. Its missing data position
+    tells process 0 not to commit, and the missing commit tells the others.
     """
 
     def __init__(self, commit: Commit, process_index: int, process_count: int, barrier: Barrier) -> None:
@@ -62,7 +62,7 @@ class Saving:
         """Saves and commits.
 
         Raises:
-          OSError, ValueError: the step was not committed; what was written of it has been removed.
+          OSError, ValueError: the step was not committed; its files have been removed.
         """
         working = self._commit.working_name(save.step)
         plan: dict[str, ArrayPlan] = {}
@@ -100,7 +100,7 @@ class Saving:
             raise OSError("process 0 did not commit it; its own message says why")
 
     def _abandon(self, step: int) -> None:
-        """Removes the partial step; if that fails too, the next start does it."""
+        """Removes the partial step; if that also fails, the next start removes it."""
         try:
             self._commit.abandon(step)
         except OSError as error:

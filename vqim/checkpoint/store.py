@@ -1,8 +1,8 @@
-"""Arrays on disk: zarr arrays within OCDBT databases, by tensorstore.
+"""Arrays on disk: zarr arrays in OCDBT databases, by tensorstore.
 
-Each process writes a database of its own; merging them copies only their indices. No compression: zstd takes 7 %
-off Gaussian float32 values and 12 % off int8 ones, and writes at under half the speed, on processors that should be
-decoding images for the next step. A CRC-32C guards every chunk.
+Each process writes its own database; merging them copies only their indices. There is no compression: zstd saves 7 %
+on Gaussian float32 values and 12 % on int8, but writes at less than half the speed, on processors that should decode
+images for the next step. A CRC-32C protects every chunk.
 """
 import collections
 import dataclasses
@@ -18,7 +18,7 @@ from vqim.checkpoint.layout import ArraySpec
 from vqim.checkpoint.plan import ArrayPlan, Box, Held
 from vqim.state.init import Index
 
-# Bytes handed to tensorstore and not yet on disk; it may hold as much again for encoding.
+# Bytes given to tensorstore that are not yet on disk; it may hold the same amount again for encoding.
 _IN_FLIGHT_BYTES = 512 << 20
 
 DTYPES = frozenset((
@@ -30,12 +30,12 @@ DTYPES = frozenset((
 
 @dataclasses.dataclass(frozen=True)
 class HostArray:
-    """What one process holds of one array, in host memory that nobody changes until it is saved.
+    """One process's part of an array, in host memory that does not change until it is saved.
 
     Attributes:
-      shape: of the whole array, over all processes.
-      dtype: NumPy's, or ml_dtypes' for those that NumPy lacks.
-      shards: (index, values) pairs; none if the process holds nothing of it. Copies of a shard are saved once.
+      shape: the shape of the whole array, over all processes.
+      dtype: NumPy's dtype, or that of ml_dtypes where NumPy has none.
+      shards: (index, values) pairs; empty if the process holds no part. Copies of a shard are saved once.
     """
 
     shape: tuple[int, ...]
@@ -53,17 +53,17 @@ class HostArray:
 
     @classmethod
     def whole(cls, values: np.ndarray) -> "HostArray":
-        """An array that one process holds all of."""
+        """An array that one process holds completely."""
         return cls(values.shape, values.dtype, [(tuple(slice(0, size) for size in values.shape), values)])
 
     def held(self) -> Held:
-        """The same without the values."""
+        """The same description without the values."""
         boxes = {to_box(index, self.shape) for index, _ in self.shards}
         return Held(self.shape, self.dtype.name, self.dtype.itemsize, tuple(sorted(boxes)))
 
 
 def to_box(index: Index, shape: tuple[int, ...]) -> Box:
-    """The (start, stop) pairs of an index: one slice for each dimension, with NumPy's rules, of step 1."""
+    """The (start, stop) pairs of an index with one slice of step 1 for each dimension, by NumPy's rules."""
     if len(index) != len(shape) or not all(isinstance(part, slice) and part.step in (None, 1) for part in index):
         raise ValueError(f"an index into {list(shape)} must be a tuple of {len(shape)} slices of step 1, got {index}")
     ranges = [range(*part.indices(size)) for part, size in zip(index, shape, strict=True)]
@@ -73,10 +73,10 @@ def to_box(index: Index, shape: tuple[int, ...]) -> Box:
 def write_arrays(
     files: Files, directory: str, process_index: int, arrays: Mapping[str, HostArray], plan: Mapping[str, ArrayPlan],
 ) -> None:
-    """Writes the shards that the plan gives to this process, into its own database.
+    """Writes the shards that the plan gives this process to its own database.
 
     Raises:
-      OSError: the first thing that went wrong. No write is under way any more when this is raised.
+      OSError: the first error. No write is still running when it is raised.
     """
     base = files.kvstore(f"{directory}/{layout.process_state(process_index)}")
     mine = {name: [box for box, owner in array.owners.items() if owner == process_index]
@@ -85,7 +85,7 @@ def write_arrays(
     in_flight = 0
     with os_errors():
         try:
-            # All at once, since tensorstore gathers what comes together into one change of the index.
+            # All at once, since tensorstore then makes only one change to the index.
             opening = {name: _create(base, name, plan[name].spec) for name, boxes in mine.items() if boxes}
             for name, future in opening.items():
                 target = future.result()
@@ -102,12 +102,12 @@ def write_arrays(
                 pending[0][0].result()
                 pending.popleft()
         finally:
-            for commit, _ in pending:  # after an error: the caller removes the files, nobody may still be writing any
+            for commit, _ in pending:  # after an error too: the caller removes the files, so no write may still run
                 commit.exception()
 
 
 def merge(files: Files, directory: str, process_count: int) -> None:
-    """Makes one database of all processes' databases, in one transaction; their data stay where they are."""
+    """Merges all processes' databases into one, in one transaction; their data stay where they are."""
     with os_errors(), ts.Transaction(atomic=True) as transaction:
         parent = _database(files.kvstore(f"{directory}/{layout.STATE}"), CONTEXT)
         for process in range(process_count):
@@ -116,18 +116,18 @@ def merge(files: Files, directory: str, process_count: int) -> None:
 
 
 class ArrayReader:
-    """Reads arrays of one merged database."""
+    """Reads arrays from a merged database."""
 
     def __init__(self, files: Files, directory: str) -> None:
         self._base = files.kvstore(f"{directory}/{layout.STATE}")
-        # The index is read again and again; a cache of its own, since the same path may later hold another save.
+        # The index is read often, so it is cached; the cache is separate, since the path may later hold another save.
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 26}}, parent=CONTEXT)
 
     def read(self, name: str, box: Box) -> np.ndarray:
         """Values within `box`.
 
         Raises:
-          OSError: a part is missing, cut off or altered.
+          OSError: a part is missing, truncated or changed.
         """
         with os_errors():
             array = ts.open({**_zarr(self._base, name), "fill_missing_data_reads": False},
@@ -136,7 +136,7 @@ class ArrayReader:
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """The dtype of that name, ml_dtypes' included."""
+    """The dtype with this name, including those of ml_dtypes."""
     return ts.dtype(name).numpy_dtype
 
 
@@ -153,10 +153,10 @@ def _to_index(box: Box) -> Index:
 
 
 def _create(base: dict[str, Any], name: str, spec: ArraySpec) -> Any:
-    """A future of the new, empty array."""
+    """A future for the new, empty array."""
     return ts.open({
         **_zarr(base, name),
-        # Chunks of zeros too, so that a missing chunk is always a fault and never read as zeros.
+        # Write chunks of zeros too, so that a missing chunk is always an error and never read as zeros.
         "store_data_equal_to_fill_value": True,
         "metadata": {
             "shape": spec.shape, "data_type": spec.dtype,

@@ -1,1 +1,1 @@
-"""Classifiers of images: a contract, one that this project trains, and torchvision's ResNets. They judge samples."""
+"""Image classifiers, which judge samples: their contract, and one that this project trains."""

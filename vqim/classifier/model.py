@@ -1,4 +1,4 @@
-"""What a classifier of images is, and a network that becomes one by training.
+"""The contract for image classifiers, and a network that can be trained as one.
 
     B batch, C image channels, H W image size, h w latent size, D width, Y classes
 """
@@ -19,7 +19,7 @@ class Classifier(Protocol):
     """A trained classifier: a frozen network (`vqim.contracts.frozen.Frozen`) that selects or judges images.
 
     Attributes:
-      num_classes: Y.
+      num_classes: Y, the number of classes.
       image_size: height and width of the images that it takes.
     """
 
@@ -41,9 +41,9 @@ class ImageClassifier(nn.Module):
     The last layer starts at zero: every class is equally likely before training.
 
     Args:
-      encoder: of any family, to be trained from scratch.
+      encoder: an encoder from any family, trained from scratch.
       image_size: height and width of the images, in pixels.
-      num_classes: Y.
+      num_classes: Y, the number of classes.
     """
 
     def __init__(self, encoder: Encoder, image_size: int, num_classes: int):
@@ -66,8 +66,8 @@ class TrainedClassifier(FromRun):
     """A classifier that another run has trained (`vqim.classifier.objective`).
 
     Args:
-      network: built as that run built it.
-      run: directory of the run, whose newest checkpoint is read when the arrays are needed.
+      network: the network, built as that run built it.
+      run: the directory of the run; its newest checkpoint is read when the arrays are needed.
     """
 
     def __init__(self, network: ImageClassifier, run: str):

@@ -1,4 +1,4 @@
-"""What a classifier of images learns from.
+"""The training objective of an image classifier.
 
     B batch, Y classes
 """
@@ -22,7 +22,7 @@ class ClassifierObjective(OneLearner):
     """The cross-entropy of the data's labels.
 
     Args:
-      network: to be trained.
+      network: the network to train.
       learner: how it is trained, `@training.Learner`.
     """
 
@@ -33,7 +33,7 @@ class ClassifierObjective(OneLearner):
         self.learner = learner(name=self.name, module=network)
 
     def check_data(self, data: Dataset) -> None:
-        """Raises ValueError unless the data are images of the network's size and classes."""
+        """Raises ValueError unless the data are images with the network's size and number of classes."""
         check_labelled_data(data, self.network.num_classes, self.network.image_size)
 
     def compute(

@@ -143,7 +143,7 @@ class Objective(Protocol):
             the autograd graph.
           arrays: the whole state, which is only read.
           batch: device arrays.
-          context: with a key, and with all host scalars, 'step' and 'seed' as `context.scalars`.
+          context: a context with a key, and with all host scalars, 'step' and 'seed' in `context.scalars`.
           program: the name of the program.
         """
         ...

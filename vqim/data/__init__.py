@@ -1,13 +1,13 @@
-"""Images and tokens in: sources, decoding, augmentation, loaders that restart exactly, and the token cache.
+"""Input data: sources, decoding, augmentation, loaders that restart exactly, and the token cache.
 
     source.py      where images come from: .npz arrays (the embedded emoji set), IDX files
     folder.py      a folder of image files
     decode.py      bytes of an image file -> RGB array
-    transforms.py  crop, resize, flip to the size that a model wants
+    transforms.py  crop, resize, flip to the size that a model needs
     order.py       which example is read when, and the random numbers of its augmentation
-    faults.py      corrupt images: warned of, counted, and too many of them stop the run
+    faults.py      corrupt images: warnings, counts, and an error if there are too many
     prefetch.py    reading ahead in threads
-    loader.py      training batches without end, and evaluation passes
+    loader.py      endless training batches, and evaluation passes
     images.py      `Images`: a source with its transforms
-    token_cache.py `Tokens`: the same for tokens that a tokenizer made before
+    token_cache.py `Tokens`: the same for tokens that a tokenizer has written before
 """

@@ -1,7 +1,7 @@
-"""Bytes of an image file to an RGB array.
+"""Decodes the bytes of an image file to an RGB array.
 
 Plain JPEG files, the common case, are decoded by torchvision (libjpeg-turbo, about 1.4 times as fast as Pillow here,
-equal pixels); everything else by Pillow.
+equal pixels). Pillow decodes everything else.
 """
 import io
 
@@ -18,12 +18,12 @@ class CorruptImageError(ValueError):
 def decode(data: bytes) -> np.ndarray:
     """Decodes an image file to uint8 [height, width, 3].
 
-    The image is turned upright as its EXIF orientation says. Grey becomes three equal channels; transparent
-    pixels are composited on white; palettes and CMYK become RGB; of 16 bits a sample the upper 8 are kept; of an
-    animation the first frame. Colour profiles are ignored.
+    The image is turned upright by its EXIF orientation. Grey becomes three equal channels; transparent pixels are
+    composited on white; palettes and CMYK become RGB. Of 16-bit samples the upper 8 bits are kept, and of an animation
+    the first frame. Colour profiles are ignored.
 
     Raises:
-      CorruptImageError: with the decoder's reason.
+      CorruptImageError: the bytes cannot be decoded; the message has the decoder's reason.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only

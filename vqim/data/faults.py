@@ -1,4 +1,4 @@
-"""Corrupt images: each one is warned of once and counted, and too many of them stop the run."""
+"""Corrupt images: each causes one warning and is counted, and too many of them stop the run."""
 import logging
 import threading
 
@@ -6,11 +6,11 @@ logger = logging.getLogger(__name__)
 
 
 class TooManyCorruptError(RuntimeError):
-    """More images of a data set are corrupt than its user allows."""
+    """More images in a data set are corrupt than its user allows."""
 
 
 class CorruptRecords:
-    """The images of one split that could not be decoded so far. Loader threads share it."""
+    """The images in one split that could not be decoded so far. Loader threads share this object."""
 
     def __init__(self, num_examples: int, max_fraction: float):
         """Allows at most `max_fraction` of `num_examples` images to be corrupt."""
@@ -24,10 +24,10 @@ class CorruptRecords:
         return len(self._records)
 
     def known(self, record: int) -> bool:
-        """Whether this image was found to be corrupt before.
+        """Whether this image is already known to be corrupt.
 
         Raises:
-          TooManyCorruptError: it was, and another thread has meanwhile found more than are allowed.
+          TooManyCorruptError: it is, and another thread has meanwhile found more corrupt images than are allowed.
         """
         with self._lock:
             if record in self._records:
@@ -36,10 +36,10 @@ class CorruptRecords:
             return False
 
     def add(self, record: int, name: str, reason: Exception) -> None:
-        """Notes a corrupt image: warns if it is new.
+        """Records a corrupt image, and warns if it is new.
 
         Raises:
-          TooManyCorruptError: with this one there are more than allowed.
+          TooManyCorruptError: with this image there are more than allowed.
         """
         with self._lock:
             if record not in self._records:

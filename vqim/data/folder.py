@@ -12,8 +12,8 @@ class ImageFolder:
     """Image files in `<folder>/<class>/<name>`, or all in `<folder>` if they have no classes.
 
     `<folder>` is `path/train` for the training split, and `path/val` or `path/validation` for the validation split,
-    where `path` has such folders. Where it has none, the folder is `path` for both, and a fixed share of the files,
-    chosen by a hash of `<class>/<name>`, is the validation split: adding files never moves others between splits.
+    if `path` has such folders. If it has none, the folder is `path` for both, and a hash of `<class>/<name>` chooses a
+    fixed share of the files as the validation split. So adding files never moves other files between splits.
 
     Classes are the names of the (training) subfolders, sorted; files are in sorted order too. Names that begin with
     a dot and files that are not images by their extension are ignored. Files are decoded when they are read.
@@ -25,11 +25,11 @@ class ImageFolder:
         Args:
           path: the folder.
           split: "train" or "validation".
-          validation_fraction: the share of files in the validation split, in (0, 1), where no folders say it.
+          validation_fraction: the share of files in the validation split, in (0, 1); unused with folders for splits.
 
         Raises:
           FileNotFoundError: there is no such folder.
-          ValueError: a folder holds no images, the validation split has a class that the training split has not,
+          ValueError: a folder has no images, the validation split has a class that the training split does not have,
             or an argument is out of range.
         """
         check_split(split)
@@ -58,13 +58,13 @@ class ImageFolder:
 
 
 def in_validation(name: str, fraction: float) -> bool:
-    """Whether a file belongs to the validation split, by a hash of its name (`<class>/<name>`) alone."""
+    """Whether a file belongs to the validation split; depends only on a hash of its name (`<class>/<name>`)."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def _split_folders(root: Path) -> tuple[Path, Path]:
-    """The folders of the training and the validation split: `root` itself twice where it has no such folders."""
+    """The folders of the training and the validation split; `root` itself for both if it has no such folders."""
     train = root / "train"
     for validation in (root / "val", root / "validation"):
         if train.is_dir() and validation.is_dir():
@@ -73,7 +73,7 @@ def _split_folders(root: Path) -> tuple[Path, Path]:
 
 
 def _list_images(folder: Path, class_names: tuple[str, ...]) -> tuple[list[str], list[int]]:
-    """Names relative to `folder`, and labels, of all images in it."""
+    """The names (relative to `folder`) and labels of all images in it."""
     found = _subfolders(folder)
     unknown = sorted(set(found) - set(class_names))
     if unknown:

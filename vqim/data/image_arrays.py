@@ -1,4 +1,4 @@
-"""Images from a person's hands, whatever they are, as arrays that can be trusted.
+"""Checks images that a user passes, in any of several forms, and converts them to arrays.
 
     N images, H height, W width
 """
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def to_image_arrays(images: Any, image_size: int) -> np.ndarray:
-    """Images as uint8, or float32 in [0, 1], [N, H, W, 3] with H = W = `image_size`.
+    """Converts images to uint8, or float32 in [0, 1], [N, H, W, 3] with H = W = `image_size`.
 
     Args:
       images: uint8 or floats in [0, 1]: an array [N, H, W, 3] or [H, W, 3], a tensor of these shapes or [N, 3, H, W] or
@@ -18,7 +18,7 @@ def to_image_arrays(images: Any, image_size: int) -> np.ndarray:
       image_size: height and width that they must have.
 
     Raises:
-      ValueError: another size, dtype, number of channels, or values out of range; names what was expected.
+      ValueError: the size, dtype, number of channels or range of values is wrong; the message says what was expected.
     """
     if isinstance(images, list | tuple):
         arrays = [to_image_arrays(image, image_size) for image in images]
@@ -48,10 +48,10 @@ def to_image_arrays(images: Any, image_size: int) -> np.ndarray:
 
 
 def to_rgb(image: Any) -> np.ndarray:
-    """One image of any size as uint8 [H, W, 3]: a PIL image of any mode, or an array, grey or RGB.
+    """Converts one image of any size to uint8 [H, W, 3]: a PIL image of any mode, or a grey or RGB array.
 
     Raises:
-      ValueError: an array of another dtype or shape.
+      ValueError: an array has another dtype or shape.
     """
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))

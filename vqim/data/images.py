@@ -1,4 +1,4 @@
-"""`Images`: images of a source as batches of squares, for training and for evaluation.
+"""`Images`: batches of square images from a source, for training and for evaluation.
 
     B batch per process, H and W height and width
 """
@@ -19,8 +19,9 @@ class Images:
     """A data set of images.
 
     Batches are `{"images": uint8 [B, H, W, 3], "labels": int32 [B], "valid": bool [B]}` with H = W = `image_size`;
-    labels are -1 where the source has no classes. Corrupt images are skipped: in training the next image of the
-    source stands in (same augmentation draws, so nothing else changes); in evaluation the place is not `valid`.
+    labels are -1 if the source has no classes. Corrupt images are skipped. In training, the next image in the source
+    replaces one, with the same augmentation draws, so that nothing else changes. In evaluation, its place is not
+    `valid`.
 
     Attributes:
       image_size: height and width of the images in pixels.
@@ -31,19 +32,19 @@ class Images:
         training_transform: Transform | None = None, evaluation_transform: Transform | None = None,
         max_corrupt_fraction: float = 0.05, num_threads: int = 2,
     ):
-        """Keeps the settings; both splits are opened when something of them is needed first.
+        """Keeps the settings; both splits are opened when they are first needed.
 
         Args:
-          source: called with `split="train"` and with `split="validation"`.
+          source: opens a split, called with `split="train"` and with `split="validation"`.
           image_size: height and width of the images in pixels.
-          training_transform: crop, resize and flip for training; `RandomCrop()` unless given.
-          evaluation_transform: the same for evaluation; `CenterCrop()` unless given.
-          max_corrupt_fraction: more corrupt images than this share of a split stop the run, in [0, 1).
-          num_threads: batches that are decoded at the same time.
+          training_transform: crop, resize and flip for training; by default `RandomCrop()`.
+          evaluation_transform: the same for evaluation; by default `CenterCrop()`.
+          max_corrupt_fraction: a share in [0, 1); if more of a split's images are corrupt, the run stops.
+          num_threads: the number of batches that are decoded at the same time.
 
         Raises:
-          ValueError: an argument is out of range. What needs the splits also raises what the source raises, and
-            ValueError where the splits have different classes.
+          ValueError: an argument is out of range. Methods that need the splits also raise the source's errors, and
+            ValueError if the splits have different classes.
         """
         if not callable(source):
             raise ValueError("source: expected what opens a split, such as @data.Emoji without parentheses, "
@@ -61,7 +62,7 @@ class Images:
 
     @functools.cached_property
     def _sources(self) -> dict[str, Source]:
-        """Both splits, open."""
+        """Both splits, opened."""
         sources = {split: self._open(split=split) for split in SPLITS}
         classes = {split: tuple(opened.class_names) for split, opened in sources.items()}
         if classes["train"] != classes["validation"]:
@@ -71,22 +72,22 @@ class Images:
 
     @functools.cached_property
     def _corrupt(self) -> dict[str, CorruptRecords]:
-        """What could not be decoded, by split."""
+        """The images that could not be decoded, by split."""
         return {split: CorruptRecords(len(opened), self._max_corrupt_fraction)
                 for split, opened in self._sources.items()}
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the labels; empty without classes."""
+        """The names of the classes, in the order of the labels; empty without classes."""
         return tuple(self._sources["train"].class_names)
 
     @property
     def num_classes(self) -> int:
-        """How many classes the labels index; 0 without classes."""
+        """The number of classes; 0 without classes."""
         return len(self.class_names)
 
     def num_examples(self, split: str) -> int:
-        """Images in one split, over all processes."""
+        """The number of images in one split, over all processes."""
         check_split(split)
         return len(self._sources[split])
 
@@ -98,7 +99,7 @@ class Images:
                 for name, (shape, dtype) in shapes.items()}
 
     def prepare(self, image_HWC: np.ndarray) -> np.ndarray:
-        """An image of any size as evaluation sees it: uint8 [image_size, image_size, 3]."""
+        """Transforms an image of any size as for evaluation: uint8 [image_size, image_size, 3]."""
         return self._evaluation_transform(image_HWC, self.image_size, np.random.default_rng(0))
 
     def training(self, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1) -> Loader:
@@ -111,7 +112,7 @@ class Images:
     def evaluation(
         self, batch_size: int, *, split: str = "validation", process_index: int = 0, process_count: int = 1,
     ) -> Evaluation:
-        """One pass over a split in the source's order, each image as `evaluation_transform` has it."""
+        """One pass over a split in the source's order, with `evaluation_transform`."""
         check_split(split)
         return self._pass(split, self._evaluation_transform, 0, batch_size, 1, process_index, process_count)
 
@@ -119,9 +120,9 @@ class Images:
         self, batch_size: int, seed: int, num_views: int, *,
         split: str = "train", process_index: int = 0, process_count: int = 1,
     ) -> Evaluation:
-        """`num_views` passes over a split in the source's order, augmented as for training, anew in each pass.
+        """`num_views` passes over a split in the source's order, augmented as for training, differently in each pass.
 
-        What a token cache is made from.
+        A token cache is made from these.
         """
         check_split(split)
         return self._pass(split, self._training_transform, seed, batch_size, num_views, process_index, process_count)
@@ -166,8 +167,8 @@ class _Reader:
         return {"images": images_BHWC, "labels": labels_B, "valid": valid_B}
 
     def _read_decodable(self, record: int) -> tuple[np.ndarray, int] | None:
-        """Image and label of a record; of the next good one, or None, if it is corrupt."""
-        while True:  # ends, since `CorruptRecords` raises before all records are corrupt
+        """The image and label of a record. If it is corrupt: those of the next good record, or None."""
+        while True:  # this ends, since `CorruptRecords` raises before all records are corrupt
             if not self._corrupt.known(record):
                 example = self._source[record]
                 try:

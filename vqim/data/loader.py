@@ -1,6 +1,6 @@
-"""Batches for one process: training without end with an exact position, and evaluation passes.
+"""Batches for one process: endless training batches with an exact position, and evaluation passes.
 
-What a batch holds is the business of a `ReadBatch`; this module decides which examples it reads.
+A `ReadBatch` decides what a batch contains; this module decides which examples it reads.
 
     B batch per process
 """
@@ -19,7 +19,7 @@ class ReadBatch(Protocol):
     """Reads examples into arrays. Called from several threads; the same arguments must give the same arrays."""
 
     def __call__(self, epochs_B: np.ndarray, records_B: np.ndarray) -> Batch:
-        """Arrays with first dimension B, `valid` bool [B] among them.
+        """Returns arrays with first dimension B, including `valid`, bool [B].
 
         Args:
           epochs_B: how often each example was seen before (int64); augmentation may depend on it.
@@ -31,8 +31,8 @@ class ReadBatch(Protocol):
 class Loader:
     """Endless shuffled training batches, reproducible from the seed and a position.
 
-    Every epoch has each example once, in an order of its own; a batch may hold the end of one epoch and the
-    beginning of the next, so that none is dropped. `next(loader)` gives this process's part of a global batch.
+    Every epoch has each example once, in its own order. A batch may hold the end of one epoch and the beginning of
+    the next, so that no example is dropped. `next(loader)` gives this process's part of a global batch.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Loader:
 
         Args:
           read: reads a batch.
-          num_examples: in the data set, over all processes.
-          batch_size: examples in a batch of this process.
-          seed: determines order and augmentation.
-          process_index: this process, from 0.
-          process_count: processes that share the data set.
-          num_threads: batches that are read at the same time; as many again wait, ready.
-          corrupt: has the number of skipped examples as its length.
+          num_examples: the number of examples in the data set, over all processes.
+          batch_size: the number of examples in a batch of this process.
+          seed: seed for order and augmentation.
+          process_index: the index of this process.
+          process_count: the number of processes that share the data set.
+          num_threads: the number of batches read at the same time; the same number of finished batches is kept ready.
+          corrupt: an object whose length is the number of skipped examples.
 
         Raises:
           ValueError: an argument is out of range.
@@ -82,11 +82,11 @@ class Loader:
         return batch
 
     def position(self) -> dict[str, int]:
-        """Where the stream stands: values that JSON can hold, the same on every process."""
+        """The position in the stream, as values that JSON can hold; the same on every process."""
         return {"next_example": self._next_example, "num_examples": self._num_examples, "seed": self._seed}
 
     def restore(self, position: dict[str, Any]) -> None:
-        """Continues from a `position()`: the next batch is the one that would have followed there.
+        """Continues from a `position()`: the next batch is the one that would have followed it.
 
         The position counts examples, so it may come from a run with other batch sizes or another number of processes.
 
@@ -117,8 +117,8 @@ class Loader:
 class Evaluation:
     """One pass over a data set in its own order, as often as it is iterated over; all batches have the same shape.
 
-    Every process has the same number of batches. Where examples run out, the last batches are padded with zeros,
-    `valid` False.
+    Every process has the same number of batches. If there are too few examples, the last batches are padded with zeros,
+    where `valid` is False.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Evaluation:
         """Reads nothing yet; see `Loader` for the arguments.
 
         Args:
-          num_epochs: how many times each example comes; `read` is told which.
+          num_epochs: the number of times that each example comes; `read` gets the epoch.
         """
         check_share(batch_size, process_index, process_count)
         if num_epochs < 1:

@@ -1,10 +1,10 @@
-"""Which example is read when, and the random numbers of its augmentation: functions of the seed and a position.
+"""Which example is read when, and random numbers for its augmentation: functions of the seed and a position.
 
-Training reads one endless stream: the data set in a new order every epoch, epoch after epoch. Position p of the
-stream is example p % N of the order of epoch p // N. Process h of H takes part h of every batch of H * B positions,
-so that processes never share a position, together cover the stream, and see the same global batches whatever H is.
+Training reads one endless stream: the data set in a new order in every epoch. Position p in the stream is example
+p % N in the order of epoch p // N. Process h of H takes part h of every batch of H * B positions. So processes never
+share a position, together cover the stream, and see the same global batches for any H.
 
-Only raw bits of NumPy's Philox are used for the order, and NumPy keeps those the same between its versions.
+The order uses only raw bits from NumPy's Philox, which NumPy keeps the same in all versions.
 
     B batch per process, N examples
 """
@@ -43,10 +43,10 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def augmentation_rng(key: int, epoch: int, record: int) -> np.random.Generator:
-    """The random numbers of one example in one epoch; `key` is `stream_key(seed, "augmentation")`."""
+    """The random generator for one example in one epoch; `key` is `stream_key(seed, "augmentation")`."""
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, epoch, record]))
 
 
 def stream_key(seed: int, purpose: str) -> int:
-    """A 128-bit Philox key. Hashed, so that neighbouring seeds share nothing."""
+    """A 128-bit Philox key, hashed so that neighbouring seeds share nothing."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{purpose}".encode()).digest()[:16], "little")

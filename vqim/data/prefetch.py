@@ -1,4 +1,4 @@
-"""Reading ahead in threads, in order."""
+"""Reads ahead in threads, and returns results in order."""
 import collections
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 class ReadAhead(Generic[T]):
-    """`read(i)` for each i of a range, in order. An error of `read` is raised where its result would have come."""
+    """`read(i)` for each i in a range, in order. An error in `read` is raised in place of its result."""
 
     def __init__(self, read: Callable[[int], T], indices: range, num_threads: int):
-        """Starts with the first `next`: `num_threads` calls at a time, as many results again kept ready."""
+        """Reading starts with the first `next`: `num_threads` calls at a time, and the same number of results ready."""
         self._read, self._indices = read, iter(indices)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead")
         self._num_ahead = 2 * num_threads
@@ -32,5 +32,5 @@ class ReadAhead(Generic[T]):
         return self._results.popleft().result()
 
     def close(self) -> None:
-        """Drops what was read ahead; `next` must not follow."""
+        """Drops what was read ahead; do not call `next` after it."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Where images come from: one protocol, and the sources that keep all images in memory."""
+"""Sources of images: their protocol, and the sources that keep all images in memory."""
 import dataclasses
 import gzip
 import os
@@ -24,8 +24,8 @@ class Example:
 
     Attributes:
       image: uint8 [height, width, 3], or the bytes of an image file.
-      label: index of its class; -1 where the source has no classes.
-      name: what messages about this image call it, such as its path.
+      label: index of its class; -1 if the source has no classes.
+      name: its name in messages, such as its path.
     """
 
     image: np.ndarray | bytes
@@ -45,7 +45,7 @@ class Source(Protocol):
 
 
 class SourceFactory(Protocol):
-    """Opens one split, `"train"` or `"validation"`: the class of a source with its other arguments bound."""
+    """Opens one split, `"train"` or `"validation"`: a source's class with its other arguments bound."""
 
     def __call__(self, *, split: str) -> Source: ...
 
@@ -61,12 +61,12 @@ class Arrays:
         """Reads one split of the file.
 
         Args:
-          path: of the .npz file.
+          path: the path of the .npz file.
           split: "train" or "validation".
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: the file is no .npz, an array is missing or of a wrong shape or type, a label is out of
+          ValueError: the file is not an .npz, an array is missing or has a wrong shape or type, a label is out of
             range, or the split has no images.
         """
         check_split(split)
@@ -107,7 +107,7 @@ class Emoji(Arrays):
 
 
 class Idx:
-    """A pair of IDX files with grey images and labels, as MNIST and Fashion-MNIST come; kept in memory.
+    """A pair of IDX files with grey images and labels, the format of MNIST and Fashion-MNIST; kept in memory.
 
     The training split is `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, the validation split
     `t10k-images-...` and `t10k-labels-...`, each gzipped (`.gz`) or not.
@@ -119,11 +119,11 @@ class Idx:
         Args:
           path: the folder with the files.
           split: "train" or "validation".
-          class_names: of the labels 0, 1, ...; Fashion-MNIST's unless given.
+          class_names: names of the classes 0, 1, ...; by default Fashion-MNIST's.
 
         Raises:
           FileNotFoundError: the folder or a file is missing.
-          ValueError: a file is not IDX or is truncated, the two disagree in length, or a label is out of range.
+          ValueError: a file is not IDX or is truncated, the two have different lengths, or a label is out of range.
         """
         check_split(split)
         folder = existing_folder(path)
@@ -149,7 +149,7 @@ class Idx:
 
 
 def check_split(split: str) -> None:
-    """Raises ValueError unless `split` is one that sources have."""
+    """Raises ValueError unless `split` is a split that sources have."""
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
 
@@ -164,21 +164,21 @@ def check_labels(labels: np.ndarray, num_classes: int, path: Path) -> None:
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
-    """`path`, if a file is there; FileNotFoundError otherwise."""
+    """Returns `path` if a file is there; else raises FileNotFoundError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"path: expected a file, but {str(path)!r} " + _what_is_there(Path(path)))
     return Path(path)
 
 
 def existing_folder(path: str | os.PathLike[str]) -> Path:
-    """`path`, if a folder is there; FileNotFoundError otherwise."""
+    """Returns `path` if a folder is there; else raises FileNotFoundError."""
     if not Path(path).is_dir():
         raise FileNotFoundError(f"path: expected a folder, but {str(path)!r} " + _what_is_there(Path(path)))
     return Path(path)
 
 
 def grey_to_rgb(image: np.ndarray) -> np.ndarray:
-    """[H, W] becomes [H, W, 3] with three equal channels; [H, W, 3] stays as it is."""
+    """[H, W] becomes [H, W, 3] with three equal channels; [H, W, 3] does not change."""
     return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
 
@@ -210,7 +210,7 @@ def _idx_file(folder: Path, name: str) -> Path:
 
 
 def _read_idx(path: Path, num_dims: int) -> np.ndarray:
-    """One file of unsigned bytes: magic 0, 0, 8, number of dimensions; big-endian int32 sizes; the values."""
+    """Reads a file of unsigned bytes: magic 0, 0, 8, number of dimensions; big-endian int32 sizes; the values."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

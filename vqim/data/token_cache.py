@@ -1,12 +1,13 @@
-"""The token cache: what a frozen tokenizer made of a data set, written once, read at memory speed.
+"""The token cache: a frozen tokenizer's tokens for a data set, written once, read at memory speed.
 
-A split is a folder of three files, complete or absent (it is written under another name, then renamed):
+A split is a folder of three files. It is either complete or absent, since it is written under another name and then
+renamed:
 
     tokens.npy     [views * examples, N, K] uint16 (int32 for vocabularies over 65,536), view by view
     labels.npy     [examples] int32
     metadata.json  grid, tokenizer, classes, counts
 
-    B batch per process, N tokens of an image over all levels of the grid, K channels
+    B batch per process, N tokens of an image over all levels in the grid, K channels
 """
 import dataclasses
 import functools
@@ -31,15 +32,15 @@ Levels = tuple[tuple[int, int, int, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class CacheMetadata:
-    """What a split of a token cache holds.
+    """What a split in a token cache holds.
 
     Attributes:
       levels: the token grid: (height, width, channels, vocabulary) of each level; channels are the same in all.
       fingerprint: identifies the tokenizer and its weights.
-      image_size: of the images that were encoded.
-      class_names: of the labels; empty without classes.
-      num_views: differently augmented encodings of each example.
-      num_examples: images in the split.
+      image_size: height and width of the images that were encoded.
+      class_names: names of the classes, in the order of the labels; empty without classes.
+      num_views: the number of differently augmented encodings of each example.
+      num_examples: the number of images in the split.
     """
 
     levels: Levels
@@ -55,44 +56,44 @@ class CacheMetadata:
 
     @property
     def num_tokens(self) -> int:
-        """N: positions over all levels."""
+        """N, the number of positions in all levels."""
         return sum(height * width for height, width, _, _ in self.levels)
 
     @property
     def num_channels(self) -> int:
-        """K: tokens at each position."""
+        """K, the number of tokens at each position."""
         return self.levels[0][2]
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the tokens in the file."""
+        """The dtype of the tokens in the file."""
         return np.dtype(np.uint16 if max(level[3] for level in self.levels) <= 2**16 else np.int32)
 
 
 class TokenCacheWriter:
-    """Writes one split; use it in a `with` statement, whose end commits. After an error nothing is left behind.
+    """Writes one split; use it in a `with` statement, whose end commits. After an error no files are left.
 
-    Rows come view by view, each view with all examples in the same order, as `Images.views` gives them (a validation
-    split: one view, from `Images.evaluation`). One process writes.
+    Rows come view by view, each view with all examples in the same order, as from `Images.views`. A validation split
+    has one view, from `Images.evaluation`. Only one process writes.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], split: str, *, levels: Sequence[Sequence[int]], fingerprint: str,
         image_size: int, class_names: Sequence[str], num_views: int = 1,
     ):
-        """Makes the folder that the split is written in until it is complete.
+        """Makes the folder in which the split is written until it is complete.
 
         Args:
-          path: of the cache; the split goes to `path/<split>`.
+          path: the path of the cache; the split goes to `path/<split>`.
           split: "train" or "validation".
           levels: (height, width, channels, vocabulary) of each level of the tokenizer's grid.
           fingerprint: identifies the tokenizer and its weights.
-          image_size: of the images that are encoded.
-          class_names: of the labels; empty without classes.
-          num_views: how often each example comes.
+          image_size: height and width of the images that are encoded.
+          class_names: names of the classes, in the order of the labels; empty without classes.
+          num_views: the number of times that each example comes.
 
         Raises:
-          FileExistsError: the split is there already.
+          FileExistsError: the split already exists.
           ValueError: an argument is out of range.
         """
         check_split(split)
@@ -112,12 +113,12 @@ class TokenCacheWriter:
                                              for height, width, _, vocabulary in self._metadata.levels])
 
     def write(self, tokens_BNK: np.ndarray, labels_B: np.ndarray, valid_B: np.ndarray) -> None:
-        """Appends rows, those that are `valid`.
+        """Appends the rows that are valid.
 
         Args:
-          tokens_BNK: integers.
-          labels_B: integers.
-          valid_B: bool.
+          tokens_BNK: tokens, integers.
+          labels_B: labels, integers.
+          valid_B: bool, True for the rows to append.
 
         Raises:
           ValueError: a shape, token or label does not fit the metadata.
@@ -176,7 +177,7 @@ class TokenCacheWriter:
             self.discard()
 
     def _write_header(self) -> None:
-        """Writes the .npy header for the rows so far; NumPy leaves room in it for the first dimension to grow."""
+        """Writes the .npy header for the rows so far; NumPy leaves space in it for a larger first dimension."""
         shape = (self._num_rows, self._metadata.num_tokens, self._metadata.num_channels)
         self._file.seek(0)
         np.lib.format.write_array_header_1_0(
@@ -186,11 +187,11 @@ class TokenCacheWriter:
 class Tokens:
     """A data set of tokens, with the interface of `Images`.
 
-    Batches are `{"tokens": int32 [B, N, K], "labels": int32 [B], "valid": bool [B]}`. Where the cache has several
-    views of an example, an epoch of training has one of them, and `num_views` epochs have each once.
+    Batches are `{"tokens": int32 [B, N, K], "labels": int32 [B], "valid": bool [B]}`. If the cache has several views
+    of each example, a training epoch has one of them, and `num_views` epochs have each view once.
 
-    Both splits are opened when something of them is needed first; the tokens stay in the files. Then it raises
-    FileNotFoundError where one is missing, and ValueError where a file is damaged or the splits do not belong together.
+    Both splits are opened when they are first needed; the tokens stay in the files. Opening raises FileNotFoundError if
+    one is missing, and ValueError if a file is damaged or the splits do not belong together.
 
     Args:
       path: the folder that holds `train` and `validation`.
@@ -201,7 +202,7 @@ class Tokens:
 
     @functools.cached_property
     def _splits(self) -> dict[str, "_CachedSplit"]:
-        """Both splits, open."""
+        """Both splits, opened."""
         splits = {split: _CachedSplit(Path(self._path) / split) for split in SPLITS}
         train, validation = (splits[split].metadata for split in SPLITS)
         for name in ("levels", "fingerprint", "image_size", "class_names"):
@@ -217,26 +218,26 @@ class Tokens:
 
     @property
     def fingerprint(self) -> str:
-        """Of the tokenizer that wrote the tokens."""
+        """The fingerprint of the tokenizer that wrote the tokens."""
         return self._splits["train"].metadata.fingerprint
 
     @property
     def image_size(self) -> int:
-        """Of the images that were encoded."""
+        """Height and width of the images that were encoded."""
         return self._splits["train"].metadata.image_size
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the labels; empty without classes."""
+        """The names of the classes, in the order of the labels; empty without classes."""
         return self._splits["train"].metadata.class_names
 
     @property
     def num_classes(self) -> int:
-        """How many classes the labels index; 0 without classes."""
+        """The number of classes; 0 without classes."""
         return len(self.class_names)
 
     def num_examples(self, split: str) -> int:
-        """Images in one split, over all processes; views do not count."""
+        """The number of images in one split, over all processes; views do not count."""
         check_split(split)
         return self._splits[split].metadata.num_examples
 
@@ -281,11 +282,11 @@ class _CachedSplit:
             check_labels(self._labels, len(metadata.class_names), folder / "labels.npy")
 
     def read(self, epochs_B: np.ndarray, records_B: np.ndarray) -> Batch:
-        """A `ReadBatch`: neighbouring examples have different views in an epoch, and each epoch moves on by one."""
+        """A `ReadBatch`. In an epoch, neighbouring examples have different views; each epoch moves to the next view."""
         views_B = (epochs_B + records_B) % self.metadata.num_views
         rows_B = views_B * self.metadata.num_examples + records_B
         tokens_BNK = np.empty((len(rows_B), *self._tokens.shape[1:]), np.int32)
-        ascending = np.argsort(rows_B)  # so that the file is read forwards
+        ascending = np.argsort(rows_B)  # so that the file is read in order
         tokens_BNK[ascending] = self._tokens[rows_B[ascending]]
         return {"tokens": tokens_BNK, "labels": self._labels[records_B], "valid": np.ones(len(rows_B), bool)}
 
@@ -294,8 +295,8 @@ def as_levels(levels: Sequence[Sequence[int]]) -> Levels:
     """A token grid as tuples.
 
     Raises:
-      ValueError: `levels` is not (height, width, channels, vocabulary), all at least 1, of one level or more, or the
-        channels of its levels differ.
+      ValueError: `levels` is not (height, width, channels, vocabulary), all at least 1, for one level or more, or its
+        levels have different numbers of channels.
     """
     if not levels or any(len(level) != 4 or min(level) < 1 for level in levels):
         raise ValueError("levels: expected (height, width, channels, vocabulary), all >= 1, of each level; "

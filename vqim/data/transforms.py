@@ -1,7 +1,7 @@
-"""Crop, resize and flip: from an image of any size to the square that a model takes.
+"""Crop, resize and flip: from an image of any size to the square that a model needs.
 
-Resampling is torchvision's bicubic with antialiasing on uint8. Where random numbers are needed they come from the
-generator that is passed in, which the loader keys by (seed, epoch, example).
+Resampling is torchvision's bicubic with antialiasing on uint8. Random numbers come from the generator that is passed
+in, which the loader keys by (seed, epoch, example).
 """
 import dataclasses
 import math
@@ -28,9 +28,9 @@ class RandomResizedCrop:
     """A random part of the image, scaled to the output size (the Inception crop), flipped half of the time.
 
     Attributes:
-      scale: least and greatest area of the part, as shares of the image's.
-      ratio: least and greatest width / height of the part; log-uniform between them.
-      flip_probability: of a left-right flip.
+      scale: smallest and largest area of the part, as shares of the image's area.
+      ratio: smallest and largest width / height of the part; log-uniform between them.
+      flip_probability: probability of a left-right flip.
     """
 
     scale: tuple[float, float] = (0.8, 1.0)
@@ -52,15 +52,16 @@ class RandomResizedCrop:
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """A random square, not distorted: the shorter side scaled to the output size, a random part of the longer one kept.
+    """A random square without distortion: scales the shorter side to the output size, and crops the longer side.
 
-    So does VQGAN (taming-transformers, taming/data/base.py: SmallestMaxSize, then RandomCrop). ADM (guided-diffusion,
-    image_datasets.py: random_crop_arr) scales the shorter side to a random size, up to 1 / 0.8 of the output's, and
-    keeps a random part of both sides: `min_crop_fraction` 0.8.
+    VQGAN does the same (taming-transformers, taming/data/base.py: SmallestMaxSize, then RandomCrop). ADM
+    (guided-diffusion, image_datasets.py: random_crop_arr) scales the shorter side to a random size, up to 1 / 0.8 of
+    the output's, and crops both sides: `min_crop_fraction` 0.8.
 
     Attributes:
-      min_crop_fraction: least side of the square as a share of the shorter side, in (0, 1]; sizes are drawn evenly.
-      flip_probability: of a left-right flip.
+      min_crop_fraction: smallest side of the square as a share of the shorter side, in (0, 1]; sizes are drawn
+        uniformly.
+      flip_probability: probability of a left-right flip.
     """
 
     min_crop_fraction: float = 1.0
@@ -81,10 +82,10 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class CenterCrop:
-    """The shorter side scaled to the output size, and the middle of the longer one kept.
+    """Scales the shorter side to the output size, and keeps the middle of the longer side.
 
     Attributes:
-      flip_probability: of a left-right flip; leave it at 0 for evaluation.
+      flip_probability: probability of a left-right flip; leave it at 0 for evaluation.
     """
 
     flip_probability: float = 0.0
@@ -102,10 +103,10 @@ class CenterCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """The whole image scaled to the output size, its aspect ratio not kept.
+    """Scales the whole image to the output size, without keeping its aspect ratio.
 
     Attributes:
-      flip_probability: of a left-right flip; leave it at 0 for evaluation.
+      flip_probability: probability of a left-right flip; leave it at 0 for evaluation.
     """
 
     flip_probability: float = 0.0
@@ -122,8 +123,8 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """Draws the part of an image that `RandomResizedCrop` keeps.
 
-    Area and shape are drawn until a part fits; after ten attempts it is the largest middle part whose shape is
-    within `ratio`, as in torchvision.
+    It draws area and shape until a part fits. After ten attempts it takes the largest middle part whose shape is within
+    `ratio`, as torchvision does.
 
     Returns:
       (top, left, height, width) in pixels.

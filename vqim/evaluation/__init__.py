@@ -1,1 +1,1 @@
-"""How good a tokenizer, a prior and their images are: figures of merit, baselines, and the report that shows them."""
+"""How good a tokenizer, a prior and their images are: metrics, baselines, and the report that shows them."""

@@ -1,4 +1,4 @@
-"""How well class logits say the labels.
+"""How well class logits predict the labels.
 
     B batch, L layers, Y classes
 """
@@ -17,7 +17,7 @@ from vqim.state.leaf import State
 
 
 class Accuracy:
-    """Top-1 accuracy of every layer and of the best one, and the best one's cross-entropy in nats."""
+    """Top-1 accuracy of every layer and of the best layer, and the best layer's cross-entropy in nats."""
 
     needs = ("logits_LBY", "labels_B")
     frozen: Mapping[str, Frozen] = {}
@@ -38,7 +38,7 @@ class Accuracy:
 
 class _AccuracyTally(Averages):
     def result(self) -> dict[str, Any]:
-        """Of the best layer, and by layer."""
+        """Results for the best layer, and by layer."""
         means = super().result()
         top1_L = tuple(means[f"top1/{layer}"] for layer in range(len(means) // 2))
         best = max(range(len(top1_L)), key=lambda layer: top1_L[layer])

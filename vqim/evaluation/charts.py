@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 Curve = tuple[Sequence[float], Sequence[float]]
-"""Steps and the values at them, as many."""
+"""Steps, and one value for each step."""
 
-# Drawn in these colours, which occur nowhere else, and replaced by the page's variables, which differ in the dark.
+# Charts are drawn in these unique colours, which are then replaced by the page's variables (different in dark mode).
 _INK, _GRID = "#000001", "#000002"
 _SERIES = ("#000011", "#000012", "#000013", "#000014", "#000015", "#000016")
 _VARIABLES = {_INK: "--ink", _GRID: "--rule"} | {c: f"--series-{i}" for i, c in enumerate(_SERIES, start=1)}
@@ -34,7 +34,7 @@ _MAX_POINTS = 512
 
 
 def loss_curves(curves: Mapping[str, Curve], title: str) -> str:
-    """Losses of one run over its steps; a logarithmic scale where they span more than a factor of ten.
+    """A run's losses over its steps; the scale is logarithmic if they span more than a factor of ten.
 
     Args:
       curves: (steps, values) by name; at most six.
@@ -54,13 +54,13 @@ def loss_curves(curves: Mapping[str, Curve], title: str) -> str:
             axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        # Above the plot, where it hides no curve.
+        # The legend is above the plot, where it hides no curve.
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)
         return _to_svg(figure, title)
 
 
 def code_frequencies(counts_K: np.ndarray, title: str) -> str:
-    """Share of tokens that each code has, most frequent first, with the even share 1/K as a line."""
+    """Each code's share of the tokens, most frequent first, with the even share 1/K as a line."""
     shares_K = np.sort(counts_K)[::-1] / max(counts_K.sum(), 1)
     ranks = np.unique(np.linspace(0, len(shares_K) - 1, _MAX_POINTS).astype(int))
     with matplotlib.rc_context(_STYLE):
@@ -76,7 +76,7 @@ def code_frequencies(counts_K: np.ndarray, title: str) -> str:
 
 
 def accuracy_by_layer(layers: Sequence[int], accuracies_L: Sequence[float], baseline: float, title: str) -> str:
-    """Top-1 accuracy, in percent, of a linear probe on each layer, with that of one on raw pixels as a line."""
+    """Top-1 accuracy, in percent, of a linear probe on each layer; the accuracy on raw pixels is a line."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_chart()
         axes.plot(layers, accuracies_L, color=_SERIES[0], marker="o", markersize=4, label="this run")
@@ -97,7 +97,7 @@ def _new_chart() -> tuple[Figure, Axes]:
 
 
 def _to_svg(figure: Figure, title: str) -> str:
-    """An <svg> element for a page that may hold others: no prolog, ids of its own, the page's colours."""
+    """An <svg> element for a page that may have several: without prolog, with unique ids and the page's colours."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()

@@ -1,9 +1,8 @@
 """How much of a codebook is used: share, entropy and perplexity, from indices or counts of them.
 
-A codebook of K codes. Where positions have several channels or levels with codebooks of their own, each is
-measured on its own.
+A codebook has K codes. If channels or levels have their own codebooks, each is measured separately.
 
-    B batch, K codes, N images of a set, G groups of them; ... any dimensions of positions
+    B batch, K codes, N images in a set, G groups of images; ... any dimensions of positions
 """
 import numpy as np
 
@@ -15,13 +14,13 @@ def count_codes(indices: np.ndarray, num_codes: int) -> np.ndarray:
 
     Args:
       indices: integers of any shape, from 0 to num_codes - 1.
-      num_codes: size of the codebook.
+      num_codes: the size of the codebook.
 
     Returns:
       int64 counts_K.
 
     Raises:
-      ValueError: an index lies outside of the codebook.
+      ValueError: an index is outside the codebook.
     """
     if indices.size and not 0 <= indices.min() <= indices.max() < num_codes:
         raise ValueError(f"indices must be from 0 to {num_codes - 1}, got {indices.min()} to {indices.max()}")
@@ -34,7 +33,7 @@ def usage(counts_K: np.ndarray) -> float:
 
 
 def entropy_bits(counts_K: np.ndarray) -> float:
-    """Entropy of the codes' distribution (the unigram distribution of tokens), in bits a token."""
+    """Entropy of the codes' distribution (the unigram distribution of tokens), in bits per token."""
     total = counts_K.sum()
     if not total:
         raise ValueError("there is no code to take the entropy of: all counts are zero")
@@ -43,18 +42,18 @@ def entropy_bits(counts_K: np.ndarray) -> float:
 
 
 def perplexity(counts_K: np.ndarray) -> float:
-    """2 to the entropy: how many codes, used evenly, would be as unpredictable. From 1 to K."""
+    """2 to the power of the entropy: the number of evenly used codes that would be as unpredictable. From 1 to K."""
     return 2.0 ** entropy_bits(counts_K)
 
 
 class CodebookStatistics:
-    """Use of a codebook over a set of images that come in their order, in batches of any size, with places unfilled.
+    """Use of a codebook over a set of images, which come in order, in batches of any size, possibly with padding.
 
-    Besides the use over the whole set, it measures the one of ViT-VQGAN's Table 4, "the percentage of used codes
-    given a batch of 256 test images averaged over the entire test set". Which images make a batch is a fixed shuffle,
-    by an image's number in the set: images of one class, which often follow one another, use fewer codes. What is left
-    over from whole groups is left out, since fewer images use fewer codes (unless it is the only group). An image that
-    is not valid is missing from its group.
+    Besides the use over the whole set, it measures the use in ViT-VQGAN's Table 4, "the percentage of used codes given
+    a batch of 256 test images averaged over the entire test set". A fixed shuffle of the images' numbers decides which
+    images form a group, because images of one class, which often follow one another, use fewer codes. An incomplete
+    group is left out unless it is the only one, since fewer images use fewer codes. An image that is not valid is
+    missing from its group.
     """
 
     def __init__(self, num_codes: int, num_images: int, images_per_group: int = 256):
@@ -63,21 +62,21 @@ class CodebookStatistics:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.counts_K = np.zeros(num_codes, np.int64)
-        # Of NumPy's numbers, only the raw bits of its generators stay the same between its versions.
+        # Of NumPy's random numbers, only the generators' raw bits are the same in all versions.
         ranks_N = np.random.Philox(key=_SHUFFLE_KEY).random_raw(num_images).argsort(kind="stable")
         self._groups_N = ranks_N // images_per_group
         self._used_GK = np.zeros((max(1, num_images // images_per_group), num_codes), bool)
         self._num_seen = 0
 
     def add(self, indices_B: np.ndarray, valid_B: np.ndarray) -> None:
-        """Adds the next places of the set.
+        """Adds the next places in the set.
 
         Args:
           indices_B: integer indices [B, ...] of each image.
-          valid_B: bool, False for what is no image: one that could not be read, or padding after the last.
+          valid_B: bool, False where there is no image: it could not be read, or it is padding after the last.
 
         Raises:
-          ValueError: an index lies outside of the codebook, or there are more images than `num_images`.
+          ValueError: an index is outside the codebook, or there are more images than `num_images`.
         """
         numbers_B = self._num_seen + np.flatnonzero(valid_B)
         self._num_seen += len(valid_B)
@@ -90,7 +89,7 @@ class CodebookStatistics:
                 self._used_GK[group, indices] = True
 
     def result(self) -> dict[str, float]:
-        """`usage` over the set and `usage_per_batch` (shares), `entropy_bits` (a token) and `perplexity`."""
+        """`usage` over the set and `usage_per_batch` (shares), `entropy_bits` (per token) and `perplexity`."""
         return {
             "usage": usage(self.counts_K),
             "usage_per_batch": float(self._used_GK.mean()),

@@ -1,9 +1,9 @@
-"""How close reconstructions are to their originals, and how close trivial ones would be.
+"""How close reconstructions are to their originals, and how close trivial reconstructions would be.
 
 The measures compare two batches of float images in [0, 1], image by image, in float32 and without matrix
 products, whose factors a TPU would round. They run on any device; `Averages` gathers their results on the host.
 
-    B batch, C channels, H height, W width; N images of a set
+    B batch, C channels, H height, W width; N images in a set
 """
 import functools
 import math
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-MAX_PSNR = 100.0  # of identical images, whose PSNR would be infinite
+MAX_PSNR = 100.0  # for identical images, whose PSNR would be infinite
 _WINDOW_SIZE, _WINDOW_STD = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 
@@ -40,14 +40,14 @@ def psnr(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
 
 
 def psnr_of_l2(mean_squared_error: float) -> float:
-    """PSNR in dB of a mean squared error: of a set's, the pooled PSNR (at most `MAX_PSNR`)."""
+    """PSNR in dB of a mean squared error, at most `MAX_PSNR`. For the error over a whole set, it is the pooled PSNR."""
     return -10 * math.log10(max(mean_squared_error, 10 ** (-MAX_PSNR / 10)))
 
 
 def ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     """Structural similarities_B of Wang et al. (2004), mean over channels and positions.
 
-    Gaussian window, 11x11 with standard deviation 1.5, only where it lies inside of the image; population
+    It uses a Gaussian window, 11x11 with standard deviation 1.5, only where it is inside the image; population
     covariances; constants 0.01^2 and 0.03^2. scikit-image calls this `gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False, data_range=1`.
 
@@ -68,13 +68,13 @@ def ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
 
 
 def gradient_energy(images_BCHW: Tensor) -> Tensor:
-    """Mean squared differences_B of pixels that touch, in rows and in columns: what blur lowers."""
+    """Mean squared differences_B between neighbouring pixels, in rows and in columns; blur lowers it."""
     across_B = (images_BCHW[..., 1:] - images_BCHW[..., :-1]).square().mean((1, 2, 3))
     return across_B + (images_BCHW[..., 1:, :] - images_BCHW[..., :-1, :]).square().mean((1, 2, 3))
 
 
 def _window_mean(x_BCHW: Tensor) -> Tensor:
-    """Gaussian mean around every position that the window fits: [B, C, H - 10, W - 10]."""
+    """Gaussian mean around every position where the window fits: [B, C, H - 10, W - 10]."""
     taps = np.exp(-0.5 * ((np.arange(_WINDOW_SIZE) - _WINDOW_SIZE // 2) / _WINDOW_STD) ** 2)
     taps /= taps.sum()
     for dim in (2, 3):
@@ -109,7 +109,7 @@ class Averages:
         """The means over all valid images so far.
 
         Raises:
-          ValueError: there were none.
+          ValueError: there were no valid images.
         """
         if not self._count:
             raise ValueError("there was no valid image to average over: is the validation set empty?")
@@ -117,11 +117,11 @@ class Averages:
 
 
 def mean_image_psnr(train_images_NHWC: np.ndarray, validation_images_NHWC: np.ndarray) -> float:
-    """PSNR, in dB, of answering every validation image with the mean of all training images.
+    """PSNR, in dB, if the mean of all training images is the reconstruction of every validation image.
 
     Args:
-      train_images_NHWC: uint8.
-      validation_images_NHWC: uint8, of the same size.
+      train_images_NHWC: uint8 images.
+      validation_images_NHWC: uint8 images of the same size.
     """
     mean_HWC = train_images_NHWC.mean(0, dtype=np.float64)
     guess_CHW = torch.from_numpy(rearrange(mean_HWC, "h w c -> c h w") / 255).float()
@@ -130,13 +130,13 @@ def mean_image_psnr(train_images_NHWC: np.ndarray, validation_images_NHWC: np.nd
 
 
 def downscaled_copy(images_BHWC: np.ndarray, factor: int = 4) -> np.ndarray:
-    """The images made `factor` times smaller and as large again: what a thumbnail keeps of them.
+    """The images scaled down by `factor` and up again, as from a thumbnail.
 
-    Both ways bicubic, the way down antialiased; a tokenizer that is no better has learnt only to blur.
+    Both scalings are bicubic, the first one antialiased. A tokenizer that is not better has learnt only to blur.
 
     Args:
-      images_BHWC: uint8, height and width at least `factor`.
-      factor: of both height and width.
+      images_BHWC: uint8 images; height and width are at least `factor`.
+      factor: the factor for both height and width.
 
     Returns:
       uint8 of the same shape.

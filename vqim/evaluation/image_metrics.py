@@ -1,4 +1,4 @@
-"""Metrics of pairs of images, most often images and their reconstructions; and images to look at.
+"""Metrics for pairs of images, mostly images and their reconstructions; and images to look at.
 
     B batch, C image channels, H W image size
 """
@@ -22,7 +22,7 @@ from vqim.tokenizer.model import float_to_images
 
 
 class Distances:
-    """PSNR, SSIM, l1, l2 and sharpness; logit-Laplace too where there is a distribution.
+    """PSNR, SSIM, l1, l2 and sharpness; also logit-Laplace where there is a distribution.
 
     Sharpness is the gradient energy of all images over that of all originals: 1 if they are alike, less if blurred,
     more if noisy.
@@ -50,7 +50,7 @@ class Distances:
 
 class _DistancesTally(Averages):
     def result(self) -> dict[str, Any]:
-        """The means; of the energies their ratio."""
+        """The means, and the ratio of the energies."""
         means: dict[str, Any] = super().result()
         energy, originals = means.pop("gradient_energy"), means.pop("originals_gradient_energy")
         return means | {"sharpness": energy / originals if originals else 1.0}
@@ -81,10 +81,10 @@ class Lpips:
 
 
 class ShownImages:
-    """Images to look at, evenly spaced over the pass; where there are originals, each under its own.
+    """Images to look at, evenly spaced over the pass; each is shown under its original, if there is one.
 
     Args:
-      num_images: how many.
+      num_images: the number of images.
     """
 
     needs = ("images_BCHW",)
@@ -106,7 +106,7 @@ class ShownImages:
 
 
 class _Shown:
-    """Keeps every so manieth image."""
+    """Keeps images at a fixed interval."""
 
     def __init__(self, num_images: int, about: About):
         self._num_images, self._name = num_images, about.name
@@ -121,7 +121,7 @@ class _Shown:
         self._seen += int(np.count_nonzero(valid_B))
 
     def result(self) -> dict[str, Any]:
-        """`images/<pass>`: rows of eight, those of originals each over that of their images."""
+        """`images/<pass>`: rows of eight images, each row under the row of its originals."""
         if not self._seen:
             raise ValueError("there is no image to show: is the split empty?")
         kinds = [np.stack(self._kept[name][:self._num_images]) for name in ("originals", "images")

@@ -1,6 +1,6 @@
-"""Passes: what is gone through, batch by batch, for any number of metrics at once.
+"""Passes: each yields items batch by batch, and any number of metrics measure them at once.
 
-    B images of a batch
+    B images in a batch
 """
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,16 +22,16 @@ from vqim.state.leaf import State, prefixed, select
 
 
 class Pass:
-    """An evaluator that yields items, and has each metric look at all of them.
+    """An evaluator that yields items and gives all of them to each metric.
 
-    Results are named by the metrics, those without a section of their own, such as 'psnr', with the pass's before. Of
-    samples all but images have it before them, so that 'codebook/usage' is not the reconstructions'.
+    Metrics name the results. A name without a section, such as 'psnr', gets the pass's section as its prefix. For
+    samples, all names except images get this prefix, so that 'codebook/usage' is not that of the reconstructions.
 
     Args:
-      metrics: of any kind that finds what it needs.
-      batch_size: items at a time, over all processes.
-      every: steps between two measurements; 0 for the end alone.
-      section: the first part of results' names; the pass's own unless given.
+      metrics: any metrics whose needed fields this pass has.
+      batch_size: the number of items in a batch, over all processes.
+      every: the number of steps between two measurements; 0 measures only at the end.
+      section: the prefix of results' names; by default the pass's own.
     """
 
     section = "evaluation"
@@ -53,24 +53,24 @@ class Pass:
         return _Evaluation(self, self._bound[2], task, data, state, runtime)
 
     def about(self, task: Task, data: Dataset) -> About:
-        """What is known before it begins."""
+        """What is known about the pass before it begins."""
         raise NotImplementedError
 
     def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterable[dict[str, Tensor]]:
-        """Device arrays, of which `items` makes items."""
+        """Device arrays from which `items` makes items."""
         raise NotImplementedError
 
     def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
-        """On the device, part of the pass's program."""
+        """The items of a batch, computed on the device as part of the pass's program."""
         raise NotImplementedError
 
 
 class SplitPass(Pass):
-    """A pass over the examples of a split, each looked at by a method of the run's objective.
+    """A pass over the examples of a split, from which a method of the run's objective makes items.
 
     Args:
       metrics, batch_size, every, section: see `Pass`.
-      split: 'validation' or 'train', which is taken without augmentation.
+      split: 'validation' or 'train'; the images are not augmented.
     """
 
     view: str
@@ -106,13 +106,13 @@ class SplitPass(Pass):
 
 
 class Reconstructions(SplitPass):
-    """Images and what the tokenizer makes of them: of a tokenizer's run, or of the tokenizer under a prior."""
+    """Images and the tokenizer's reconstructions of them, in a tokenizer's run or in a prior's run."""
 
     view = "reconstruct"
 
 
 class Predictions(SplitPass):
-    """Images of a split as a prior expects them, token by token, and what it measures of them."""
+    """Images in a split as a prior predicts them, token by token, and the prior's measures."""
 
     view = "predict"
 
@@ -124,14 +124,14 @@ class Classifications(SplitPass):
 
 
 class Samples(Pass):
-    """Images drawn from a prior, each by its number and the seed, whatever the batch.
+    """Images drawn from a prior. Each depends only on its number and the seed, not on the batch size.
 
     Args:
-      num_images: in all, for a prior without classes; of each class for one with them.
+      num_images: the number of images; for a prior with classes, the number for each class.
       metrics, batch_size, every, section: see `Pass`.
-      num_classes: the first so many classes; None takes all.
-      sampler: another one than the prior's own.
-      seed: for the draws.
+      num_classes: the number of classes to use, from the first on; None uses all.
+      sampler: a sampler to use instead of the prior's own.
+      seed: seed for the draws.
     """
 
     section = "samples"
@@ -171,7 +171,7 @@ class Samples(Pass):
 
 
 def bind_sampler(task: Task, runtime: Runtime, batch_size: int, sampler: Sampler | None = None) -> Draw:
-    """What draws a batch of tokens from a task's prior: by its own sampler, or by another one."""
+    """A function that draws a batch of tokens from a task's prior, with its own sampler or another one."""
     objective = _of_a_prior(task)
     return (sampler or objective.sampler).bind(objective.prior, runtime, batch_size, task.dtype)
 
@@ -189,7 +189,7 @@ def draw_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Tokens, labels and validity on the device, [batch_size, ...] each, until there is one for each label.
 
-    Image number i of a seed is the same in batches of any size.
+    Image number i from one seed is the same in batches of any size.
     """
     arrays: State = task.objective.prior_arrays(state)  # type: ignore[attr-defined]
     share = batch_size // runtime.process_count
@@ -218,7 +218,7 @@ class _Program:
         self._run = runtime.compile(self._observe)
 
     def __call__(self, state: State, batch: dict[str, Tensor]) -> dict[str, dict[str, np.ndarray]]:
-        """By each metric's number what it observes; and `valid`."""
+        """What each metric observes, by the metric's number; and `valid`."""
         observed = self._run(state, self._constants, batch)
         values = self._runtime.fetch(list(observed.values()))
         found: dict[str, dict[str, np.ndarray]] = {}
@@ -251,7 +251,7 @@ class _Program:
 
 
 class _Evaluation:
-    """A pass on its way."""
+    """A running pass."""
 
     def __init__(self, owner: Pass, program: _Program, task: Task, data: Dataset, state: State, runtime: Runtime):
         self._owner, self._program = owner, program
@@ -282,7 +282,7 @@ class _Evaluation:
 
 
 def evaluate(evaluation: Evaluation) -> dict[str, Any]:
-    """All of an evaluation at once."""
+    """Runs a whole evaluation at once."""
     for _ in evaluation:
         pass
     return evaluation.result()

@@ -1,4 +1,4 @@
-"""Rejection sampling by a classifier: of many samples of a class, those that look most like it. ViT-VQGAN Table 6.
+"""Rejection sampling: a classifier selects the samples that look most like their class. ViT-VQGAN Table 6.
 
     N samples, B batch, M classifiers, Y classes, H W image size
 """
@@ -24,17 +24,17 @@ from vqim.state.leaf import State, select
 from vqim.tokenizer.model import float_to_images
 
 NUM_SHOWN = 8
-"""Classes of which the evaluator shows an image."""
+"""The number of classes for which the evaluator shows an image."""
 
 
 def accept(scores_N: np.ndarray, labels_N: np.ndarray, rate: float) -> np.ndarray:
-    """Which candidates are accepted: of every label, those with the best scores.
+    """Which candidates are accepted: for each label, those with the best scores.
 
     Args:
       scores_N: a classifier's probability of the wanted class, or anything that grows with it.
       labels_N: the wanted classes, integers.
-      rate: share that is accepted; n * rate of a label's n candidates, rounded down, and at least one. Of equal scores
-        the first are accepted.
+      rate: the share that is accepted: n * rate of a label's n candidates, rounded down, but at least one. Of equal
+        scores, the first are accepted.
 
     Returns:
       bool [N].
@@ -50,23 +50,23 @@ def accept(scores_N: np.ndarray, labels_N: np.ndarray, rate: float) -> np.ndarra
 
 
 def num_needed(num_wanted: int, rate: float) -> int:
-    """How many candidates of a class it takes for as many as are wanted to be accepted."""
+    """The number of candidates in a class that are needed to accept the wanted number."""
     return math.ceil(round(num_wanted / rate, 6))
 
 
 def check_rate(name: str, rate: float) -> None:
-    """Raises ValueError unless it is an acceptance rate."""
+    """Raises ValueError unless `rate` can be an acceptance rate."""
     if not 0 < rate <= 1:
         raise ValueError(f"{name} must be above 0 and at most 1 (every sample is accepted), got {rate}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """Samples of a prior, and what each of M classifiers says of them.
+    """Samples from a prior, and the results of M classifiers on them.
 
     Attributes:
       labels_B: the wanted classes.
-      images_BHWC: uint8.
+      images_BHWC: uint8 images.
       scores_MB: log-probabilities of the wanted classes.
       hits_MB: whether the wanted class is the likeliest.
     """
@@ -78,14 +78,14 @@ class Candidates:
 
 
 class CandidateSampler:
-    """Draws images from a prior and has a classifier look at them, as 8-bit images, in float32.
+    """Draws images from a prior and classifies them, as 8-bit images, in float32.
 
     Args:
-      task: with a prior.
+      task: a task with a prior.
       runtime: where to run.
-      draw: what draws its tokens.
-      batch_size: of `draw`.
-      classifier: may be none.
+      draw: the function that draws its tokens.
+      batch_size: the batch size of `draw`.
+      classifier: the classifier; None for none.
 
     Raises:
       ValueError: the classifier is for other classes or images than the prior's.
@@ -104,9 +104,9 @@ class CandidateSampler:
         """Draws one image for each label, batch by batch.
 
         Args:
-          state: with the prior's arrays and its tokenizer's `frozen` ones.
-          labels_N: int32 classes; -1, only without classifiers, where none is told.
-          seed: image number i of a seed is the same whatever the batch, on one kind of runtime.
+          state: a state with the prior's arrays and its frozen tokenizer's arrays.
+          labels_N: int32 classes; -1 where none is told, which is possible only without a classifier.
+          seed: seed for the draws; image number i is the same for any batch size, on the same kind of runtime.
         """
         batches = draw_batches(
             self._draw, self._task, state, self._runtime, labels_N, self._batch_size, seed)
@@ -117,7 +117,7 @@ class CandidateSampler:
             yield Candidates(labels_B, images_BHWC[:len(labels_B)], *verdicts)
 
     def _look_at(self, state: State, frozen: State, tokens_BNK: Tensor) -> list[Tensor]:
-        """Images of tokens, uint8 [B, H, W, C], and the classifier's logits [B, Y]."""
+        """The images of tokens, uint8 [B, H, W, C], and the classifier's logits [B, Y]."""
         with torch.no_grad():
             context, objective = Context(self._runtime.kernels), self._task.objective
             images_BCHW = objective.images(state, tokens_BNK, context)  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ class CandidateSampler:
 
 
 def check_classifier(classifier: Classifier, num_classes: int, image_size: int) -> None:
-    """Raises ValueError unless a classifier is for a prior's classes and images."""
+    """Raises ValueError unless a classifier fits a prior's classes and images."""
     _check_same("classifier", "num_classes", num_classes, classifier.num_classes)
     _check_same("classifier", "image_size", image_size, classifier.image_size)
 
@@ -138,7 +138,7 @@ def _check_same(name: str, number: str, wanted: int, got: int) -> None:
 
 
 def verdicts_of(logits_MBY: list[np.ndarray], labels_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each classifier the log-probabilities of the wanted classes and whether they are the likeliest, [M, B]."""
+    """Each classifier's log-probabilities of the wanted classes, and whether these are the likeliest, [M, B]."""
     shape, here_B = (len(logits_MBY), len(labels_B)), np.arange(len(labels_B))
     scores_MB, hits_MB = np.empty(shape, np.float32), np.empty(shape, bool)
     for m, logits_BY in enumerate(logits_MBY):
@@ -149,16 +149,16 @@ def verdicts_of(logits_MBY: list[np.ndarray], labels_B: np.ndarray) -> tuple[np.
 
 
 def accepted(batches: Iterable[Candidates], rate: float) -> Iterator[Candidates]:
-    """The candidates that the first classifier accepts, holding no more of them than those of a class and one batch.
+    """The candidates that the first classifier accepts; holds at most one class and one batch in memory.
 
     Args:
       batches: all candidates, sorted by label.
-      rate: of acceptance.
+      rate: the acceptance rate.
     """
     held: Candidates | None = None
     for batch in batches:
         held = _join(held, batch) if held else batch
-        is_last_B = held.labels_B == held.labels_B[-1]  # of which more may come
+        is_last_B = held.labels_B == held.labels_B[-1]  # more of this class may come
         if not is_last_B.all():
             yield _accepted_of(_part(held, ~is_last_B), rate)
             held = _part(held, is_last_B)
@@ -182,11 +182,11 @@ def _join(a: Candidates, b: Candidates) -> Candidates:
 
 @dataclasses.dataclass(frozen=True)
 class Acceptance:
-    """What `launch.sample` does with what it draws; in gin files, `sample`.
+    """How `launch.sample` selects among its samples; its name in gin files is `sample`.
 
     Attributes:
-      classifier: its probability of the wanted class is the score.
-      acceptance_rate: share of the samples of a class that is accepted; 1.0 accepts all, and needs no classifier.
+      classifier: the classifier whose probability of the wanted class is the score.
+      acceptance_rate: the share of a class's samples that is accepted; 1.0 accepts all and needs no classifier.
     """
 
     classifier: Classifier | None = None
@@ -200,18 +200,18 @@ class Acceptance:
 
 
 class Rejection:
-    """Judges those samples that a classifier accepts, at several acceptance rates: a metric of `evaluation.Samples`.
+    """Judges the samples that a classifier accepts, at several acceptance rates: a metric for `evaluation.Samples`.
 
-    The classifier that accepts images finds what it accepted more accurate by construction, also where it is wrong; a
-    judge that had no part in it says how much of that is true.
+    A classifier that accepts images always finds the accepted images more accurate, even where it is wrong. An
+    independent judge shows how much of this is true.
 
-    For every rate and classifier, the share of accepted images whose wanted class it holds likeliest (`top1`) and its
-    mean probability of that class; and an accepted image of each of eight classes.
+    For every rate and classifier it shows the share of accepted images whose wanted class is the likeliest (`top1`),
+    the mean probability of that class, and an accepted image from each of eight classes.
 
     Args:
-      classifier: selects.
-      rates: of acceptance; Table 6's unless given.
-      judge: another classifier, trained on its own; None does without.
+      classifier: the classifier that selects.
+      rates: the acceptance rates; by default those of Table 6.
+      judge: another classifier, trained independently; None for no judge.
     """
 
     needs = ("images_BCHW", "labels_B")
@@ -253,7 +253,7 @@ class _Judged:
         labels_B = observed["labels"][valid_B]
         verdicts = verdicts_of([observed[f"logits/{name}"][valid_B] for name in self._names], labels_B)
         images_BHWC = observed["images"][valid_B]
-        # Of most classes no image is shown, and none is kept.
+        # For most classes no image is shown, so none is kept.
         images_BHWC = images_BHWC if (labels_B < NUM_SHOWN).any() else images_BHWC[:, :0, :0]
         self._seen.append(Candidates(labels_B, images_BHWC, *verdicts))
 
@@ -269,7 +269,7 @@ class _Judged:
             for m, name in enumerate(self._names):
                 results[f"rejection/{name}_top1_at_{rate:g}"] = float(hits_MN[m, accepted_N].mean())
                 results[f"rejection/{name}_probability_at_{rate:g}"] = float(np.exp(scores_MN[m, accepted_N]).mean())
-            # Of every class the first that is accepted: not the best one.
+            # For every class the first accepted image, not the best one.
             classes, first = np.unique(labels_N[accepted_N], return_index=True)
             chosen = np.flatnonzero(accepted_N)[first[classes < NUM_SHOWN]]
             results[f"images/accepted_at_{rate:g}"] = np.stack([images_N[number] for number in chosen])

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that holds its figures, images and charts, and asks the network for nothing.
+"""The report of a run: one HTML file with its figures, images and charts, which needs no network.
 
     B images, H height, W width, C channels; K codes; L layers
 """
@@ -21,12 +21,12 @@ from vqim.evaluation import charts, codebook, distances
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """What a figure has to reach, such as `Bar("at least", 20.0)` or `Bar("above", 63.1, "raw pixels")`.
+    """A threshold for a figure, such as `Bar("at least", 20.0)` or `Bar("above", 63.1, "raw pixels")`.
 
     Attributes:
-      kind: how the figure must lie to the threshold.
+      kind: how the figure must compare with the threshold.
       threshold: in the figure's unit.
-      reason: where the threshold comes from, if that needs saying.
+      reason: where the threshold comes from; may be empty.
     """
 
     kind: Literal["at least", "above", "at most", "below"]
@@ -34,22 +34,22 @@ class Bar:
     reason: str = ""
 
     def passed(self, value: float) -> bool:
-        """Whether a value reaches the bar; one that is not a number never does."""
+        """Whether a value reaches the bar; NaN never does."""
         return {"at least": value >= self.threshold, "above": value > self.threshold,
                 "at most": value <= self.threshold, "below": value < self.threshold}[self.kind]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A headline figure, the trivial answers that it should be held against, and what it has to reach.
+    """A headline figure, its trivial baselines, and what it has to reach.
 
     Attributes:
       name: what is measured.
-      value: of this run.
-      unit: written behind every number: "dB", "%" (values from 0 to 100) or "bits".
-      baselines: values of other answers by name, in the same unit.
-      bars: all that it has to reach; a missed one is shown as missed.
-      digits: behind the point.
+      value: the value in this run.
+      unit: written after every number: "dB", "%" (values from 0 to 100) or "bits".
+      baselines: the values of trivial answers by name, in the same unit.
+      bars: all bars that it has to reach; a missed bar is shown as missed.
+      digits: the number of digits after the decimal point.
     """
 
     name: str
@@ -71,23 +71,23 @@ class ProbeAccuracies:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a report shows. Sections whose content is empty or None are left out.
+    """The content of a report. Sections whose content is empty or None are left out.
 
     Attributes:
-      title: of the page.
+      title: the title of the page.
       summary: one or two sentences under the title.
       machine: what it ran on.
       date: when it ended.
       seconds: how long it took.
       measures: the headline figures.
       originals_BHWC: uint8 images.
-      reconstructions_BHWC: uint8, what the tokenizer makes of them.
+      reconstructions_BHWC: uint8, the tokenizer's reconstructions of them.
       image_names: a name for each of them; used for captions and alternative texts.
       code_counts_K: how often each code occurs in the validation set's tokens.
       loss_curves: for each run (stage 1, stage 2, probe) its curves by name, each (steps, values).
-      samples: uint8 generated images [B, H, W, C] by class name; as they came, none picked out (the caption says so).
+      samples: uint8 generated images [B, H, W, C] by class name, not selected by hand (the caption says so).
       probe: accuracies by layer.
-      commands: command lines that make this run again.
+      commands: command lines that repeat this run.
       config: the operative configuration.
     """
 
@@ -108,7 +108,7 @@ class Report:
     config: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ValueError where images are not uint8 [B, H, W, 3] or do not belong together."""
+        """Raises ValueError if images are not uint8 [B, H, W, 3] or do not match each other."""
         shapes = [images if images is None else images.shape
                   for images in (self.originals_BHWC, self.reconstructions_BHWC)]
         if shapes[0] != shapes[1]:
@@ -123,10 +123,10 @@ class Report:
 
 
 def write_report(path: str | pathlib.Path, report: Report) -> None:
-    """Writes the report as one HTML file that needs no other file, no network and no script.
+    """Writes the report as an HTML file that needs no other file, no network and no script.
 
     Args:
-      path: of the file; its folder exists.
+      path: the path of the file; its folder must exist.
       report: what to show.
     """
     numbered = _Numbering()
@@ -143,7 +143,7 @@ def write_report(path: str | pathlib.Path, report: Report) -> None:
 
 
 class _Numbering:
-    """Counts the figures, so that captions have numbers as in a paper."""
+    """Counts the figures, to number captions as in a paper."""
 
     def __init__(self) -> None:
         self._last = 0
@@ -267,7 +267,7 @@ def _how(report: Report) -> str:
 
 
 def _image(image_HWC: np.ndarray, alt: str) -> str:
-    """An <img> that carries its own PNG."""
+    """An <img> that contains its own PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "PNG", optimize=True)
     height, width = image_HWC.shape[:2]

@@ -1,4 +1,4 @@
-"""Metrics of tokens: how codes are used, and how likely a prior holds them.
+"""Metrics for tokens: how codes are used, and how likely they are under a prior.
 
     B batch, N positions, K codes a position
 """
@@ -20,8 +20,8 @@ from vqim.state.leaf import State
 class CodebookUse:
     """How many codes are used and how evenly, for each level of tokens.
 
-    Shown as `codebook/usage` and so on, with several levels as `codebook/level_0/usage`. Of these, `usage_per_batch`
-    is ViT-VQGAN's "Codebook Usage" (Table 4).
+    Results are named `codebook/usage` and so on, or `codebook/level_0/usage` with several levels. `usage_per_batch` is
+    ViT-VQGAN's "Codebook Usage" (Table 4).
     """
 
     needs = ("tokens_BNK",)
@@ -48,7 +48,7 @@ class _Use:
             statistics.add(indices, valid_B)
 
     def result(self) -> dict[str, Any]:
-        """See `CodebookStatistics.result`; and a histogram."""
+        """The results of `CodebookStatistics.result`, and a histogram."""
         found: dict[str, Any] = {}
         for name, statistics in zip(self._grid.codebook_names, self._levels, strict=True):
             found |= {f"{name}/{measure}": value for measure, value in statistics.result().items()}
@@ -58,10 +58,10 @@ class _Use:
 
 
 class Likelihood:
-    """What a prior measures of images' tokens; where that is bits, also what they save.
+    """A prior's measures of images' tokens; if these are bits, also the bits that the prior saves.
 
-    `unigram_bits_per_token` is the entropy of tokens' unigram distributions, one for each level, a mean over
-    positions; `bits_saved` is the share of it that the prior does without.
+    `unigram_bits_per_token` is the entropy of the tokens' unigram distribution in each level, as a mean over positions.
+    `bits_saved` is the share of it that the prior saves.
     """
 
     needs = ("tokens_BNK", "measures")
@@ -89,7 +89,7 @@ class _Likelihood:
             counts += count_codes(indices, len(counts))
 
     def result(self) -> dict[str, Any]:
-        """The means of what the prior measured, and the unigram entropy."""
+        """The means of the prior's measures, and the unigram entropy."""
         means = self._means.result()
         unigram = sum(level.num_positions * entropy_bits(counts)
                       for level, counts in zip(self._grid.levels, self._counts, strict=True))

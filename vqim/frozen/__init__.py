@@ -1,1 +1,1 @@
-"""Networks that are not trained here: those that a package ships, those of files, those of other runs."""
+"""Networks that are not trained here. Their arrays come from a package, a file or another run."""

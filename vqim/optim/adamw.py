@@ -38,8 +38,8 @@ class AdamW:
           beta1: decay of the first moment, in [0, 1).
           beta2: decay of the second moment, in [0, 1).
           eps: added to the root of the second moment; positive.
-          weight_decay: of matrices and tables, scaled by the learning rate.
-          groups: which parameters deviate, by name; they cover every parameter exactly once.
+          weight_decay: weight decay of matrices and tables, scaled by the learning rate.
+          groups: exceptions for parameters by name; they must cover every parameter exactly once.
         """
         require(0 <= beta1 < 1, "beta1", "in [0, 1)", beta1)
         require(0 <= beta2 < 1, "beta2", "in [0, 1)", beta2)
@@ -50,7 +50,7 @@ class AdamW:
         self._treatments: dict[str, Treatment] = {}
 
     def init_spec(self, params: Spec, untrained: Iterable[str] = ()) -> Spec:
-        """Two float32 slots for each parameter, of its shape and axes; see `Optimizer.init_spec`."""
+        """Two float32 slots for each parameter, with its shape and axes; see `Optimizer.init_spec`."""
         self._treatments = assign(params, self.groups, self.weight_decay, untrained)
         return {
             f"{slot}/{name}": Leaf(leaf.shape, Constant(0.0), leaf.axes)
@@ -74,11 +74,11 @@ class AdamW:
     def _fused(
         self, w: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, weight_decay: float, t: Tensor, keep: Tensor,
     ) -> Tensor:
-        """The same by the kernel behind `torch.optim.AdamW(fused=True)`; returns the update's norm.
+        """One update of one parameter, by the kernel behind `torch.optim.AdamW(fused=True)`; returns its norm.
 
-        Its own decay, w (1 - rate weight_decay), is lost where the factor rounds to 1 in float32. So it makes the
-        decrease alone, by a negative rate and from zero, and the decay is added to that before w rounds the sum. Its
-        `found_inf` is what a gradient scaler uses to skip a step, on the device: the opposite of `keep`.
+        The kernel's own decay, w (1 - rate weight_decay), is lost where the factor rounds to 1 in float32. So the
+        kernel computes only the decrease, with a negative rate and from zero. The decay is added to it before w rounds
+        the sum. A gradient scaler uses `found_inf` to skip a step on the device; it is the opposite of `keep`.
         """
         decrease = torch.zeros_like(w)
         torch._fused_adamw_(
@@ -86,13 +86,13 @@ class AdamW:
             eps=self.eps, amsgrad=False, maximize=False, found_inf=1 - keep.to(torch.float32))
         if weight_decay:
             decrease.addcmul_(w, rate * weight_decay).masked_fill_(~keep, 0.0)
-        w.sub_(decrease)  # subtracting +0.0 leaves every bit as it was, also that of -0.0
+        w.sub_(decrease)  # subtracting +0.0 keeps every bit, even of -0.0
         return torch.linalg.vector_norm(decrease)
 
     def _written_out(
         self, w: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, weight_decay: float, t: Tensor, keep: Tensor,
     ) -> Tensor:
-        """One update of one parameter, in elementary operations, which XLA fuses; returns its norm."""
+        """One update of one parameter in elementary operations, which XLA fuses; returns its norm."""
         new_m = m.lerp(g, 1 - self.beta1)
         new_v = (v * self.beta2).addcmul_(g, g, value=1 - self.beta2)
         root = new_v.sqrt().div_(one_minus_power(self.beta2, t).sqrt()).add_(self.eps)
@@ -102,7 +102,7 @@ class AdamW:
         decrease = torch.where(keep, decrease, 0.0)
         m.copy_(torch.where(keep, new_m, m))
         v.copy_(torch.where(keep, new_v, v))
-        w.sub_(decrease)  # subtracting +0.0 leaves every bit as it was, also that of -0.0
+        w.sub_(decrease)  # subtracting +0.0 keeps every bit, even of -0.0
         return torch.linalg.vector_norm(decrease)
 
 

@@ -2,7 +2,7 @@
 
 
 def require(satisfied: bool, argument: str, allowed: str, got: object) -> None:
-    """Raises ValueError naming the argument, what it may be and what it was, unless `satisfied`."""
+    """Raises ValueError, with the argument's name, allowed values and actual value, unless `satisfied`."""
     if not satisfied:
         raise ValueError(f"{argument} must be {allowed}, got {got!r}")
 

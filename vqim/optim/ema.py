@@ -1,7 +1,7 @@
-"""Exponential moving averages (EMA) of a network's parameters, which evaluation takes in place of the parameters.
+"""Exponential moving averages (EMA) of a network's parameters, which evaluation uses instead of the parameters.
 
-Between two networks that contend with each other each step undoes a part of the one before; the average does not
-(Yazici et al., 2019). StyleGAN2 and MaskGIT's tokenizer, among others, are evaluated so.
+If two networks are adversaries, each step undoes a part of the one before, and the average removes this (Yazici et al.,
+2019). StyleGAN2 and MaskGIT's tokenizer, among others, are evaluated with such averages.
 """
 import dataclasses
 
@@ -22,7 +22,7 @@ def ema_spec(network: str, params: Spec) -> Spec:
 
 
 def ema_rate(ema_decay: float, step: int) -> float:
-    """How far the average goes towards the parameters after update number `step`, counted from 0.
+    """The share of the way that the average moves towards the parameters after update number `step`, from 0.
 
     1 at first, then 10 / (10 + step), so that the average forgets how training began, and 1 - `ema_decay` in the end.
     """
@@ -33,9 +33,9 @@ def update_ema(state: State, network: str, rate: Tensor, keep: Tensor) -> None:
     """Moves `ema/<network>` towards `params/<network>`, in place.
 
     Args:
-      state: of the whole task, after the update.
+      state: the whole task's state, after the update.
       network: its name in the state.
-      rate: scalar of `ema_rate`.
+      rate: the value of `ema_rate`, a scalar.
       keep: bool scalar; where it is False nothing changes.
     """
     params = select(state, sections.params(network))

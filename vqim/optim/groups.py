@@ -1,4 +1,4 @@
-"""Parameter groups: which parameters are decayed, and by which factor each one's learning rate is scaled."""
+"""Parameter groups: which parameters have weight decay, and by which factor each learning rate is scaled."""
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
@@ -14,8 +14,8 @@ class Group:
     Attributes:
       pattern: a regular expression for the whole name (`re.fullmatch`).
       learning_rate_multiplier: scales the learning rate, and with it the decay.
-      weight_decay: of every parameter in the group; None gives matrices and tables the optimizer's own weight
-        decay and vectors (biases, gains) and scalars none.
+      weight_decay: weight decay for every parameter in the group. None gives matrices and tables the optimizer's own
+        weight decay, and vectors (biases, gains) and scalars none.
     """
 
     pattern: str = ".*"
@@ -35,7 +35,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Treatment:
-    """What a group says of one parameter."""
+    """A group's settings for one parameter."""
 
     learning_rate_multiplier: float
     weight_decay: float
@@ -49,11 +49,11 @@ def assign(
     Args:
       params: the parameters.
       groups: they must cover every parameter exactly once.
-      weight_decay: of the matrices and tables in groups that do not set their own.
-      untrained: names of parameters that are not trained: a group may hold nothing else.
+      weight_decay: weight decay for matrices and tables in groups that do not set their own.
+      untrained: names of parameters that are not trained; a group may match only such names.
 
     Raises:
-      ValueError: where a parameter is in no group or in several, or a group holds no parameter.
+      ValueError: a parameter is in no group or in several, or a group has no parameter.
     """
     treatments = {}
     frozen = list(untrained)
@@ -76,5 +76,5 @@ def assign(
 
 
 def is_decayed(leaf: Leaf) -> bool:
-    """Whether weight decay is meant for it: matrices, kernels and tables, not vectors or scalars (stacked or not)."""
+    """Whether weight decay applies: to matrices, kernels and tables, not to vectors or scalars (stacked or not)."""
     return len(leaf.shape) - (leaf.num_layers is not None) >= 2

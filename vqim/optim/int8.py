@@ -17,13 +17,13 @@ def quantise(x: Tensor, dims: Sequence[int], noise: Tensor | None = None) -> tup
     """Rounds `x` to int8, scaled so that the largest magnitude along `dims` becomes 127.
 
     Args:
-      x: float32 array; finite, for an int8 cannot say NaN.
+      x: float32 array; finite, since int8 has no NaN.
       dims: dimensions that share a scale, counted from 0.
-      noise: None rounds to the nearest level, halves to even. Uniform draws from [0, 1) of the shape of `x` round
-        up with the probability that makes the expected result equal to `x`.
+      noise: None rounds to the nearest level, halves to even. Uniform draws from [0, 1) with the shape of `x`
+        round up with the probability that makes the expected result equal to `x`.
 
     Returns:
-      int8 values of the shape of `x`, and float32 scales of its shape without `dims`. Where the largest magnitude
+      int8 values with the shape of `x`, and float32 scales with its shape without `dims`. Where the largest magnitude
       is below 127 times the smallest normal float32, both are zero.
     """
     scale = x.abs().amax(tuple(dims)) * (1 / LARGEST)
@@ -34,12 +34,12 @@ def quantise(x: Tensor, dims: Sequence[int], noise: Tensor | None = None) -> tup
 
 
 def dequantise(q: Tensor, scale: Tensor, dims: Sequence[int]) -> Tensor:
-    """The float32 values that `quantise` kept; quantising them again gives the same int8 values."""
+    """The float32 values of a quantised array; quantising them again gives the same int8 values."""
     return q.to(torch.float32).mul_(expand(scale, dims))
 
 
 def expand(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """Puts dimensions of size 1 back where a reduction over `dims` took them out."""
+    """Inserts dimensions of size 1 where a reduction over `dims` removed them."""
     for dim in sorted(dims):
         x = x.unsqueeze(dim)
     return x
@@ -50,10 +50,10 @@ def rounding_noise(key: Tensor, shape: Sequence[int]) -> Tensor:
 
     Args:
       key: int32 scalar.
-      shape: of the result, of at most 2^31 elements.
+      shape: the shape of the result, with at most 2^31 elements.
     """
     positions = torch.arange(torch.Size(shape).numel(), dtype=torch.int32, device=key.device)
     bits = fold_key(key, positions).reshape(tuple(shape))
-    # cleared first: torch_xla shifts right by dividing, which rounds negative numbers towards zero
+    # Low bits are cleared first: torch_xla shifts right by dividing, which rounds negative numbers towards zero.
     top = ((bits & -0x100) >> 8) & 0xFFFFFF
     return top.to(torch.float32) * 2.0**-24

@@ -1,4 +1,4 @@
-"""How the memory of Adafactor is laid out for each parameter: what is factored, and which elements share a scale."""
+"""The layout of Adafactor's slots for each parameter: what is factored, and which elements share a scale."""
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ import torch
 
 from vqim.state.leaf import Leaf, Spec
 
-# An array whose preferred scale would serve fewer elements has one scale (per layer) instead: 4 bytes are then a lot.
+# If fewer elements would share a scale of 4 bytes, the array has one scale (per layer) instead.
 MIN_SHARING = 32
 
 
@@ -17,8 +17,8 @@ class Layout:
 
     Attributes:
       leaf: the parameter.
-      inner: all dimensions but 'layers': statistics "of the tensor" are taken over these.
-      factored: (row, column) of the factored second moment; None keeps it whole.
+      inner: all dimensions except 'layers'; statistics of "the tensor" are taken over these.
+      factored: the dimensions (row, column) of the factored second moment; None if it is not factored.
       shared: the dimensions along which elements of an int8 first moment share a scale; empty for scalars, which
         are never quantised.
     """
@@ -29,7 +29,7 @@ class Layout:
     shared: tuple[int, ...]
 
     def slot(self, without: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Leaf:
-        """A slot of zeros with the parameter's dimensions and axes except those in `without`."""
+        """A slot of zeros with the parameter's dimensions and axes, except those in `without`."""
         kept = [dim for dim in range(len(self.leaf.shape)) if dim not in without]
         return Leaf(tuple(self.leaf.shape[d] for d in kept), axes=tuple(self.leaf.axes[d] for d in kept), dtype=dtype)
 
@@ -40,11 +40,11 @@ def lay_out(params: Spec, min_factored_size: int, factor_rules: Mapping[str, tup
     Args:
       params: the parameters.
       min_factored_size: the second moment is factored where the second largest dimension is at least this long.
-      factor_rules: exceptions: a regular expression for the whole name gives the two axes to factor over, or ()
-        to keep the second moment whole.
+      factor_rules: exceptions: a regular expression for whole names -> the two axes to factor over, or () for an
+        unfactored second moment.
 
     Raises:
-      ValueError: where a rule fits no parameter, a parameter fits two rules, or a rule names axes it has not.
+      ValueError: a rule matches no parameter, two rules match a parameter, or a rule names axes that it does not have.
     """
     unused = set(factor_rules)
     layouts = {}
@@ -82,8 +82,8 @@ def _named_dims(name: str, leaf: Leaf, words: tuple[str, ...]) -> tuple[int, int
 
 
 def _sharing_dims(leaf: Leaf, inner: tuple[int, ...]) -> tuple[int, ...]:
-    """One scale for each output unit of a kernel, and for each row of a table (a rare word has small updates of its
-    own); one for a whole vector."""
+    """One scale for each output unit of a kernel and for each row of a table, since a rare word has small updates; one
+    scale for a whole vector."""
     words = {leaf.axes[dim]: dim for dim in inner}
     if "out" in words:
         preferred = tuple(dim for dim in inner if dim != words["out"])

@@ -1,4 +1,4 @@
-"""What every training step is made of: gradients, over micro-batches or a whole batch, and a network's update."""
+"""The parts of every training step: gradients, over micro-batches or a whole batch, and a network's update."""
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,9 +18,9 @@ Sums = TypeVar("Sums")
 
 
 def gradients(loss: Tensor, leaves: State, *, retain_graph: bool = False) -> State:
-    """The gradient of a scalar loss for each leaf; the graph is gone then, unless another loss needs it.
+    """The gradient of a scalar loss for each leaf; frees the graph unless `retain_graph`.
 
-    They lie in memory in the order of their dimensions. Those of convolutions come otherwise, and kernels that go
+    The gradients are contiguous. Autograd gives those of convolutions in another memory order, and kernels that go
     through memory (`torch._fused_adamw_`) would add them to the wrong elements.
 
     Raises:
@@ -39,16 +39,16 @@ def accumulate(
     compute: Callable[[dict[str, Tensor], Tensor, int], tuple[Means, Sums]], batch: dict[str, Tensor], key: Tensor,
     num_micro_batches: int,
 ) -> tuple[Means, Sums]:
-    """Gradients, metrics and sums of a batch in the memory of a part of it.
+    """Gradients, metrics and sums of a batch, with the memory for only a part of it.
 
     Args:
-      compute: from a micro-batch, a random key and the micro-batch's number, two nested dicts: means over images, such
-        as gradients and losses, which become the means of the micro-batches', and sums, which add up; both in float32.
-        What is not a mean (a norm, R1 with batch statistics) becomes the mean of the micro-batches' own.
-      batch: arrays of a whole batch, cut along the first axis. Rows alternate between micro-batches, so that those of
-        one device stay there.
-      key: of the step; each micro-batch has one of its own.
-      num_micro_batches: 1 is `compute(batch, key, 0)`.
+      compute: returns two nested float32 dicts from a micro-batch, a random key and the micro-batch's index. The first
+        has means over images, such as gradients and losses, which are averaged over micro-batches; the second has sums,
+        which are added. Values that are not means (a norm, R1 with batch statistics) are averaged too.
+      batch: the arrays of a whole batch, cut along the first axis. Rows alternate between micro-batches, so that rows
+        on a device stay there.
+      key: the step's key, from which each micro-batch gets its own.
+      num_micro_batches: the number of micro-batches; 1 is `compute(batch, key, 0)`.
     """
     if num_micro_batches == 1:
         return compute(batch, key, 0)
@@ -66,19 +66,20 @@ def update_network(
     state: State, network: str, grads: State, optimizer: Optimizer, *, learning_rate: Tensor, step: Tensor,
     keep: Tensor, max_gradient_norm: float | None = None,
 ) -> dict[str, Tensor]:
-    """One update, in place, of those of `params/<network>` that have gradients, and of `optimizer/<network>`.
+    """Updates, in place, those of `params/<network>` that have gradients, and `optimizer/<network>`.
 
     Args:
-      state: of the whole task.
-      network: its name in the state.
-      grads: of its parameters.
-      optimizer: of the network.
-      learning_rate, step: scalars for the optimizer.
+      state: the whole task's state.
+      network: the network's name in the state.
+      grads: the gradients of its parameters.
+      optimizer: its optimizer.
+      learning_rate: a scalar for the optimizer.
+      step: a scalar for the optimizer.
       keep: bool scalar; where it is False nothing changes.
       max_gradient_norm: gradients are scaled down to this global norm; None leaves them.
 
     Returns:
-      `gradient_norm`, before clipping, and what the optimizer shows.
+      `gradient_norm`, before clipping, and the optimizer's metrics.
     """
     if max_gradient_norm is None:
         norm = global_norm(grads.values())

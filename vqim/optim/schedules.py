@@ -1,7 +1,7 @@
 """Learning rates: functions of the step, computed on the host in double precision.
 
-A step counts from 0 and is the number of the update about to be made. The value enters a compiled step as a
-tensor, so that a new learning rate is no new program.
+Steps count from 0; a step is the number of the update about to be made. The value enters a compiled step as a
+tensor, so that a new learning rate needs no new program.
 """
 import dataclasses
 import math
@@ -15,7 +15,7 @@ class Constant:
 
     Attributes:
       peak: the learning rate.
-      warmup_steps: how many updates ramp up to it; the last of them has the full rate. Zero for none.
+      warmup_steps: the number of updates that ramp up to it; the last of them has the full rate. Zero for none.
     """
 
     peak: float
@@ -38,7 +38,7 @@ class WarmupCosine:
     Attributes:
       peak: the highest learning rate, reached by the last warm-up step.
       final: the learning rate at `total_steps` and after.
-      warmup_steps: how many updates ramp up linearly.
+      warmup_steps: the number of updates that ramp up linearly.
       total_steps: where the cosine ends, counted from the start of training.
     """
 
@@ -70,7 +70,7 @@ class WarmupExponential:
     Attributes:
       peak: the learning rate of the plateau.
       final: the learning rate at `total_steps` and after.
-      warmup_steps: how many updates ramp up linearly.
+      warmup_steps: the number of updates that ramp up linearly.
       decay_start: the step at which the decay begins.
       total_steps: where the decay ends, counted from the start of training.
     """
@@ -94,7 +94,7 @@ class WarmupExponential:
 
 
 def _warmup(step: int, warmup_steps: int) -> float:
-    """Ramps from 1 / warmup_steps at step 0 to 1, so that no update is thrown away on a rate of zero."""
+    """Ramps from 1 / warmup_steps at step 0 to 1, so that no update has a rate of zero."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 

@@ -1,1 +1,1 @@
-"""Stage 2: the distribution of tokens."""
+"""Stage 2: priors, which model the distribution of tokens."""

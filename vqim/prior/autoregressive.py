@@ -1,6 +1,6 @@
 """VIM: a decoder-only transformer over raster tokens. ViT-VQGAN section 4, Table 2.
 
-    B batch, N tokens of an image, n tokens of one level, K = 1 codes a position, D width, L layers
+    B batch, N tokens of an image, n tokens in one level, K = 1 codes at each position, D width, L layers
     V largest vocabulary of a level, T all levels' vocabularies together
 """
 import itertools
@@ -27,20 +27,23 @@ _INIT = Normal(0.02)
 class AutoregressivePrior(nn.Module):
     """P(x) = prod_i P(x_i | x_1 ... x_{i-1}, class), equation (2).
 
-    The input is a class token and all image tokens but the last; each token carries a learned 2D position. Without
-    classes, or for an image whose class is not told, the class token is the same for all.
+    The input is a class token and all image tokens except the last, each with a learned 2D position. Without classes,
+    or for an image whose class is not told, the class token is the same for all.
 
-    Several levels of tokens follow one another, each with positions of its own. Their vocabularies have no code in
-    common: each level has its rows of the token table and its columns of the head. Where vocabularies differ in size,
-    the logits of codes that a level does not have are -inf.
+    Several levels of tokens follow one another, each with its own positions. Their vocabularies share no codes: each
+    level has its own rows in the token table and its own columns in the head. Where vocabularies differ in size, the
+    logits of codes that a level does not have are -inf.
 
     Args:
-      grid: of the tokenizer whose tokens are modelled.
-      num_classes: of the labels; 0 models images without them.
-      width, num_layers, num_heads, hidden: Table 2's 'Model Dim', '#Blocks', '#Heads', 'Hidden Dim'.
-      dropout_rate: on residual branches, activations and attention outputs; 0.1 in the paper.
-      class_dropout_rate: share of training images whose class is not told, so that one model also serves
-        without classes (its features, above all); 0 in the paper.
+      grid: the token grid of the tokenizer whose tokens are modelled.
+      num_classes: the number of classes; 0 models images without classes.
+      width: the transformer's width, 'Model Dim' in Table 2.
+      num_layers: the number of transformer blocks, '#Blocks' in Table 2.
+      num_heads: the number of attention heads, '#Heads' in Table 2.
+      hidden: the hidden width of the feed-forward, 'Hidden Dim' in Table 2.
+      dropout_rate: the dropout rate on residual branches, activations and attention outputs; 0.1 in the paper.
+      class_dropout_rate: the share of training images whose class is not told, so that one model also works without
+        classes, mainly for its features; 0 in the paper.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class AutoregressivePrior(nn.Module):
         self.grid, self.num_classes, self.class_dropout_rate = grid, num_classes, class_dropout_rate
         sizes = [level.vocabulary for level in grid.levels]
         self.num_steps, self.vocabulary = grid.num_positions, max(sizes)
-        # Where levels begin, and the last one ends: positions in the sequence, rows of the table.
+        # Where levels begin, and the last one ends: positions in the sequence, rows in the table.
         self._starts = list(itertools.accumulate((level.num_positions for level in grid.levels), initial=0))
         self._rows = list(itertools.accumulate(sizes, initial=0))
         self.num_layers, self.num_heads, self.width = num_layers, num_heads, width
@@ -73,7 +76,7 @@ class AutoregressivePrior(nn.Module):
         self.head = Dense(width, sum(sizes), _INIT)
 
     def forward(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
-        """Logits [B, N, V] of each token given those before it, in the context's dtype; labels -1 are not told."""
+        """Logits [B, N, V] of each token, given those before it, in the context's dtype; a label of -1 is not told."""
         x_BND = torch.cat([self._embed_class(tokens_BNK, labels_B, context),
                            self._embed_tokens(tokens_BNK, context)[:, :-1]], 1)
         x_BND = self.norm(self.blocks(x_BND, context), context)
@@ -83,12 +86,12 @@ class AutoregressivePrior(nn.Module):
     def loss(
         self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of -log P over tokens, in nats, shown in bits too."""
+        """The mean of -log P over tokens, in nats, and metrics, where it is also in bits."""
         loss = self.token_losses(tokens_BNK, labels_B, context).mean()
         return loss, {"loss/bits_per_token": loss.detach() / NATS_PER_BIT}
 
     def measure(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> dict[str, Tensor]:
-        """Of each image the mean bits of a token, and the share of tokens that are the likeliest ones."""
+        """Each image's mean bits per token, and the share of its tokens that are the likeliest ones."""
         logits_BNV = self(tokens_BNK, labels_B, context).float()
         tokens_BN = tokens_BNK[..., 0]
         nats_BN = F.cross_entropy(rearrange(logits_BNV, "b n v -> b v n"), tokens_BN, reduction="none")
@@ -102,9 +105,9 @@ class AutoregressivePrior(nn.Module):
     def token_losses(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """-log P of each token, float32 [B, N], in nats.
 
-        Written so that float32 logits exist inside of reductions alone. F.cross_entropy keeps an array of its own for
-        the backward pass: with 8 x 1024 tokens and 8192 codes a TPU needs 257 MiB for it and the bfloat16 logits, and
-        128 this way (TPU compiler, v4, libtpu 0.0.23).
+        In this form, float32 logits exist only inside reductions. F.cross_entropy keeps another array for the backward
+        pass. With 8 x 1024 tokens and 8192 codes, a TPU needs 257 MiB for it and the bfloat16 logits, but 128 MiB in
+        this form (TPU compiler, v4, libtpu 0.0.23).
         """
         logits_BNV = self(tokens_BNK, labels_B, context).float()
         codes_V = torch.arange(self.vocabulary, device=tokens_BNK.device)
@@ -117,7 +120,7 @@ class AutoregressivePrior(nn.Module):
         return self.blocks.collect(x_BMD, context, lambda x_BMD: x_BMD[:, 1:].float().mean(1))
 
     def empty_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """Keys and values of no position yet, [L, B, heads, N, width of a head]."""
+        """An empty cache of keys and values, [L, B, heads, N, width of a head]."""
         shape = (self.num_layers, batch_size, self.num_heads, self.num_steps, self.width // self.num_heads)
         return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("keys", "values")}
 
@@ -151,11 +154,11 @@ class AutoregressivePrior(nn.Module):
         return F.pad(logits_BnV, (0, missing), value=-torch.inf) if missing else logits_BnV
 
     def _positions(self) -> Tensor:
-        """What is learnt of every position, [N, D]."""
+        """The learned vectors of all positions, [N, D]."""
         return torch.cat([rearrange(getattr(self, name), "h w d -> (h w) d") for name in self._position_names])
 
     def _first_row(self, positions: Tensor) -> Tensor:
-        """The row of the token table at which the vocabulary of positions' level begins, int64 of any shape."""
+        """The first row in the token table for the level of each position, int64 of any shape."""
         rows = torch.zeros_like(positions, dtype=torch.int64)
         for start, row in zip(self._starts[1:-1], self._rows[1:-1], strict=True):
             rows = torch.where(positions >= start, row, rows)
@@ -167,7 +170,7 @@ class AutoregressivePrior(nn.Module):
         return (tokens_BND + self._positions()).to(context.dtype)
 
     def _embed_class(self, like_B: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
-        """[B, 1, D]."""
+        """The class tokens, [B, 1, D]."""
         if labels_B is None or self.num_classes == 0:
             labels_B = torch.full_like(like_B.reshape(like_B.shape[0], -1)[:, 0], self.num_classes, dtype=torch.int64)
         labels_B = labels_B.long()

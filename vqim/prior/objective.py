@@ -1,4 +1,4 @@
-"""Stage 2: what a prior over a frozen tokenizer's tokens learns from, and what is drawn from it.
+"""Stage 2: training a prior on a frozen tokenizer's tokens, and drawing images from it.
 
     B batch, N positions, K codes a position, C image channels, H W image size
 """
@@ -26,7 +26,7 @@ from vqim.tokenizer.reconstruction import reconstruct
 
 
 class MakePrior(Protocol):
-    """A prior's class, with what else it needs bound."""
+    """A prior's class, with its other arguments bound."""
 
     def __call__(self, *, grid: TokenGrid, num_classes: int) -> Prior: ...
 
@@ -36,10 +36,10 @@ class PriorObjective(OneLearner):
 
     Args:
       tokenizer: the trained tokenizer.
-      prior: called with `grid` and `num_classes`; makes the network.
+      prior: makes the network, called with `grid` and `num_classes`.
       learner: how it is trained, `@training.Learner`.
-      num_classes: of the data; 0 trains without classes.
-      sampler: what draws from the prior, for evaluators and `launch.sample`; `StepwiseSampler()` unless given.
+      num_classes: the number of classes in the data; 0 trains without classes.
+      sampler: the sampler for evaluators and `launch.sample`; by default `StepwiseSampler()`.
     """
 
     name = "prior"
@@ -84,12 +84,12 @@ class PriorObjective(OneLearner):
             return apply(self.tokenizer.tokens, self._frozen(state), images_BCHW, context.evaluation())
 
     def images(self, state: State, tokens_BNK: Tensor, context: Context) -> Tensor:
-        """Images of tokens, rounded to 8 bits, float32 [B, C, H, W] in [0, 1]."""
+        """The images of tokens, rounded to 8 bits: float32 [B, C, H, W] in [0, 1]."""
         decoded_BCHW = apply(self.tokenizer.images, self._frozen(state), tokens_BNK, context.evaluation())
         return images_to_float(float_to_images(decoded_BCHW))
 
     def prior_arrays(self, state: State) -> State:
-        """The prior's, as whoever reads it takes them."""
+        """The arrays with which the prior is evaluated."""
         return sections.network_arrays(state, self.name)
 
     def reconstruct(self, state: State, batch: dict[str, Tensor], context: Context) -> Items:
@@ -97,10 +97,10 @@ class PriorObjective(OneLearner):
         return reconstruct(self.tokenizer, self._frozen(state), batch, context.evaluation())
 
     def predict(self, state: State, batch: dict[str, Tensor], context: Context) -> Items:
-        """Images as their tokens have them, the teacher-forced view of them, and what the prior measures.
+        """Reconstructed images, their teacher-forced prediction, and the prior's measures.
 
-        The view decodes the token that the prior expects at each position, given other true ones (SeQ-GAN section
-        3.2); a prior that expects nothing has none.
+        The prediction decodes the token that the prior expects at each position, given other true tokens (SeQ-GAN
+        section 3.2). It exists only for a prior that is `Expecting`.
         """
         labels_B, tokens_BNK = batch["labels"].long(), self.tokens(state, batch, context)
         arrays = self.prior_arrays(state)

@@ -1,6 +1,6 @@
-"""Draws token sequences from priors that give one code at a time: raster, channel and depth orders in one loop.
+"""Draws token sequences from priors that give one code at a time, in raster, channel or depth order.
 
-    B images of a batch, G branches of guidance, N positions, K codes a position, S = N K draws, V vocabulary
+    B images in a batch, G branches of guidance, N positions, K codes a position, S = N K draws, V vocabulary
 """
 import dataclasses
 from typing import Any
@@ -25,14 +25,14 @@ STEPWISE = ("num_steps", "vocabulary", "empty_cache", "step")
 class StepwiseSampler:
     """Draws one code after another from P(x | class), against a cache; one program serves every step.
 
-    Without its settings it draws from the model's own distribution, as all figures of ViT-VQGAN do.
+    With its default settings it draws from the model's own distribution, as in all of ViT-VQGAN's figures.
 
     Attributes:
       temperature: divides the logits; 0 takes the likeliest code.
-      top_k: only the k likeliest codes; None keeps all.
-      top_p: only the likeliest codes whose probabilities first sum to p; None keeps all.
-      guidance: scale s of classifier-free guidance: logits c + (s - 1) (c - u), c with the class and u without it. With
-        1.0 there is no second branch. The prior has to know images without classes (`class_dropout_rate`).
+      top_k: keeps only the k likeliest codes; None keeps all.
+      top_p: keeps only the likeliest codes whose probabilities first sum to p; None keeps all.
+      guidance: the scale s of classifier-free guidance: logits c + (s - 1) (c - u), with c from the class and u without
+        it. With 1.0 there is no second branch. The prior must have been trained with a `class_dropout_rate`.
     """
 
     temperature: float = 1.0
@@ -63,7 +63,7 @@ class StepwiseSampler:
 
 
 class _StepwiseDraw:
-    """A sampler bound to a prior."""
+    """A sampler that is bound to a prior."""
 
     def __init__(
         self, sampler: StepwiseSampler, prior: Stepwise, runtime: Runtime, batch_size: int, dtype: torch.dtype,
@@ -71,7 +71,7 @@ class _StepwiseDraw:
         self._sampler, self._prior, self._runtime = sampler, prior, runtime
         self._batch_size, self._dtype = batch_size, dtype
         self._branches = 1 if sampler.guidance == 1.0 else 2
-        self._has_top_p = sampler.top_p is not None and sampler.top_p < 1  # at 1, rounding would drop the far tail
+        self._has_top_p = sampler.top_p is not None and sampler.top_p < 1  # at 1, rounding would remove the far tail
         self._program = runtime.compile(self._step)
 
     def __call__(
@@ -103,7 +103,7 @@ class _StepwiseDraw:
     def _step(
         self, arrays: State, images: dict[str, Tensor], cache: dict[str, Tensor], scalars: dict[str, Tensor],
     ) -> None:
-        """Makes one draw, in place, where none is given."""
+        """Makes one draw, in place, where no token is given."""
         drawn_BS, labels_B = images["drawn"], images["labels"]
         with torch.no_grad():
             step = scalars["step"].to(drawn_BS.device)
@@ -121,7 +121,7 @@ class _StepwiseDraw:
         self, arrays: State, drawn_BS: Tensor, labels_B: Tensor, cache: dict[str, Tensor], step: Tensor,
         scalars: dict[str, Tensor],
     ) -> Tensor:
-        """Logits of this step's codes; with guidance of both branches, which lie side by side, on the same device."""
+        """Logits of this step's codes. With guidance, an image's two branches are neighbours, on the same device."""
         context = Context(self._runtime.kernels, self._dtype)
         known_BS = drawn_BS.clamp_min(0)
         if self._branches == 1:
@@ -132,12 +132,12 @@ class _StepwiseDraw:
             self._prior.step, arrays, repeat(known_BS, "b s -> (b g) s", g=2), labels_G, cache, step, context)
         with_BV, without_BV = rearrange(both_GV, "(b g) v -> g b v", g=2)
         guided_BV = with_BV + (scalars["guidance"] - 1) * (with_BV - without_BV)
-        # -inf - -inf is no number: what a level does not have stays out.
+        # -inf - -inf is NaN, so codes that a level does not have keep their -inf.
         return torch.where(torch.isinf(with_BV), with_BV, guided_BV)
 
 
 def with_settings(sampler: Any, **settings: float | int | None) -> Any:
-    """A sampler, a dataclass, with other settings; ValueError for those that it does not have."""
+    """A sampler (a dataclass) with other settings; ValueError for settings that it does not have."""
     names = [field.name for field in dataclasses.fields(sampler)]
     unknown = sorted(settings.keys() - set(names))
     if unknown:

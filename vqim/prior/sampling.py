@@ -15,11 +15,12 @@ def sample_logits(
     """Draws one code a row from softmax(logits / temperature), by the Gumbel-max trick.
 
     Args:
-      logits_BV: float32.
+      logits_BV: float32 logits.
       uniform_BV: independent draws from U[0, 1).
-      temperature: the number 0 takes the likeliest code; a scalar tensor is above 0.
-      top_k: only the k likeliest codes (and any that tie with the last of them); None keeps all, as ViT-VQGAN does.
-      top_p: only the likeliest codes whose probabilities, after temperature and top_k, first sum to p; None keeps all.
+      temperature: the number 0 takes the likeliest code; a scalar tensor must be above 0.
+      top_k: keeps only the k likeliest codes (and any equal to the last of them); None keeps all, as in ViT-VQGAN.
+      top_p: keeps only the likeliest codes whose probabilities, after temperature and top_k, first sum to p; None keeps
+        all.
 
     Returns:
       int64 [B].
@@ -35,13 +36,13 @@ def sample_logits(
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """-inf for all but the k largest of each row."""
+    """Sets all but the k largest logits in each row to -inf."""
     smallest_B1 = torch.topk(logits_BV, min(k, logits_BV.shape[-1]), dim=-1).values[..., -1:]
     return logits_BV.masked_fill(logits_BV < smallest_B1, -torch.inf)
 
 
 def keep_top_p(logits_BV: Tensor, p: float | Tensor) -> Tensor:
-    """-inf outside the nucleus: the smallest set of likeliest codes whose probabilities sum to at least p."""
+    """Sets logits outside the nucleus to -inf: the smallest set of likeliest codes with a probability of at least p."""
     sorted_BV, order_BV = logits_BV.sort(-1, descending=True)
     probabilities_BV = sorted_BV.softmax(-1)
     before_BV = probabilities_BV.cumsum(-1) - probabilities_BV

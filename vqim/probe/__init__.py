@@ -1,1 +1,1 @@
-"""Linear probes: how well a linear classifier reads classes off frozen features."""
+"""Linear probes: how well a linear classifier predicts classes from frozen features."""

@@ -1,4 +1,4 @@
-"""Frozen features of images, one vector a layer, for linear probes.
+"""Frozen features of images, one vector for each layer, for linear probes.
 
     B batch, L layers, D features, C image channels, H W image size
 """
@@ -21,9 +21,9 @@ class Features(Protocol):
     """A frozen network (`vqim.contracts.frozen.Frozen`) that turns batches into features.
 
     Attributes:
-      image_size: of the images.
-      num_layers: L.
-      width: D, the same in every layer.
+      image_size: height and width of the images.
+      num_layers: L, the number of layers.
+      width: D, the number of features, the same in every layer.
     """
 
     image_size: int
@@ -44,9 +44,9 @@ class PriorFeatures:
 
     Args:
       tokenizer: built as the prior's run built it.
-      prior: called with `grid` and `num_classes`; makes the network.
-      num_classes: that the prior was trained with. Their labels are not told it here.
-      run: directory of the prior's run, whose checkpoints also hold the tokenizer.
+      prior: makes the network, called with `grid` and `num_classes`.
+      num_classes: the number of classes with which the prior was trained. The prior is not told the labels here.
+      run: the directory of the prior's run, whose checkpoints also hold the tokenizer.
     """
 
     def __init__(self, tokenizer: ImageTokenizer, prior: MakePrior, num_classes: int, run: str):
@@ -60,7 +60,7 @@ class PriorFeatures:
         self._networks = {"tokenizer/": FromRun(self.tokenizer, run), "prior/": FromRun(self.prior, run, "prior")}
 
     def init_spec(self) -> Spec:
-        """Both networks."""
+        """The arrays of both networks."""
         spec: Spec = {}
         for prefix, network in self._networks.items():
             spec |= prefixed(prefix, network.init_spec())
@@ -79,7 +79,7 @@ class PriorFeatures:
 
 
 class PixelFeatures:
-    """The image itself: what a probe reaches without any model.
+    """The image itself, as a baseline: what a probe reaches without a model.
 
     Args:
       image_size: height and width of the images.
@@ -91,7 +91,7 @@ class PixelFeatures:
         self.image_size, self.width = image_size, 3 * image_size**2
 
     def init_spec(self) -> Spec:
-        """Nothing."""
+        """No arrays."""
         return {}
 
     def __call__(self, arrays: State, batch: dict[str, Tensor], *, context: Context) -> Tensor:

@@ -20,16 +20,16 @@ from vqim.state.init import Constant
 from vqim.state.leaf import State, select
 
 STATISTICS_DECAY = 0.95
-"""For the running mean and variance by which features are standardised: about the last twenty batches."""
+"""Decay of the running mean and variance that standardise features: about the last twenty batches."""
 
 _EPS = 1e-5
 
 
 class Probe(nn.Module):
-    """Softmax regression on standardised features of each layer; the heads share nothing.
+    """Softmax regression on standardised features of each layer, with separate heads.
 
-    Features are standardised, value by value, by the batch's mean and variance in training and by running ones in
-    evaluation (batch normalisation without gain and bias), so that layers of different scale train alike.
+    Each feature is standardised by its mean and variance: the batch's in training, running ones in evaluation (batch
+    normalisation without gain and bias). So layers with different scales train alike.
     """
 
     def __init__(self, num_layers: int, width: int, num_classes: int):
@@ -45,22 +45,22 @@ class Probe(nn.Module):
         return torch.baddbmm(self.bias_LC[:, None], standardised_LBD, self.kernel_LDC)
 
     def evaluate(self, features_LBD: Tensor) -> Tensor:
-        """Logits [L, B, C], by the running statistics."""
+        """Logits [L, B, C], with the running statistics."""
         return self(features_LBD, self.mean_LD, self.variance_LD)
 
     def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
-        """The running statistics after a batch; the first batch's stand for all before it."""
+        """The running statistics after a batch; they start from the first batch's statistics."""
         share = torch.where(context.scalars["step"] == 0, 1.0, 1 - STATISTICS_DECAY)
         running = {"mean_LD": self.mean_LD, "variance_LD": self.variance_LD}
         return Advanced({name: old + share * (sums[name] / sums["parts"] - old) for name, old in running.items()})
 
 
 class ProbeObjective(OneLearner):
-    """The cross-entropy of the data's labels, a sum over layers so that each head learns as if it were alone.
+    """The cross-entropy of the data's labels, summed over layers so that each head learns independently.
 
     Args:
-      features: frozen, one vector a layer.
-      num_classes: of the data.
+      features: frozen features, one vector for each layer.
+      num_classes: the number of classes in the data.
       learner: how the heads are trained, `@training.Learner`.
     """
 
@@ -75,7 +75,7 @@ class ProbeObjective(OneLearner):
         self.learner = learner(name=self.name, module=self.probe)
 
     def check_data(self, data: Dataset) -> None:
-        """Raises ValueError unless the data have the features' image size, and the classes."""
+        """Raises ValueError unless the data have the features' image size and this number of classes."""
         check_labelled_data(data, self.num_classes, self.features.image_size)
 
     def compute(

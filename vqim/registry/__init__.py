@@ -1,7 +1,7 @@
-"""The gin names of the components, and the reading of gin files: the only gin-aware package beside `launch`.
+"""The gin names of the components, and the reading of gin files. Only this package and `launch` know gin.
 
-`config.py` loads gin files and bindings; every other file without the prefix `config` is a table of names,
-`gin.register(X, module="tokenizer")`, and computes nothing.
+`config.py` loads gin files and bindings, with the help of the other files named `config_*`. Files without this prefix
+are tables of names, `gin.register(X, module="tokenizer")`, and compute nothing.
 """
 try:
     import gin

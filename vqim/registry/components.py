@@ -1,4 +1,4 @@
-"""The gin names of all components: a table, in the order in which images flow."""
+"""A table of the gin names of all components, in the order in which images pass through them."""
 import gin
 
 from vqim.checkpoint import policy

@@ -1,10 +1,17 @@
-"""Loads gin files and bindings, checks all that can be checked before anything is built, and calls the root.
+"""Loads gin files and bindings, checks them before anything is built, and calls the root component.
 
     config = load(["gin/exp/foo.gin"], ["train.num_steps = 100"], search_paths=[])
-    config.call("train")        # in it, once the components exist: config.refuse_unused()
+    config.call("train")        # inside it, when the components exist: config.refuse_unused()
 
-gin keeps its configuration in global variables: the Config of the last `load` is the one in force. Names are
-registered before loading, by importing the tables of this package, or by `import` lines in the gin files.
+gin alone reports one error at a time, without file and line for most, and accepts bindings that nothing uses. So this
+package reads gin text itself (config_text.py), checks names (config_names.py), values (config_types.py) and macros, and
+only then gives the bindings to gin. An error from a component is explained by its bindings (config_failure.py), and a
+resumed run compares its configuration with the old one (config_difference.py).
+
+To know before: a binding is `scope/module.Name.parameter = value`; a macro is `name = value`, used as `%name`;
+`@Name()` is a reference to a component. gin keeps its configuration in global variables, so the Config from the last
+`load` is the current one. Names are registered before loading, by importing this package's tables, or by `import` lines
+in the gin files. Read `load` first, then `Config.call`, then `unused` and `text`.
 """
 import dataclasses
 import importlib
@@ -33,19 +40,19 @@ _REQUIRED = Macro("gin.REQUIRED")
 
 
 def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> "Config":
-    """Reads a configuration and makes it the one in force; later bindings win.
+    """Reads a configuration and makes it the current one; later bindings override earlier ones.
 
-    What only a replaced line referred to goes with it: where a file includes another one and then gives it another
-    quantizer, the earlier quantizer's bindings, and the macros for them, are not part of the configuration.
+    Bindings to which only a replaced line referred are removed with it. If a file includes another one and then chooses
+    another quantizer, the earlier quantizer's bindings, and their macros, are not part of the configuration.
 
     Args:
       gin_files: paths, absolute, or relative to the working directory, a search path, the checkout or the package.
-      bindings: single bindings, applied after the files; strings need quotes of their own: `data.path = "/x"`.
+      bindings: single bindings, applied after the files; strings need their own quotes: `data.path = "/x"`.
       search_paths: folders in which to look for gin files and what they include.
 
     Raises:
-      ConfigError: lists, each with file and line: unknown names, missing files, wrong syntax, values of the wrong
-        type, macros that are required or used and have no value, plugins that cannot be imported.
+      ConfigError: lists all problems with file and line: unknown names, missing files, wrong syntax, values of the
+        wrong type, macros that are required or used but have no value, plugins that cannot be imported.
     """
     gin.clear_config()
     statements = read(gin_files, bindings, search_paths)
@@ -62,7 +69,7 @@ def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
             except ConfigError as error:
                 problems.append(str(error))
             else:
-                replaced = table.pop(binding.name, None)  # so that the table is in the order of the lines that won
+                replaced = table.pop(binding.name, None)  # so that the table has the order of the lines in effect
                 if replaced:
                     moot |= reach([replaced], table)
                 moot.discard(binding.name)
@@ -80,16 +87,16 @@ def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
 
 
 def forget() -> None:
-    """Puts the configuration of the last `load` out of force: gin is as its other users expect it then."""
+    """Removes the configuration of the last `load`, so that gin is as its other users expect it."""
     gin.clear_config()
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What `load` read.
+    """A configuration that `load` has read.
 
     Attributes:
-      bindings: name -> the binding that won; macros under their own names.
+      bindings: name -> the binding in effect; macros under their own names.
       imports: the plugins' modules in the order of their first mention.
     """
 
@@ -97,28 +104,28 @@ class Config:
     imports: list[str]
 
     def call(self, root: str, **arguments: Any) -> Any:
-        """Calls what is registered as `root`; gin supplies every argument that is not given here.
+        """Calls the component registered as `root`; gin supplies every argument that is not given here.
 
         Raises:
-          ConfigError: a component rejected its arguments; names the bindings and where they were written.
-          Exception: any other error of the root passes unchanged.
+          ConfigError: a component rejected its arguments; the message names the bindings and where they were written.
+          Exception: any other error from the root, unchanged.
         """
         try:
             return gin.get_configurable(root)(**arguments)
         except Exception as error:
             failure = error
-        # Outside of the except block, so that gin's own decorated copies of the error are not shown as its context.
+        # Outside the except block, so that gin's own decorated copies of the error are not shown as its context.
         cause, message = config_failure.explain(failure, config_names.complete(root, "call", root), self.bindings)
         if message:
             raise ConfigError(message) from cause
         raise cause
 
     def unused(self, except_for: tuple[str, ...] = ()) -> list[Binding]:
-        """Bindings and macros that nothing has used so far; to be asked once all components are built.
+        """The bindings and macros that nothing has used so far; to be called when all components are built.
 
         Args:
-          except_for: regular expressions of names that need not be used, such as `r"evaluate\\."` in training; what
-            those bindings refer to need not be used either.
+          except_for: regular expressions for names that need not be used, such as `r"evaluate\\."` in training. The
+            bindings to which these refer need not be used either.
         """
         excepted = [
             binding for name, binding in self.bindings.items() if any(re.match(pattern, name) for pattern in except_for)
@@ -141,7 +148,7 @@ class Config:
             )
 
     def refuse_other_experiment(self, old_text: str, workdir: str, may_change: tuple[str, ...] = ()) -> None:
-        """Raises a ConfigError if a run directory holds another experiment; arguments as of `difference`."""
+        """Raises a ConfigError if a run directory holds another experiment; see `difference` for the arguments."""
         changes = self.difference(old_text, may_change)
         if changes:
             raise ConfigError(
@@ -150,18 +157,18 @@ class Config:
             )
 
     def difference(self, old_text: str, may_change: tuple[str, ...] = ()) -> list[str]:
-        """How this configuration differs from the text of another, with file and line of what is new.
+        """The differences between another configuration's text and this one, with file and line of new values.
 
         Args:
-          old_text: `text()` of the other.
-          may_change: regular expressions of names whose differences do not count.
+          old_text: `text()` of the other configuration.
+          may_change: regular expressions for names whose differences do not count.
         """
         return config_difference.difference(
             old_text, self.text(), may_change, {name: binding.source for name, binding in self.bindings.items()}
         )
 
     def text(self) -> str:
-        """All of it as one gin file that includes nothing and loads to the same configuration, for `config.gin`."""
+        """The whole configuration as one gin file without includes, which loads to the same; for `config.gin`."""
         lines = [f"import {module}" for module in self.imports]
         group = None
         for binding in sorted(self.bindings.values(), key=_order):
@@ -172,7 +179,7 @@ class Config:
         return "\n".join(lines).strip() + "\n"
 
     def operative(self) -> str:
-        """What the components built so far were given, defaults included, as gin text."""
+        """The arguments of the components built so far, defaults included, as gin text."""
         return gin.operative_config_str()
 
     def _macros(self) -> dict[str, Any]:
@@ -209,7 +216,7 @@ class Config:
         ]
 
     def _overrides(self, binding: Binding) -> str:
-        """Says which longer scopes have values of their own for what an unused binding gives."""
+        """Says which longer scopes have their own values for the parameter of an unused binding."""
         names = [
             name for name, other in self.bindings.items()
             if binding.parameter and (other.selector, other.parameter) == (binding.selector, binding.parameter)
@@ -218,7 +225,7 @@ class Config:
         return f"; used instead: {', '.join(names)}" if names else ""
 
     def _effective(self, scope: str, selector: str, parameter: str) -> list[str]:
-        """The name of the binding that a call in `scope` takes its parameter from: that of the longest scope."""
+        """The name of the binding that sets a parameter for a call in `scope`: the one with the longest scope."""
         if selector == config_names.MACRO:
             return [scope]
         parts = scope.split("/") if scope else []
@@ -237,7 +244,7 @@ def _import(plugin: Import) -> None:
             f"{plugin.source}: the import of {plugin.module} failed: {type(error).__name__}: {error}. "
             "Expected an importable Python module: install it, or add its folder to PYTHONPATH."
         ) from error
-    gin.parse_config(f"import {plugin.module}")  # has gin repeat the import in the operative config
+    gin.parse_config(f"import {plugin.module}")  # so that gin repeats the import in the operative config
 
 
 def _bind(binding: Binding) -> None:
@@ -258,7 +265,7 @@ def _bind(binding: Binding) -> None:
 
 
 def _as_built(leaf: Any) -> Any:
-    """What a component will be given for a literal or a reference, as far as it is known before the call."""
+    """What a component will get for a literal or a reference, as far as this is known before the call."""
     if isinstance(leaf, Reference):
         return config_types.UNKNOWN if leaf.called else config_names.registered(leaf.selector)
     return config_types.UNKNOWN if isinstance(leaf, Macro) else leaf
@@ -269,7 +276,7 @@ def _short(binding: Binding) -> str:
 
 
 def _order(binding: Binding) -> tuple[str, str, str, str]:
-    """Macros first, all together; then component by component."""
+    """A sort key: first all macros, then component by component."""
     if not binding.parameter:
         return ("", "", "", binding.name)
     return (binding.selector, binding.scope, "parameters", binding.parameter)

@@ -1,4 +1,4 @@
-"""How two configurations differ, whatever the order, the comments and the macros in which they were written."""
+"""Compares two configurations by their values, ignoring order, comments and macros."""
 import re
 
 from vqim.registry.config_text import Binding, Macro, expand, leaves, parse
@@ -15,14 +15,14 @@ _NOT_SET = _NotSet()
 def difference(
     old_text: str, new_text: str, may_change: tuple[str, ...] = (), sources: dict[str, str] | None = None,
 ) -> list[str]:
-    """Lists what was one value and is another; empty where both texts are the same experiment.
+    """Lists the values that changed; empty if both texts are the same experiment.
 
-    Macros are replaced by their values first, so that a line names the parameter that changed. Names are
-    compared as they are written: give texts of `Config.text`, where they are complete.
+    Macros are replaced by their values first, so that a line names the parameter that changed. Names are compared as
+    they are written, so both texts should come from `Config.text`, which writes complete names.
 
     Args:
       old_text: gin text without includes.
-      new_text: the same.
+      new_text: gin text without includes.
       may_change: regular expressions that match, from the start, names whose differences do not count.
       sources: where each binding of the new text was written, by name.
 
@@ -51,7 +51,7 @@ def _macros(bindings: dict[str, Binding]) -> dict[str, object]:
 
 
 def _places(name: str, bindings: dict[str, Binding], sources: dict[str, str]) -> str:
-    """Where the new value comes from: the binding, and the macros that it is made of."""
+    """Where the new value comes from: the binding, and the macros in it."""
     if name not in bindings:
         return ""
     places, waiting = [], [name]

@@ -1,4 +1,4 @@
-"""Says which lines of the gin files made a component's constructor fail."""
+"""Finds the lines in gin files that made a component's constructor fail."""
 import inspect
 import re
 from types import CodeType
@@ -10,7 +10,7 @@ from gin import utils as gin_utils
 from vqim.registry import config_names
 from vqim.registry.config_text import Binding, ConfigError, Macro, Reference, leaves, reach
 
-# What gin 0.5.0 appends to the message of an error, once for each call of a component that it passes through.
+# The text that gin 0.5.0 appends to an error's message, once for each component call that the error passes through.
 _CALL = re.compile(
     r"\n  In call to configurable '(?P<name>[^']+)' \((?P<wrapped>.*?)\)(?: in scope '(?P<scope>[^']*)')?$"
 )
@@ -23,16 +23,16 @@ class _Call(NamedTuple):
 
 
 def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[Exception, str]:
-    """Finds the error that was raised in the first place and, if a value of a component caused it, says where it is.
+    """Finds the original error and, if a component's value caused it, says where the value was written.
 
     Args:
-      error: what a call of the root raised.
-      root: complete name of the root.
-      bindings: what was loaded, by name.
+      error: the error from a call of the root.
+      root: the complete name of the root.
+      bindings: the loaded bindings by name.
 
     Returns:
-      The error as it was raised, and a message, empty where the configuration is not the cause: errors of
-      other types, and those of the work of a root that is a function after it checked its arguments.
+      The original error, and a message. The message is empty where the configuration is not the cause: for errors of
+      other types, and for errors in the work of a root function after it has checked its arguments.
     """
     cause, calls = _unwrap(error)
     if not calls or isinstance(cause, ConfigError) or not isinstance(cause, ValueError | TypeError | OSError):
@@ -49,7 +49,7 @@ def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[
         lines += [f"  {name} has no value: add `{name} = ...` to a gin file" for name in names]
     given = [] if missing else _given(call, bindings)
     named = [binding for binding in given if re.search(rf"\b{re.escape(binding.parameter)}\b", str(cause))]
-    # What two components disagree about is said by the lines of the components, not by those of who made them.
+    # If two components disagree, their own lines explain it, not those of the component that contains them.
     subject = re.match(r"(?:\w+\.)*(\w+)", str(cause))
     made = [bindings[name] for name in reach(given, bindings)]
     inner = sorted((binding for binding in made if subject and binding.parameter == subject[1]), key=str)
@@ -61,7 +61,7 @@ def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[
 
 
 def _unwrap(error: Exception) -> tuple[Exception, list[_Call]]:
-    """The error without gin's decorated copies of it, and the calls that it passed through, innermost first."""
+    """The error without gin's decorated copies, and the calls that it passed through, innermost first."""
     calls: list[_Call] = []
     while getattr(type(error).__str__, "__module__", "") == gin_utils.__name__:
         inner = error.__context__
@@ -76,7 +76,7 @@ def _unwrap(error: Exception) -> tuple[Exception, list[_Call]]:
 
 
 def _raising_code(error: Exception) -> CodeType:
-    """The function in which an error was raised; gin's own, where Python refused the arguments of the call."""
+    """The function in which an error was raised; a function of gin where Python refused the call's arguments."""
     traceback = error.__traceback__
     assert traceback is not None
     while traceback.tb_next:
@@ -85,7 +85,7 @@ def _raising_code(error: Exception) -> CodeType:
 
 
 def _given(call: _Call, bindings: dict[str, Binding]) -> list[Binding]:
-    """The bindings in effect in the call: of each parameter, that of the longest scope."""
+    """The bindings in effect in the call: for each parameter, the one with the longest scope."""
     parts = call.scope.split("/") if call.scope else []
     scopes = ["/".join(parts[:length]) for length in range(len(parts) + 1)]
     given: dict[str, Binding] = {}
@@ -97,7 +97,7 @@ def _given(call: _Call, bindings: dict[str, Binding]) -> list[Binding]:
 
 
 def _with_macros(binding: Binding, bindings: dict[str, Binding]) -> list[str]:
-    """The binding, and under it those of the macros that it is made of."""
+    """The binding, and after it the bindings of the macros in it."""
     lines = [str(binding)]
     for leaf in leaves(binding.value):
         if isinstance(leaf, Macro) and leaf.name in bindings:

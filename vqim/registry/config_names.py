@@ -1,7 +1,7 @@
-"""What is registered with gin: resolving names, suggesting similar ones, parameters and their annotations.
+"""Names registered with gin: resolving them, suggesting similar ones, their parameters and annotations.
 
-gin has no public way to list what is registered or what was used; the three private tables of gin.config that
-are read (never written) are read here only.
+gin has no public function that lists what is registered or used. So this file reads three private tables of
+gin.config, and never writes them. No other file uses them.
 """
 import dataclasses
 import difflib
@@ -18,10 +18,10 @@ MACRO = "gin.macro"
 
 
 def resolve(binding: Binding) -> Binding:
-    """`binding` with every name in it complete (`module.Name`), and every name checked.
+    """`binding` with every name checked and written completely (`module.Name`).
 
     Raises:
-      ConfigError: a component or parameter is unknown or ambiguous; suggests similar names.
+      ConfigError: a component or parameter is unknown or ambiguous; the message suggests similar names.
     """
     def resolved(leaf: Any) -> Any:
         if isinstance(leaf, Reference):
@@ -32,7 +32,7 @@ def resolve(binding: Binding) -> Binding:
     if not binding.parameter:
         return dataclasses.replace(binding, value=value)
     selector = complete(binding.selector, binding.source, binding.name)
-    if selector == MACRO:  # The long way to write a macro: `NAME/macro.value = ...`.
+    if selector == MACRO:  # the long form of a macro: `NAME/macro.value = ...`
         *scope, name = binding.scope.split("/")
         return dataclasses.replace(binding, scope="/".join(scope), selector=name, parameter="", value=value)
     accepted = parameters(selector)
@@ -45,12 +45,12 @@ def resolve(binding: Binding) -> Binding:
 
 
 def complete(selector: str, source: str, written: str) -> str:
-    """The one registered name that ends in `selector`.
+    """The registered name that ends in `selector`.
 
     Args:
       selector: all or the last parts of a registered name.
       source: where it was written, for the message.
-      written: the text it is part of, for the message.
+      written: the text that contains it, for the message.
 
     Raises:
       ConfigError: there is none, or more than one.
@@ -72,7 +72,7 @@ def registered(selector: str) -> Any:
 
 
 def constructor(selector: str) -> Callable[..., Any]:
-    """What runs when a component is made: the function itself, or the `__init__` of a class."""
+    """The function that makes a component: the function itself, or a class's `__init__`."""
     wrapped = registered(selector)
     return inspect.unwrap(wrapped.__init__ if inspect.isclass(wrapped) else wrapped)
 
@@ -86,7 +86,7 @@ def selector_of(name: str, description: str) -> str | None:
 
 
 def parameters(selector: str) -> dict[str, Any]:
-    """Name -> annotation (`inspect.Parameter.empty`: none that can be evaluated) of what gin may set."""
+    """Name -> annotation of each parameter that gin may set; `inspect.Parameter.empty` where it cannot be evaluated."""
     entry = gin_config._REGISTRY[selector]
     function = constructor(selector)
     found = {}
@@ -120,7 +120,7 @@ def is_constant(name: str) -> bool:
 
 
 def used_parameters() -> dict[tuple[str, str], set[str]]:
-    """(scope, complete name) of every component that was called -> the parameters that gin supplied or could have."""
+    """(scope, complete name) of every component called -> the parameters that gin supplied or could have supplied."""
     return {key: set(values) for key, values in dict(gin_config._OPERATIVE_CONFIG).items()}
 
 
@@ -134,7 +134,7 @@ def _takes_any_keyword(selector: str) -> bool:
 
 
 def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
-    """An annotation that was written as text, evaluated; `empty` where its names exist only for type checkers."""
+    """Evaluates an annotation written as text; `empty` where its names exist only for type checkers."""
     if not isinstance(annotation, str):
         return annotation
     try:
@@ -144,7 +144,7 @@ def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Up to three names whose last part is close to that of `name`, whatever the case and the module."""
+    """Up to three names whose last part is similar to that of `name`, ignoring case and module."""
     def closeness(candidate: str) -> float:
         last, wanted = (text.lower().rpartition(".")[2] for text in (candidate, name))
         return difflib.SequenceMatcher(None, last, wanted).ratio()

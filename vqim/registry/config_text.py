@@ -1,8 +1,8 @@
-"""gin text as plain data: bindings and imports, each with the place where it was written.
+"""Reads gin text as plain data: bindings and imports, each with the place where it was written.
 
-This knows the syntax of gin and where files are, and nothing of components: a reference stays a name. gin
-itself never opens a file here, since its own search logs every miss as an error, searches neither the checkout
-nor the wheel, and needs `importlib.util` to have been imported by somebody else.
+This file knows gin's syntax and where files are, but no components: a reference stays a name. It opens files itself,
+since gin's own search logs every miss as an error, searches neither the checkout nor the wheel, and needs
+`importlib.util`, which it does not import.
 """
 import dataclasses
 import difflib
@@ -18,12 +18,12 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run. The message names file and line, what was expected, and what came."""
+    """A configuration that cannot be run. The message has file and line, what was expected, and what was found."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """`@scope/selector` (the component's factory) or, called, `@scope/selector()` (what the factory makes)."""
+    """`@scope/selector` (a component's factory) or, if called, `@scope/selector()` (what the factory makes)."""
 
     scope: str
     selector: str
@@ -45,12 +45,12 @@ class Macro:
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """One value given to one parameter, or, where `parameter` is empty, to the macro `selector`.
+    """A value for a parameter, or for the macro `selector` where `parameter` is empty.
 
     Attributes:
       scope: such as `generator` in `generator/optim.AdamW.beta1 = 0.9`; empty where there is none.
       selector: the name of the component.
-      parameter: one of its arguments.
+      parameter: the name of its argument.
       value: literals, References and Macros; its `repr` is gin text.
       source: where it was written, as `file:line` or `--gin_bindings number n: text`.
     """
@@ -63,7 +63,7 @@ class Binding:
 
     @property
     def name(self) -> str:
-        """What stands to the left of the equals sign."""
+        """The text to the left of the equals sign."""
         return "/".join(filter(None, [self.scope, self.selector])) + "." * bool(self.parameter) + self.parameter
 
     def __str__(self) -> str:
@@ -94,8 +94,8 @@ def read(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
 
     Args:
       gin_files: paths, absolute or as `find_file` finds them.
-      bindings: gin text of `--gin_bindings`, one item a flag.
-      search_paths: folders of the user's own.
+      bindings: gin text from `--gin_bindings`, one item for each flag.
+      search_paths: the user's folders.
 
     Raises:
       ConfigError: a file is missing, includes itself, or is not gin.
@@ -113,7 +113,7 @@ def parse(text: str, name: str) -> list[Binding | Import]:
 
     Args:
       text: the gin text.
-      name: what to call it in messages.
+      name: its name in messages.
     """
     return list(_read_text(text, lambda line: f"{name}:{line}", [], ()))
 
@@ -124,7 +124,7 @@ def find_file(name: str, search_paths: list[str]) -> Path:
     The package ships the repository's folder `gin` as `vqim/_gin`, so that `gin/exp/foo.gin` is found there too.
 
     Raises:
-      ConfigError: there is no such file; names the places and, if there is one, a file of a similar name.
+      ConfigError: there is no such file; the message names the places and, if there is one, a file with a similar name.
     """
     folders = [Path.cwd(), *map(Path, search_paths), _PACKAGE.parent]
     candidates = [folder / name for folder in folders]
@@ -179,7 +179,7 @@ def _read_text(
 
 
 def _statements(text: str, source: Callable[[int], str]) -> Iterator[Any]:
-    """The statements of gin's own parser, with its several kinds of syntax error made into one."""
+    """The statements from gin's own parser; all its kinds of syntax error become one."""
     try:
         parser = config_parser.ConfigParser(text, _Names())
         while (statement := parser.parse_statement()) is not None:
@@ -202,14 +202,14 @@ def _statements(text: str, source: Callable[[int], str]) -> Iterator[Any]:
 
 
 def _shown(path: Path) -> str:
-    """As short as it can be and still be opened from the working directory."""
+    """The shortest path that can be opened from the working directory."""
     if path.is_relative_to(Path.cwd()):
         return os.fspath(path.relative_to(Path.cwd()))
     return os.fspath(path)
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Everything in nested lists, tuples and dicts that is none of these itself."""
+    """Everything in nested lists, tuples and dicts that is not itself one of these."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from leaves(key)
@@ -222,9 +222,10 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def reach(start: Iterable[Binding], table: dict[str, Binding]) -> set[str]:
-    """The names of all bindings of what some bindings refer to, directly or not.
+    """The names of all bindings to which some bindings refer, directly or indirectly.
 
-    What is called without a scope of its own is called in that of its caller, where longer scopes' bindings win.
+    A component that is called without its own scope is called in its caller's scope. Bindings with longer scopes
+    override others.
     """
     seen: set[tuple[str, str]] = set()
     waiting = [(binding, binding.scope) for binding in start]
@@ -254,7 +255,7 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def expand(value: Any, macros: dict[str, Any]) -> Any:
-    """`value` with macros replaced by what they stand for; those that `macros` does not hold stay."""
+    """`value` with macros replaced by their values; macros that are not in `macros` stay."""
     def replaced(leaf: Any) -> Any:
         if isinstance(leaf, Macro) and leaf.name in macros:
             others = {name: bound for name, bound in macros.items() if name != leaf.name}

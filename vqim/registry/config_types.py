@@ -1,7 +1,7 @@
-"""Does a value that a gin file gives fit the annotation of the parameter that takes it?
+"""Checks whether a value in a gin file fits the annotation of its parameter.
 
-Only what can be told without building anything: numbers, text, bools, tuples and so on, and whether a component
-stands where a component is wanted. Everything else passes; a component checks its own arguments when it is made.
+It checks only what is known before anything is built: numbers, text, bools, tuples and so on, and whether a component
+is given where one is needed. Everything else passes; a component checks its own arguments when it is made.
 """
 import collections.abc
 import inspect
@@ -10,17 +10,17 @@ import typing
 from typing import Any
 
 UNKNOWN = object()
-"""What a called reference will return, which nobody knows before it is called."""
+"""The result of a called reference, which is not known before the call."""
 
 _LITERALS = (bool, int, float, str, bytes, tuple, list, dict, types.NoneType)
 
 
 def accepts(annotation: Any, value: Any) -> bool:
-    """Whether `value` may be given where `annotation` stands; an int is a float, a bool is neither.
+    """Whether a parameter with this annotation may get `value`; an int is a float, a bool is neither.
 
     Args:
       annotation: a type, evaluated (not text).
-      value: literals, classes and functions (of uncalled references), and UNKNOWN, in any nesting.
+      value: literals, classes and functions (from uncalled references), and UNKNOWN, in any nesting.
     """
     if value is UNKNOWN or annotation is Any or annotation is inspect.Parameter.empty:
         return True
@@ -40,7 +40,7 @@ def accepts(annotation: Any, value: Any) -> bool:
     if not inspect.isclass(annotation):
         return True
     if getattr(annotation, "_is_protocol", False):
-        # Whether a class or function fits a protocol is the type checker's affair; a literal hardly ever does.
+        # The type checker says whether a class or function fits a protocol; a literal almost never does.
         return not isinstance(value, _LITERALS)
     return isinstance(value, annotation)
 
@@ -60,7 +60,7 @@ def describe(annotation: Any) -> str:
 
 
 def hint(annotation: Any, value: Any) -> str:
-    """What to write instead, for the mistakes that are made most; empty for the others."""
+    """What to write instead, for common mistakes; empty for others."""
     if isinstance(value, float) and value.is_integer() and accepts(annotation, int(value)):
         return f" Write {int(value)}."
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The runtime that a name and a configuration ask for."""
+"""Makes the runtime for a name and a configuration."""
 import glob
 from importlib.util import find_spec
 
@@ -7,10 +7,10 @@ from vqim.registry.config import Config, ConfigError
 
 
 def make_runtime(config: Config, name: str) -> Runtime:
-    """A runtime by its name: 'torch', 'xla', or 'auto' for a TPU if there is one, else torch.
+    """Makes a runtime by its name: 'torch', 'xla', or 'auto' for a TPU if there is one, else torch.
 
     Raises:
-      ConfigError: XLA is asked for and torch_xla is not installed, or a setting does not fit the devices.
+      ConfigError: the name is 'xla' but torch_xla is not installed, or a setting does not fit the devices.
     """
     if name == "auto":
         name = "xla" if _has_tpu() else "torch"

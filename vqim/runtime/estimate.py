@@ -20,11 +20,11 @@ from vqim.runtime.chips import Chip
 from vqim.runtime.hlo import COLLECTIVES, Collective, Instruction, Module
 
 KERNEL_EFFICIENCY = 0.5
-"""Share of peak that a Pallas kernel's matrix products are taken to reach. Our assumption: heads are 64 wide, half of
-what the matrix units of v4, v5e and v5p are."""
+"""The share of peak speed that a Pallas kernel's matrix products reach. This is our assumption: heads are 64 wide, half
+the width of the matrix units in v4, v5e and v5p."""
 
 HOP_SECONDS = 1e-6
-"""From one chip to the next, by "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus)."""
+"""The latency from one chip to the next, from "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus)."""
 
 _IN_BACKGROUND = ("copy-start", "copy-done", "slice-start", "slice-done", "async-start", "async-done", "async-update")
 _FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "partition-id", "while", "call",

@@ -3,13 +3,13 @@ import dataclasses
 import math
 
 LANES = 128
-"""Of a vector register."""
+"""The number of values in a row of a vector register."""
 
 VECTOR_MEMORY = 2**24
-"""Bytes of a core, v4's: the least of the chips that there are."""
+"""Bytes of vector memory in a v4 core, which has the least of all chips."""
 
 NUM_LOGITS = 2**18
-"""Of a block of queries, at most. Larger ones make no better use of the matrix units, and longer programs."""
+"""The largest number of queries in a block. Larger blocks use the matrix units no better and make longer programs."""
 
 
 @dataclasses.dataclass(frozen=True)

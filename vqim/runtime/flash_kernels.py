@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from vqim.runtime.flash_blocks import cut
 
 Settings = tuple[int, bool]
-"""The number of heads; whether a query t sees the keys s <= t alone."""
+"""The number of heads, and whether a query t sees only the keys s <= t."""
 
 Array = Any  # jax.Array: jax's types are not checked
 Ref = Any

@@ -10,10 +10,10 @@ from vqim.state.leaf import Leaf
 MESH_AXES = ("data", "fsdp", "tensor")
 
 PartitionSpec = tuple[str | tuple[str, ...] | None, ...]
-"""For each dimension of an array the mesh axis, or axes, over which it is cut; None where it is whole."""
+"""For each dimension of an array, the mesh axis, or axes, over which it is cut; None where it is not cut."""
 
 Rule = tuple[str, Mapping[str, str | Sequence[str]]]
-"""Of `Partition`: a regular expression, and by which mesh axis, or axes, each axis of the arrays it names is cut."""
+"""A rule of `Partition`: a regular expression for names, and the mesh axis or axes that cut each array axis."""
 
 _SLOT = re.compile(r"^optimizer/([^/]+)/[^/]+/")
 

@@ -17,7 +17,8 @@ PRODUCTS = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
 }
-"""What 'products' keeps: products with weights, and fused attention; not attention's own products, which are large."""
+"""The operations that 'products' keeps: products with weights, and fused attention; not plain attention's products,
+which are large."""
 
 
 def plain_linear(x_I: Tensor, kernel_IO: Tensor, bias_O: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _SCALES = (2.0**8, 2.0**17, 2.0**26)
-"""Of the three parts: each rounds what is left to whole numbers of at most 256, which bfloat16 holds exactly."""
+"""The scales of the three parts: each rounds the rest to whole numbers up to 256, which bfloat16 holds exactly."""
 
 
 def split_matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from vqim.runtime.partition import Partition, Rule
 
 REMAT = ("none", "products", "blocks")
-"""What the backward pass of a scan makes again: nothing, all but matrix products, or all but each block's input."""
+"""What a scan's backward pass computes again: nothing, all but matrix products, or all but each block's input."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,8 @@ from vqim.runtime.hlo import operation_name
 from vqim.runtime.partition import MESH_AXES, PartitionSpec, mesh_axes
 
 REQUIRED = {"jax": "0.7.1", "jaxlib": "0.7.1", "libtpu": "0.0.23"}
-"""With which all of this was tested: the calls below are not jax's public ones, and libtpu 0.0.21, which torch_xla[tpu]
-pins, refuses the Pallas kernels of this jax."""
+"""The tested versions. The calls below are not public in jax, and libtpu 0.0.21, which torch_xla[tpu] pins, refuses the
+Pallas kernels of this jax."""
 
 INSTALL = "pip install 'vqim[tpu-compile]'"
 

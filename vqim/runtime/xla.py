@@ -29,10 +29,10 @@ from vqim.state.init import full_index
 from vqim.state.leaf import Leaf
 
 BARRIER_PORT = 8479
-"""On the first host, where hosts meet; torch_xla uses 8476 and libtpu 8471."""
+"""The port on the first host for messages between hosts; torch_xla uses 8476 and libtpu 8471."""
 
 BATCH_AXES = ("data", "fsdp")
-"""Over which a batch is cut."""
+"""The mesh axes over which a batch is cut."""
 
 
 def batch_spec(num_dims: int, axis: int = 0) -> PartitionSpec:

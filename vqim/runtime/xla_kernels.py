@@ -22,13 +22,13 @@ from vqim.runtime.xla_scan import xla_scan
 from vqim.state.random import mix_bits
 
 BATCH_AXES = ("data", "fsdp")
-"""Over which a batch is cut."""
+"""The mesh axes over which a batch is cut."""
 
 HEADS = (BATCH_AXES, None, "tensor")
 """How queries, keys and values with heads side by side, [B, T, N * H], are cut."""
 
 LONG_SEQUENCE = 256
-"""From which on 'auto' takes flash attention."""
+"""The sequence length from which on 'auto' uses flash attention."""
 
 
 class XlaKernels:

@@ -43,8 +43,9 @@ KEPT = {
 }
 """Operations whose results the forward loop keeps, by policy; XLA drops those that the backward pass does not read.
 
-What 'none' leaves out costs nothing where it is made again: casts and elementwise operations become part of the fusions
-that read them, dropout's masks are cheaper to draw than to keep, and so are the two sums over a row of a normalisation.
+Operations that 'none' does not keep cost little when repeated: casts and elementwise operations become part of the
+fusions that read them, and dropout's masks and the two sums over a row in a normalisation are cheaper to compute than
+to keep.
 """
 
 

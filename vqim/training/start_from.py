@@ -18,7 +18,7 @@ from vqim.state.init import Index
 from vqim.state.leaf import Leaf, Spec
 
 _TAKEN = ("params/", "statistics/")
-"""What can be taken. Slots, flags and moving averages always begin anew."""
+"""The sections that can be taken. Slots, flags and moving averages always start fresh."""
 
 
 class StartFromError(ValueError):

@@ -29,7 +29,7 @@ from vqim.tokenizer.discriminator.losses import (
 )
 
 NAME = "discriminator"
-"""Of the network, in the state and in what is shown."""
+"""The network's name, in the state and in summaries."""
 
 TRAIN, TRAIN_WITH_R1, TRAIN_BEFORE_ADVERSARY = "train", "train_with_r1", "train_before_adversary"
 """The programs of stage 1."""

@@ -14,7 +14,7 @@ from torch import Tensor
 Kind = Literal["non_saturating", "hinge", "vanilla"]
 
 LECAM_DECAY = 0.99
-"""Of LeCAM's running means, as in its authors' code."""
+"""Decay of LeCAM's running means, as in its authors' code."""
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 

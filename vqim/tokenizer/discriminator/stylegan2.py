@@ -43,7 +43,7 @@ SMALLEST = 4
 """Height and width after the last residual block."""
 
 BLUR = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
-"""The binomial filter [1, 3, 3, 1], normalised; its outer product with itself blurs before pixels are dropped."""
+"""The normalised binomial filter [1, 3, 3, 1]; its outer product with itself blurs before the size is halved."""
 
 _FEW_CHANNELS = 256  # see the top of the file
 _NEIGHBOURS = 3  # rows above and below a strip that a residual block's rows depend on

@@ -14,7 +14,7 @@ from vqim.contracts.context import Context
 from vqim.contracts.learning import Advanced
 
 USE_DECAY = 0.95
-"""For the running use of codes where the codebook is trained by gradients: about the last twenty batches."""
+"""Decay of the codes' running use if gradients train the codebook: about the last twenty batches."""
 
 
 def check_upkeep(ema_decay: float | None, restart_below: float) -> None:
