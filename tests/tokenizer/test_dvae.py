@@ -53,7 +53,8 @@ def test_images_become_logits_an_eighth_of_their_size_and_vectors_images(draw_pa
 def test_a_decoder_that_is_sure_of_everything_has_log_scales_at_the_floor(draw_params, context):
     decoder = DVAEDecoder(**TINY_DECODER)
     params = draw_params(decoder) | {"head/bias_O": torch.tensor([0.0] * 3 + [-500.0] * 3)}
-    reconstruction = apply(decoder.forward, params, torch.randn(1, 2, 2, 6), context)
+    latents_BhwD = torch.randn(1, 2, 2, 6)
+    reconstruction = apply(decoder.forward, params, Codes(latents_BhwD, latents_BhwD), context)
     assert torch.equal(reconstruction.log_scale_BCHW, torch.full((1, 3, 16, 16), LOG_SCALE_FLOOR))
 
 

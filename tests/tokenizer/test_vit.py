@@ -100,7 +100,7 @@ def test_encoder_and_decoder_read_a_patch_row_by_row_with_colours_together(draw_
 def test_a_decoder_that_is_sure_of_everything_has_log_scales_at_the_floor(draw_params, context):
     decoder = make_decoder()
     params = draw_params(decoder) | {"head/contract/bias_O": torch.tensor([0.0] * 48 + [-500.0] * 48)}
-    reconstruction = apply(decoder.forward, params, torch.randn(1, 3, 3, 8), context)
+    reconstruction = apply(decoder.forward, params, of(torch.randn(1, 3, 3, 8)), context)
     assert torch.equal(reconstruction.log_scale_BCHW, torch.full((1, 3, 12, 12), LOG_SCALE_FLOOR))
 
 

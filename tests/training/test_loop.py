@@ -116,10 +116,15 @@ def test_a_reading_is_the_mean_over_the_steps_since_the_last_one(run, tmp_path):
 
 
 def test_evaluators_run_when_they_say_and_at_the_end_and_see_the_state_of_that_step(run):
-    often, last = Score(4, [0.0] * 3), Score(0, [0.0])
+    often, last = Score(4, [0.0] * 3), Score(0, [0.0], name="last")
     run(evaluators=[often, last])
     assert often.sums == [10.0, 36.0, 55.0]
     assert last.sums == [55.0]
+
+
+def test_two_evaluators_that_measure_the_same_name_are_refused(run):
+    with pytest.raises(ValueError, match="evaluators: two measure score; give one of them a `section`"):
+        run(evaluators=[Score(0, [0.0]), Score(0, [1.0])])
 
 
 def test_the_best_checkpoint_is_the_one_that_was_measured(run, tmp_path):
