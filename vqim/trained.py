@@ -21,6 +21,7 @@ import vqim.registry.components  # noqa: F401  gin knows the components from her
 from vqim.checkpoint.errors import NoCheckpointError
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.context import Context
+from vqim.contracts.placing import own_rows
 from vqim.contracts.prior import Featuring
 from vqim.contracts.runtime import Runtime
 from vqim.data.image_arrays import to_image_arrays, to_rgb
@@ -279,8 +280,7 @@ class Trained:
             self._compiled[name] = self.runtime.compile(program)
         parts = []
         for batch, count in _batches(arrays_N, self._batch_size):
-            share = self._batch_size // self.runtime.process_count
-            own = slice(self.runtime.process_index * share, (self.runtime.process_index + 1) * share)
+            own = own_rows(self._batch_size, self.runtime)
             device = self.runtime.put({key: value[own] for key, value in batch.items()})
             fetched = self.runtime.fetch(self._compiled[name](network_arrays or self._tokenizer_arrays, device))
             parts.append([array[:count] for array in fetched])

@@ -2,6 +2,7 @@
 
     B images in a batch
 """
+import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from vqim.contracts.context import Context
 from vqim.contracts.data import Batch, Dataset
 from vqim.contracts.evaluation import About, Evaluation, Items, Metric
 from vqim.contracts.frozen import Frozen, merge_frozen
-from vqim.contracts.placing import place
+from vqim.contracts.placing import own_rows, place
 from vqim.contracts.prior import Draw, Sampler
 from vqim.contracts.runtime import Runtime
 from vqim.contracts.task import Task
@@ -21,7 +22,7 @@ from vqim.state import sections
 from vqim.state.leaf import State, prefixed, select
 
 
-class Pass:
+class Pass(abc.ABC):
     """An evaluator that yields items and gives all of them to each metric.
 
     Metrics name the results. A name without a section, such as 'psnr', gets the pass's section as its prefix. For
@@ -52,17 +53,17 @@ class Pass:
             self._bound = (task, runtime, _Program(self, task, runtime))
         return _Evaluation(self, self._bound[2], task, data, state, runtime)
 
+    @abc.abstractmethod
     def about(self, task: Task, data: Dataset) -> About:
         """What is known about the pass before it begins."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterable[dict[str, Tensor]]:
         """Device arrays from which `items` makes items."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
         """The items of a batch, computed on the device as part of the pass's program."""
-        raise NotImplementedError
 
 
 class SplitPass(Pass):
@@ -192,8 +193,7 @@ def draw_batches(
     Image number i from one seed is the same in batches of any size.
     """
     arrays: State = task.objective.prior_arrays(state)  # type: ignore[attr-defined]
-    share = batch_size // runtime.process_count
-    own = slice(runtime.process_index * share, (runtime.process_index + 1) * share)
+    own = own_rows(batch_size, runtime)
     for start in range(0, len(labels_N), batch_size):
         numbers_B = np.arange(start, start + batch_size)
         valid_B = numbers_B < len(labels_N)

@@ -11,6 +11,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from vqim.contracts.context import Context
+from vqim.contracts.placing import own_rows
 from vqim.contracts.prior import Draw, Sampler, Stepwise, check_numbers
 from vqim.contracts.runtime import Runtime
 from vqim.nn.module import apply
@@ -87,11 +88,10 @@ class _StepwiseDraw:
         if given_BNK.shape != shape:
             raise ValueError(f"given_BNK must have shape {shape}, -1 where tokens are to be drawn; got "
                              f"{given_BNK.shape}")
-        share = self._batch_size // runtime.process_count
-        own = slice(runtime.process_index * share, (runtime.process_index + 1) * share)
+        own = own_rows(self._batch_size, runtime)
         device = runtime.put({
             "labels": labels_B[own].astype(np.int32), "numbers": numbers_B[own].astype(np.int32),
-            "drawn": given_BNK[own].reshape(share, -1).astype(np.int64)})
+            "drawn": rearrange(given_BNK[own], "b n k -> b (n k)").astype(np.int64)})
         empty = self._prior.empty_cache(self._branches * self._batch_size, self._dtype, device["drawn"].device)
         cache = dict(zip(empty, runtime.cut(list(empty.values()), axis=1), strict=True))
         settings = {"temperature": self._sampler.temperature, "guidance": self._sampler.guidance,
