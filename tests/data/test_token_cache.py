@@ -50,7 +50,7 @@ def test_an_evaluation_has_the_rows_as_they_were_written(cache):
     assert np.concatenate([batch["labels"] for batch in batches])[:4].tolist() == [0, 1, 2, 0]
 
 
-def test_it_says_what_it_holds(cache):
+def test_a_token_cache_says_what_it_holds(cache):
     tokens = Tokens(cache)
     assert (tokens.num_examples("train"), tokens.num_examples("validation")) == (10, 4)
     assert tokens.levels == LEVELS and tokens.fingerprint == "tokenizer-1" and tokens.image_size == 32
@@ -78,7 +78,7 @@ def identify(batch):
     return [rows[tokens.astype(np.int64).tobytes()] for tokens in batch["tokens"]]
 
 
-def test_an_epoch_has_each_example_once_and_as_many_epochs_as_views_have_each_view_once(cache):
+def test_an_epoch_has_each_example_once_and_num_views_epochs_have_each_view_once(cache):
     loader = Tokens(cache).training(5, seed=0)
     seen = [row for batch in take(loader, 6) for row in identify(batch)]
     for epoch in range(3):

@@ -175,7 +175,7 @@ def test_scores_are_log_probabilities_and_hits_the_likeliest_class(sign):
         np.testing.assert_array_equal(batch.hits_MB, (probabilities.max(1) == of_label)[None])
 
 
-def test_the_same_seed_draws_the_same_images_in_any_batches_with_and_without_a_classifier():
+def test_a_seed_draws_the_same_images_in_any_batches_with_and_without_a_classifier():
     task, labels = make_task(), [0, 1, 2, 1]
 
     def draw(classifier, seed, batch_size):

@@ -91,7 +91,7 @@ def vim_large():
     return spec
 
 
-def test_vim_large_needs_1_1_bytes_per_parameter_for_the_first_moment_where_adam_needs_8_for_both(capsys):
+def test_vim_large_needs_1_1_bytes_a_parameter_for_the_first_moment(capsys):
     spec = vim_large()
     parameters = sum(leaf.size for leaf in spec.values())
     slots = Adafactor().init_spec(spec)

@@ -225,7 +225,7 @@ class Unigram(nn.Module):
         return {"bits_per_token": -self.logits_V.log_softmax(0)[tokens_BNK].mean((1, 2)) / math.log(2)}
 
 
-def test_a_prior_that_expects_nothing_is_trained_and_measured_without_images_of_what_it_expects(make_task):
+def test_a_prior_without_expected_tokens_is_trained_and_measured_without_images(make_task):
     task, batch = make_task(prior=Unigram), make_batch()
     state = make_state(task)
     assert run_step(task, state, batch)["loss"].item() == pytest.approx(math.log(16))
@@ -234,7 +234,7 @@ def test_a_prior_that_expects_nothing_is_trained_and_measured_without_images_of_
     assert items.measures["bits_per_token"].shape == (6,) and items.measures["bits_per_token"].mean() < 4
 
 
-def test_its_sampler_is_the_one_that_is_given(pretrained):
+def test_a_priors_sampler_is_the_one_that_is_given(pretrained):
     learner = functools.partial(Learner, optimizer=AdamW(), learning_rate=Constant(1e-2))
     assert PriorObjective(pretrained, Unigram, learner, 3).sampler == StepwiseSampler()
     chosen = StepwiseSampler(temperature=0.5)

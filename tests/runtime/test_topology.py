@@ -35,7 +35,7 @@ def results(tmp_path_factory):
 
 
 @needs_compiler
-def test_the_arrays_that_a_step_updates_take_the_memory_of_their_inputs_and_no_others_do(results):
+def test_the_arrays_that_a_step_updates_and_no_others_take_their_inputs_memory(results):
     assert results["aliased"] == results["state"] and results["aliased to itself"]
 
 

@@ -39,21 +39,21 @@ def error(results, dtype, reduced, name):
 
 
 @pytest.mark.parametrize("name", ["kernel", "bias"])
-def test_gradients_of_a_bfloat16_product_are_float32s_where_they_are_summed_in_float32(results, name):
+def test_gradients_of_a_bfloat16_product_are_float32s_where_summed_in_float32(results, name):
     assert error(results, torch.bfloat16, "float32", name) < 1e-6
     for reduced in (None, "bfloat16"):
         assert 1e-4 < error(results, torch.bfloat16, reduced, name) < 1e-2
 
 
 @pytest.mark.parametrize("name", ["kernel", "bias"])
-def test_gradients_of_a_float32_product_are_rounded_where_they_are_summed_in_bfloat16(results, name):
+def test_gradients_of_a_float32_product_are_rounded_where_summed_in_bfloat16(results, name):
     assert 1e-4 < error(results, torch.float32, "bfloat16", name) < 1e-2
     for reduced in (None, "float32"):
         assert error(results, torch.float32, reduced, name) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_results_and_gradients_of_inputs_do_not_depend_on_the_dtype_of_weights_gradients(results, dtype):
+def test_the_dtype_of_weight_gradients_changes_no_result_nor_gradient_of_inputs(results, dtype):
     for name in ("loss", "x"):
         for reduced in ("float32", "bfloat16"):
             np.testing.assert_array_equal(results[f"{dtype} {reduced} {name}"], results[f"{dtype} None {name}"])

@@ -51,7 +51,7 @@ def test_a_fallback_is_counted_and_warned_of_once_by_name(done):
     assert len(re.findall("aten::linalg_eig is not an XLA operation here: it runs on the CPU", after)) == 1
 
 
-def test_the_trace_is_where_tensorboards_profiler_looks_and_has_the_steps_and_no_others(done, folder):
+def test_the_trace_is_where_tensorboards_profiler_looks_with_the_steps_and_no_others(done, folder):
     profiler = pytest.importorskip("jax.profiler")
     (path,) = folder.glob("plugins/profile/*/*.xplane.pb")
     planes = {plane.name: plane for plane in profiler.ProfileData.from_file(str(path)).planes}

@@ -68,7 +68,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("kind, patches", [("non_saturating", False), ("hinge", True)])
-def test_both_updates_equal_those_of_two_plain_pytorch_optimizers(make_task, batch, kind, patches):
+def test_updates_of_both_networks_equal_those_of_two_plain_pytorch_optimizers(make_task, batch, kind, patches):
     task = make_task(loss=kind, patches=patches, start_step=1, r1_every=2)
     state = make_state(task)
     before, reference = copy(state), Reference(task, state, 1, 2, *LOSSES[kind])
