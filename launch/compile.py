@@ -106,7 +106,8 @@ def trace_evaluators(experiment: Any, runtime: Any) -> list[compile_report.Progr
     from vqim.runtime.topology import NothingComputedError
     from vqim.training.state import start
     if not experiment.evaluators:
-        raise ConfigError("--step=evaluate needs train.evaluators, the configuration has none")
+        raise ConfigError("--step=evaluate needs train.evaluators, got none: bind them in the gin file, or compile "
+                          "--step=train")
     for evaluator in experiment.evaluators:
         state = start(experiment.task.init_spec(), experiment.seed, runtime)
         with contextlib.suppress(NothingComputedError):

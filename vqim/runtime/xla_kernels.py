@@ -72,7 +72,8 @@ class XlaKernels:
         """
         misfit = self._misfit(q_BNTH, k_BNSH)
         if self._attention == "flash" and misfit:
-            raise ValueError(f"attention = 'flash' needs {misfit}; 'auto' takes plain products there")
+            raise ValueError(f"attention = 'flash' needs {misfit}; set runtime.Xla.attention = 'auto', which "
+                             "takes plain products there, or change the sizes")
         long = min(q_BNTH.shape[2], k_BNSH.shape[2]) >= LONG_SEQUENCE
         if self._attention == "flash" or (self._attention == "auto" and self._pallas and long and not misfit):
             return flash_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal, mesh=self._mesh, spec=HEADS,
