@@ -1,6 +1,5 @@
 """LPIPS against torchvision's VGG16 with the published formula, against the original package, and its gradient."""
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,13 +9,13 @@ import torch
 import torchvision
 
 from tests.frozen.published_lpips import published_lpips, weights
+from tests.support.processes import ROOT
 from vqim.contracts.context import Context
 from vqim.frozen.lpips import Lpips
 from vqim.frozen.vgg16 import VGG16
 from vqim.runtime.torch import TorchKernels
 from vqim.state.leaf import State
 
-ROOT = pathlib.Path(__file__).parents[2]
 EMOJI = ROOT / "third_party/noto_emoji/noto_emoji_64.npz"
 RECTIFIERS = (3, 8, 15, 22, 29)
 """The last of each stage, of torchvision's VGG16."""

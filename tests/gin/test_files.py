@@ -2,7 +2,6 @@
 import io
 import re
 
-import gin
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,12 +21,6 @@ RUNS = [name for name, text in FILES.items()
         if COMMAND in text or name not in INCLUDED and "/shrink_" not in name]  # those change a run, and are none
 MAY_BE_UNUSED = (r"runtime\.",)
 """A file may have settings for both runtimes."""
-
-
-@pytest.fixture(autouse=True)
-def no_configuration_stays():
-    yield
-    gin.clear_config()
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """Programs for TPU slices that are not here, compiled by libtpu in one process of its own."""
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
+from tests.support.processes import ROOT
 from vqim.runtime import tpu_compiler
 from vqim.runtime.partition import MESH_AXES, part_of
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def missing():

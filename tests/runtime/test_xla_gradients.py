@@ -1,28 +1,19 @@
 """Gradients that are written by hand for XLA, on eight devices, against float64."""
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.processes import run_on_xla
 from vqim.runtime.settings import XlaSettings
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     pytest.importorskip("torch_xla")
     path = tmp_path_factory.mktemp("gradients") / "results.npz"
-    environment = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "OMP_NUM_THREADS": "1",
-                                "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    process = subprocess.run([sys.executable, "-m", "tests.runtime.xla_gradient_checks", str(path)],
-                             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
+    run_on_xla("tests.runtime.xla_gradient_checks", path, num_devices=8)
     return dict(np.load(path))
 
 
