@@ -11,7 +11,8 @@ from vqim.prior.rq_transformer import RQTransformer
 
 LEVELS = (Level(1, 2, 3, 5), Level(2, 2, 3, 9))
 SIZES = {"width": 8, "num_layers": 2, "num_depth_layers": 3, "num_heads": 2, "hidden": 12, "code_dim": 6}
-PUBLISHED = {  # width, spatial and depth layers, heads, codes, classes; millions of parameters, as the paper prints them
+# Width, spatial and depth layers, heads, codes, classes; millions of parameters, as the paper prints them.
+PUBLISHED = {
     "FFHQ": (1024, 24, 4, 16, 2048, 0, 355),
     "ImageNet small": (1536, 12, 4, 24, 16384, 1000, 480),
     "ImageNet 1.4B": (1536, 42, 6, 24, 16384, 1000, 1400),

@@ -31,8 +31,9 @@ class RQTransformer(nn.Module):
     Attention is so over N positions and over K codes, never over N K.
 
     The paper sums vectors of the tokenizer's codebook. A prior knows only its tokens, so each channel has a table of
-    learned vectors here, of the same width; the two projections to the transformers' width are the paper's. Where
-    channels are not residuals of one another (MoVQ's), tables of their own also tell apart which channel has which code.
+    learned vectors here, of the same width; the two projections to the transformers' width are the published program's.
+    Tables of their own tell apart which channel has which code, where channels are not residuals of one another, as
+    MoVQ's are not. The targets are the codes themselves; the paper's soft targets would need the tokenizer's distances.
 
     Args:
       grid: the token grid of the tokenizer whose tokens are modelled; at least two codes a position.
@@ -131,7 +132,8 @@ class RQTransformer(nn.Module):
 
         The spatial transformer repeats its step for each code of a position, with the same input, and so writes the
         same entries again: a program that serves every step cannot leave it out for some. It is then K times its work.
-        The depth cache is that of one position: entries of the one before it lie after the first code, and are not seen.
+        The depth cache is that of one position: what the one before it wrote lies after the first code, and is not
+        seen.
         """
         num_codes = self.grid.num_channels
         place = step.long()
