@@ -192,13 +192,13 @@ def make_tokenizer(quantizer):
 def test_the_temperature_of_a_step_reaches_the_quantizer_through_the_tokenizer(draw_params):
     tokenizer = make_tokenizer(make_quantizer(straight_through=False, temperature=WarmupCosine(1.0, 1 / 16, 0, 100)))
     assert tokenizer.grid.levels == (Level(2, 2, 1, 16),)
-    assert tokenizer.host_scalars(0) == {"quantizer/temperature": 1.0}
+    assert tokenizer.host_scalars(0) == {"quantizer/temperature": 1.0, "quantizer/kl_weight": 5e-4}
     assert tokenizer.host_scalars(50)["quantizer/temperature"] == pytest.approx((1 + 1 / 16) / 2)
     assert tokenizer.host_scalars(10**6)["quantizer/temperature"] == pytest.approx(1 / 16)
     params, images = draw_params(tokenizer), torch.rand(1, 3, 8, 8)
 
     def encode(temperature):
-        scalars = {"quantizer/temperature": torch.tensor(temperature), "learning_rate": torch.tensor(1.0)}
+        scalars = {"quantizer/temperature": torch.tensor(temperature), "quantizer/kl_weight": torch.tensor(1.0)}
         context = Context(TorchKernels(), key=torch.tensor(0, dtype=torch.int32), scalars=scalars)
         return apply(tokenizer.encode, params, images, context).codes.latents_BhwD
 

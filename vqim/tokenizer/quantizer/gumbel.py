@@ -55,9 +55,9 @@ class GumbelQuantizer(nn.Module):
                              f"got {width_in}")
         if not temperature(0) > 0:
             raise ValueError(f"temperature must be above 0, got {temperature(0)} at step 0")
+        if not callable(kl_weight) and kl_weight < 0:
+            raise ValueError(f"kl_weight must be at least 0, got {kl_weight}")
         self.kl_weight = kl_weight if callable(kl_weight) else Constant(kl_weight)
-        if self.kl_weight(0) < 0:
-            raise ValueError(f"kl_weight must be at least 0, got {self.kl_weight(0)}")
         self.width_in, self.width_out, self.vocabulary = width_in, width_out, vocabulary
         self.temperature, self.straight_through = temperature, straight_through
         self.logits = Dense(width_in, vocabulary) if project else None
