@@ -65,7 +65,7 @@ def main() -> None:
         programs = trace(experiment, runtime)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    report = compile_report.Report(
+    report = compile_report.CompileReport(
         target=target, runtime=runtime.describe(), step=STEP.value, parameters=experiment.task.describe(),
         batch_size=experiment.batch_size if STEP.value == "train" else None,
         trace_seconds=time.perf_counter() - begin)

@@ -37,7 +37,7 @@ class Result:
     error: tpu_compiler.OutOfMemoryError | None = None
 
 
-class Report:
+class CompileReport:
     """Programs and their costs.
 
     Args:
