@@ -1,5 +1,4 @@
 """Samples and classifiers' logits on XLA are those of torch, and one program serves many settings."""
-
 import pytest
 import torch
 import torchvision

@@ -1,5 +1,4 @@
 """Adafactor's int8 state on eight devices against one, and through checkpoints from one mesh to another."""
-
 import numpy as np
 import pytest
 

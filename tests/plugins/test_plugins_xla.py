@@ -1,5 +1,4 @@
 """The plugins on a mesh of eight virtual devices, beside one device."""
-
 import numpy as np
 import pytest
 

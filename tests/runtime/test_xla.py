@@ -1,5 +1,4 @@
 """The XLA runtime on one device, and on eight as data = 2, fsdp = 2, tensor = 2."""
-
 import ml_dtypes
 import numpy as np
 import pytest

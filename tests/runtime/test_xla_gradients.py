@@ -1,5 +1,4 @@
 """Gradients that are written by hand for XLA, on eight devices, against float64."""
-
 import numpy as np
 import pytest
 import torch

@@ -1,5 +1,4 @@
 """An adversarial run on eight XLA devices: one program for each name, and the torch runtime's losses."""
-
 import pytest
 
 from tests.support.processes import printed, run_on_xla

@@ -1,5 +1,4 @@
 """Convolutional networks on XLA: nothing leaves the device, and they compute what the torch runtime computes."""
-
 import pytest
 
 from tests.support.processes import printed, run_on_xla

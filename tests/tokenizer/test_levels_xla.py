@@ -1,5 +1,4 @@
 """Levels of tokens and drawn codes on XLA: one program whatever the temperature, and the torch runtime's codes."""
-
 import pytest
 
 from tests.support.processes import printed, run_on_xla
