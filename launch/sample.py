@@ -13,6 +13,7 @@ is written:
 """
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags as absl_flags
@@ -86,7 +87,7 @@ def main() -> None:
         print(f"{len(drawn)} images in {out}")
 
 
-def settings() -> dict[str, float | int]:
+def settings() -> dict[str, Any]:
     """The sampler's settings that were given on the command line."""
     given = {"temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "guidance": GUIDANCE.value}
     return {name: value for name, value in given.items() if value is not None}
