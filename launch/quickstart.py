@@ -39,6 +39,8 @@ from . import flags
 GIN_FOLDER = absl_flags.DEFINE_string(
     "gin_folder", "gin/exp/quickstart", "Folder of tokenizer.gin, prior.gin, probe.gin, pixel_probe.gin and judge.gin.")
 
+NUM_SAMPLES = absl_flags.DEFINE_integer("num_samples", 100, "Samples of each class that are judged.", lower_bound=8)
+
 STAGES = {
     "tokenizer": "Stage 1",
     "prior": "Stage 2",
@@ -46,9 +48,6 @@ STAGES = {
     "pixel_probe": "Pixel probe",
     "judge": "Judge of samples",
 }
-
-NUM_SAMPLES = 100
-"""Samples of each class that are judged."""
 
 NUM_SHOWN = 8
 """Samples of each class that the report shows: the first ones."""
@@ -127,7 +126,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
     rows = stage1["images/reconstructions"]
     pairs = rows.reshape(-1, 2, 8, *rows.shape[1:])
     originals_BHWC, reconstructions_BHWC = (pairs[:, i].reshape(-1, *rows.shape[1:]) for i in (0, 1))
-    samples = samples_NHWC.reshape(len(names), NUM_SAMPLES, *rows.shape[1:])[:, :NUM_SHOWN]
+    samples = samples_NHWC.reshape(len(names), NUM_SAMPLES.value, *rows.shape[1:])[:, :NUM_SHOWN]
     report = {
         "title": "vqim quickstart",
         "summary": (f"A ViT-VQGAN with {level.height * level.width} tokens of {level.vocabulary} codes, a transformer "
@@ -156,7 +155,7 @@ def _judge(
     labels_N: np.ndarray,
 ) -> tuple[np.ndarray, Neighbours, dict[str, float]]:
     """Samples of all classes, some of them beside their nearest training images, and figures of all of them."""
-    classes_M = np.repeat(np.arange(prior.prior.num_classes, dtype=np.int32), NUM_SAMPLES)
+    classes_M = np.repeat(np.arange(prior.prior.num_classes, dtype=np.int32), NUM_SAMPLES.value)
     samples_MHWC = prior.sample(classes_M)
     verdicts = prior.judge(judge)
     shown = training_NHWC[:len(validation_NHWC)]
@@ -171,7 +170,7 @@ def _judge(
         "real_images_near_duplicates": copies.real_near_duplicates,
         "samples_spread": copies.spread_ratio,
     }
-    every = np.arange(0, len(classes_M), NUM_SAMPLES // 2)
+    every = np.arange(0, len(classes_M), NUM_SAMPLES.value // 2)
     note = (f"Below {threshold:.3f}, 1.25 times what the tokenizer itself changes, a sample counts as a "
             f"near-duplicate: {copies.near_duplicates:.1%} of the samples and {copies.real_near_duplicates:.1%} of the "
             f"validation images. The median distance of samples is {copies.median_ratio:.2f} times that of validation "

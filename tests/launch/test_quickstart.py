@@ -19,7 +19,7 @@ from vqim.training.summaries import read_metrics
 def quickstart(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("quickstart") / "run"
     subprocess.run(
-        [sys.executable, "-m", "launch.quickstart", f"--workdir={workdir}", "--runtime=torch",
+        [sys.executable, "-m", "launch.quickstart", f"--workdir={workdir}", "--runtime=torch", "--num_samples=8",
          "--gin_bindings=NUM_STEPS = 60", "--gin_bindings=optim.WarmupCosine.warmup_steps = 5"],
         cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return workdir
@@ -32,7 +32,8 @@ def summary(quickstart):
 
 def test_summary_has_every_figure_and_its_baseline(summary):
     figures = ("psnr", "psnr_mean_image", "psnr_downscaled_4x", "codebook_usage", "prior_bits_per_token",
-               "unigram_bits_per_token", "probe_top1", "raw_pixel_probe_top1", "seconds")
+               "unigram_bits_per_token", "probe_top1", "raw_pixel_probe_top1", "samples_top1", "real_images_top1",
+               "samples_nearest_training_image", "samples_near_duplicates", "samples_spread", "seconds")
     assert all(np.isfinite(summary[name]) for name in figures)
 
 
