@@ -97,6 +97,9 @@ prior.RQTransformer:
 """What stands in a prior's file after gin/debug/prior_tiny.gin. Over several codes a position, the autoregressive prior
 goes over channels: MoVQ's "auto"."""
 
+NETWORKS = {"autoregressive": "AutoregressivePrior", "masked": "MaskedPrior", "RQ-transformer": "RQTransformer"}
+"""Their classes."""
+
 CLASSES = {"classes": "", "no classes": "NUM_CLASSES = 0\n"}
 
 TWO_STEPS = """
