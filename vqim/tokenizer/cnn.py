@@ -8,6 +8,9 @@ Esser et al. (2021), "Taming Transformers for High-Resolution Image Synthesis", 
 ViT-VQGAN's 'channels x2' has 256 channels instead of 128. VQGAN's quant_conv and post_quant_conv, 1x1 convolutions
 before and after the codes, are here the projections in the quantizer.
 
+MoVQ (Zheng et al., 2022) modulates the decoder's first normalisations by the codes (`nn.SpatialNorm`), and starts the
+decoder from other features than the codes (`initial.py`).
+
     B batch, C image channels, H W image size, h w latent size, D latent width
 """
 import torch
