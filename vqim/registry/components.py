@@ -10,7 +10,7 @@ from vqim.evaluation import accuracy, image_metrics, passes, rejection, token_me
 from vqim.frozen import alexnet, from_run, lpips, resnet, vgg16
 from vqim.nn import convolution
 from vqim.optim import adafactor, adamw, groups, schedules
-from vqim.prior import autoregressive, guidance, masked, masked_sampler, sampler
+from vqim.prior import autoregressive, guidance, masked, masked_sampler, rq_transformer, sampler
 from vqim.prior import objective as prior_objective
 from vqim.probe import features
 from vqim.probe import objective as probe_objective
@@ -31,8 +31,9 @@ for module, components in {
                   hierarchical.HierarchicalQuantizer, terms.L2, terms.LogitLaplace, terms.Perceptual,
                   adversary.Adversary, stylegan2.StyleGAN2Discriminator, patchgan.PatchGANDiscriminator,
                   tokenizer_objective.TokenizerObjective),
-    "prior": (autoregressive.AutoregressivePrior, masked.MaskedPrior, sampler.StepwiseSampler,
-              masked_sampler.MaskedSampler, guidance.GuidanceSchedule, prior_objective.PriorObjective),
+    "prior": (autoregressive.AutoregressivePrior, rq_transformer.RQTransformer, masked.MaskedPrior,
+              sampler.StepwiseSampler, masked_sampler.MaskedSampler, guidance.GuidanceSchedule,
+              prior_objective.PriorObjective),
     "probe": (features.PriorFeatures, features.PixelFeatures, probe_objective.ProbeObjective),
     "classifier": (classifier_model.ImageClassifier, classifier_model.TrainedClassifier,
                    classifier_objective.ClassifierObjective),
