@@ -46,9 +46,9 @@ class MaskedPrior(nn.Module):
     predictions for each position. Without classes, or for an image whose class is not told, the class token is the same
     for all.
 
-    Several levels of tokens follow one another, as in `AutoregressivePrior`: each has its own positions, its own rows in
-    the table of codes and its own columns in the head. Where vocabularies differ in size, the logits of codes that a
-    level does not have are -inf.
+    Several levels of tokens follow one another, as in `AutoregressivePrior`: each has its own positions, its own rows
+    in the table of codes and its own columns in the head. Where vocabularies differ in size, the logits of codes that
+    a level does not have are -inf.
 
     Args:
       grid: the token grid of the tokenizer whose tokens are modelled.
@@ -107,7 +107,7 @@ class MaskedPrior(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over all masked codes of a batch of -log P, with label smoothing, in nats.
 
-        The metric has no smoothing and is in bits. It is no likelihood: what a code costs depends on how much is masked.
+        The metric has no smoothing and is in bits. It is no likelihood: it depends on how much is masked.
         """
         masked_BNK = self._draw_masks(tokens_BNK, context)
         nats_BNK, even_BNK = self._losses(tokens_BNK, masked_BNK, labels_B, context)
@@ -177,8 +177,8 @@ class MaskedPrior(nn.Module):
         """The class token and the positions' tokens, [B, 1 + N, D]."""
         rows_B = class_rows(labels_B, len(tokens_BNK), self.num_classes, self.class_dropout_rate, context,
                             tokens_BNK.device)
-        codes_BND = torch.cat([self._embed_codes(tokens_BNK[:, part.positions].long(), part) for part in self._parts], 1)
-        x_BND = codes_BND + join_positions(self, self._position_names)
+        codes = [self._embed_codes(tokens_BNK[:, part.positions].long(), part) for part in self._parts]
+        x_BND = torch.cat(codes, 1) + join_positions(self, self._position_names)
         return torch.cat([F.embedding(rows_B, self.class_table_CD)[:, None], x_BND], 1).to(context.dtype)
 
     def _embed_codes(self, tokens_BnK: Tensor, part: _Part) -> Tensor:
