@@ -159,14 +159,14 @@ class Recorder(MaskedPrior):
         return super().logits(tokens_BNK, labels_B, context)
 
 
-def make_recorder(levels=(Level(2, 3, 2, 11),)):
+def make_recorder(*levels):
     prior = Recorder(TokenGrid(levels), 4, width=8, num_layers=2, num_heads=2, hidden=12)
     prior.seen = []
     return prior
 
 
 def test_measures_are_means_over_codes_whose_masking_an_images_tokens_decide(draw_params, context):
-    prior = make_recorder()
+    prior = make_recorder(Level(2, 3, 2, 11))
     params, tokens, labels = draw_params(prior), draw_tokens(prior, 40), torch.arange(40) % 4
     measures = apply(prior.measure, params, tokens, labels, context)
     seen, = prior.seen
@@ -188,7 +188,7 @@ def test_measures_are_means_over_codes_whose_masking_an_images_tokens_decide(dra
 
 
 def test_expected_codes_are_the_likeliest_given_the_true_other_half(draw_params, context):
-    prior = make_recorder(LEVELS)
+    prior = make_recorder(*LEVELS)
     params, tokens, labels = draw_params(prior), draw_tokens(prior), torch.tensor([0, 1, -1])
     expected = apply(prior.expected, params, tokens, labels, context)
     first, second = prior.seen
