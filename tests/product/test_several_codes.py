@@ -17,7 +17,6 @@ from vqim.evaluation.token_metrics import CodebookUse, Likelihood
 from vqim.frozen.from_run import FromRun
 from vqim.nn.module import apply
 from vqim.state import sections
-from vqim.state.leaf import select
 
 TOKENIZER, PRIOR = "MoVQ", "RQ-transformer"
 NUM_CODES, VOCABULARY = 4, 24
