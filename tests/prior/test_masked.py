@@ -31,10 +31,11 @@ def training(key, context):
     return dataclasses.replace(context, key=torch.tensor(key, dtype=torch.int32))
 
 
-@pytest.mark.parametrize(("channels", "num_classes", "total"), [
-    (4, 0, 307_035_392), (4, 1000, 308_059_392), (1, 0, 304_673_792), (8, 0, 311_102_592)])
-def test_movqs_masked_prior_has_this_many_parameters(channels, num_classes, total):
-    width, hidden, layers, vocabulary = 1024, 4096, 24, 1024
+@pytest.mark.parametrize(("width", "hidden", "channels", "num_classes", "total"), [
+    (1024, 4096, 4, 0, 307_035_392), (1024, 4096, 4, 1000, 308_059_392), (1024, 4096, 1, 0, 304_673_792),
+    (1024, 4096, 8, 0, 311_102_592), (768, 3072, 1, 1000, 172_650_496)])
+def test_the_masked_priors_of_movq_and_maskgit_have_this_many_parameters(width, hidden, channels, num_classes, total):
+    layers, vocabulary = 24, 1024
     prior = MaskedPrior(TokenGrid((Level(16, 16, channels, vocabulary),)), num_classes, width=width, num_layers=layers,
                         num_heads=16, hidden=hidden)
     attention = 4 * (width * width + width)
