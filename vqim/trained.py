@@ -4,6 +4,7 @@
     tokens = model.tokens(images)                 # int64 [N, positions, channels]
     images = model.images(tokens)                 # uint8 [N, H, W, 3]
     images = model.sample(["Flags", "Objects"], temperature=0.9)
+    images = model.edit(images, mask, ["Flags", "Objects"])
 
 It needs only the run's directory, not its data.
 
@@ -25,10 +26,11 @@ from vqim.contracts.context import Context
 from vqim.contracts.placing import own_rows
 from vqim.contracts.prior import Draw, Featuring
 from vqim.contracts.runtime import Runtime
-from vqim.data.image_arrays import to_image_arrays, to_rgb
+from vqim.data.image_arrays import to_bytes, to_image_arrays, to_rgb
 from vqim.evaluation.passes import bind_sampler, draw_batches, place_frozen
 from vqim.evaluation.rejection import check_classifier, verdicts_of
 from vqim.nn.module import apply
+from vqim.prior.editing import check_fillable, match, token_mask
 from vqim.prior.objective import PriorObjective
 from vqim.registry.config import Config, ConfigError, forget
 from vqim.registry.config import load as load_config
@@ -195,7 +197,7 @@ class Trained:
 
     def sample(
         self, labels: Labels, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
-        **settings: float | int | None,
+        **settings: Any,
     ) -> np.ndarray:
         """Draws images, uint8 [N, H, W, 3].
 
@@ -204,13 +206,13 @@ class Trained:
           seed: seed for the draws; image number i from one seed is the same in any call.
           first: the number of the first image.
           given: int64 tokens [N, P, K] to keep; -1 where they are to be drawn.
-          settings: settings for the run's sampler, such as temperature, top_k, top_p, guidance.
+          settings: settings for the run's sampler, such as temperature, guidance, num_steps.
         """
         return self.images(self.sample_tokens(labels, seed=seed, first=first, given=given, **settings))
 
     def sample_tokens(
         self, labels: Labels, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
-        **settings: float | int | None,
+        **settings: Any,
     ) -> np.ndarray:
         """As `sample`, but returns the tokens, int64 [N, P, K]."""
         labels_N = self.labels([-1] * labels if isinstance(labels, int) else labels)
@@ -222,7 +224,33 @@ class Trained:
                                self._batch_size, seed, given, first)
         return np.concatenate([self.runtime.fetch([batch["tokens"]])[0] for batch in batches])[:len(labels_N)]
 
-    def draw(self, **settings: float | int | None) -> Draw:
+    def edit(
+        self, images: Any, mask: Any, labels: Sequence[str | int] | int | None = None, *, seed: int = 0, first: int = 0,
+        paste: bool = True, **settings: Any,
+    ) -> np.ndarray:
+        """Draws a part of images anew, uint8 [N, H, W, 3]: the tokens of masked pixels. All other tokens stay.
+
+        Args:
+          images: one image for each label, or one for all.
+          mask: bools [H, W] or [N, H, W], True where pixels are to be drawn anew.
+          labels: as in `sample`; by default, classes are not told.
+          seed, first, settings: as in `sample`.
+          paste: whether pixels that are not masked are the images' own. Otherwise the decoder makes them of the images'
+            own tokens, without a seam.
+
+        Raises:
+          ValueError: the run's sampler cannot fill such a mask, or an argument is wrong.
+        """
+        images_NHWC = to_image_arrays(images, self.tokenizer.image_size)
+        labels = len(images_NHWC) if labels is None else labels
+        images_NHWC, mask_NHW = match(images_NHWC, mask, labels if isinstance(labels, int) else len(labels))
+        masked_NPK = token_mask(mask_NHW, self.tokenizer.grid)
+        check_fillable(masked_NPK, self.prior.sampler)
+        given_NPK = np.where(masked_NPK, -1, self.tokens(images_NHWC))
+        drawn_NHWC = self.sample(labels, seed=seed, first=first, given=given_NPK, **settings)
+        return np.where(mask_NHW[..., None], drawn_NHWC, to_bytes(images_NHWC)) if paste else drawn_NHWC
+
+    def draw(self, **settings: Any) -> Draw:
         """The function that draws a batch of tokens with these settings; ValueError for one that does not fit."""
         key = tuple(sorted(settings.items()))
         if key not in self._draws:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from vqim.contracts.context import Context
+from vqim.contracts.evaluation import About
+from vqim.contracts.grid import Level, TokenGrid
 from vqim.evaluation.passes import Predictions, Reconstructions, evaluate
 from vqim.evaluation.token_metrics import CodebookUse, Likelihood
 from vqim.nn.module import apply
@@ -55,6 +57,22 @@ def test_one_level_keeps_the_short_names(tokenizer_run, data):
         f"codebook/{measure}" for measure in ("usage", "usage_per_batch", "entropy_bits", "perplexity", "histogram")}
     indices, = codes_of(run, "params/tokenizer/", data)
     assert results["codebook/usage_per_batch"] == len(indices[:256].unique()) / 20
+
+
+def test_several_codes_a_position_are_measured_in_all_and_by_channel():
+    grid, generator = TokenGrid((Level(4, 4, 3, 20),)), torch.Generator().manual_seed(0)
+    tokens = torch.stack([torch.randint(0, size, (300, 16), generator=generator) for size in (2, 9, 20)], -1)
+    tally = CodebookUse().tally(About("reconstructions", 300, grid, 0))
+    for start in (0, 128, 256):  # the last batch is filled up
+        batch = torch.cat([tokens[start:start + 128], torch.full((128, 16, 3), 19)])[:128]
+        tally.add({"tokens": batch.numpy()}, np.arange(start, start + 128) < 300)
+    results = tally.result()
+    for name, indices in {"codebook": tokens, **{f"codebook/channel_{k}": tokens[..., k] for k in range(3)}}.items():
+        assert results[f"{name}/usage"] == len(indices.unique()) / 20
+        assert results[f"{name}/entropy_bits"] == pytest.approx(entropy(indices))
+        assert results[f"{name}/perplexity"] == pytest.approx(2 ** entropy(indices))
+    assert [results[f"codebook/channel_{k}/usage"] for k in range(3)] == [0.1, 0.45, 1.0]
+    np.testing.assert_array_equal(results["codebook/histogram"].values, np.sort(tokens.flatten()))
 
 
 def test_a_priors_bits_are_compared_with_the_unigram_of_each_level(prior_run, data):

@@ -11,6 +11,7 @@ from vqim.nn.convolution import (
     Downsample,
     GroupNorm,
     ResidualBlock,
+    SpatialNorm,
     Upsample,
     repeat_pixels,
 )
@@ -85,6 +86,43 @@ def test_statistics_are_float32_where_activations_are_not(draw_params):
 def test_a_number_of_channels_that_does_not_make_groups_is_refused():
     with pytest.raises(ValueError, match="channels must be a multiple of 32, the groups of each normalisation; got 48"):
         GroupNorm(48)
+
+
+def test_modulation_is_equation_4_of_movq_point_by_point(draw_params, context):
+    # In float64, with the gain and the bias that VQGAN's group normalisation has beside.
+    norm = SpatialNorm(64, condition_width=5)
+    params, x, condition = draw_params(norm), 2 + 3 * torch.randn(2, 64, 4, 8), torch.randn(2, 5, 2, 4)
+    found = apply(norm.forward, params, x, context, condition)
+    p = {name: array.double().numpy() for name, array in params.items()}
+    groups = x.double().numpy().reshape(2, 32, 2, 4, 8)
+    mean, variance = groups.mean((2, 3, 4), keepdims=True), groups.var((2, 3, 4), keepdims=True)
+    normal = ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(2, 64, 4, 8)
+    for b, c, row, column in np.ndindex(2, 64, 4, 8):
+        z = condition[b, :, row // 2, column // 2].double().numpy()
+        scale = p["scale/kernel_OIHW"][c, :, 0, 0] @ z + p["scale/bias_O"][c]
+        shift = p["shift/kernel_OIHW"][c, :, 0, 0] @ z + p["shift/bias_O"][c]
+        expected = scale * (p["norm/gain_C"][c] * normal[b, c, row, column] + p["norm/bias_C"][c]) + shift
+        assert found[b, c, row, column].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_modulation_starts_around_the_plain_normalisation():
+    norm = SpatialNorm(32, condition_width=4)
+    arrays = {name: torch.from_numpy(leaf.init(name, leaf.shape, 0, full_index(leaf.shape)))
+              for name, leaf in spec(norm).items()}
+    x = torch.randn(2, 32, 4, 4)
+    found = apply(norm.forward, arrays, x, Context(TorchKernels()), torch.zeros(2, 4, 2, 2))
+    shift = arrays["shift/bias_O"][:, None, None]
+    torch.testing.assert_close(found - shift, torch.nn.functional.group_norm(x, 32, eps=1e-6), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("condition", "message"), [
+    (None, "condition_BZhw must be the codes' vectors, got None: encoders have no condition"),
+    (torch.zeros(1, 4, 3, 4), "must have a size that divides the image's 4x4 by one number, got 3x4"),
+    (torch.zeros(1, 4, 2, 4), "must have a size that divides the image's 4x4 by one number, got 2x4")])
+def test_a_condition_that_does_not_fit_is_refused(draw_params, context, condition, message):
+    norm = SpatialNorm(32, condition_width=4)
+    with pytest.raises(ValueError, match=message):
+        apply(norm.forward, draw_params(norm), torch.zeros(1, 32, 4, 4), context, condition)
 
 
 def test_pixels_are_repeated_in_place():

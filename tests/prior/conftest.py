@@ -31,9 +31,10 @@ def make_prior():
 @pytest.fixture
 def make_masked():
     """`make_masked(...)`: by default 2x3 tokens with 2 codes of 11 each, 4 classes, two layers."""
-    def make(levels=(Level(2, 3, 2, 11),), num_classes=4, **kwargs):
+    def make(levels=None, num_classes=4, **kwargs):
+        grid = TokenGrid(levels or (Level(2, 3, 2, 11),))
         return MaskedPrior(
-            TokenGrid(levels), num_classes, **{"width": 8, "num_layers": 2, "num_heads": 2, "hidden": 12, **kwargs})
+            grid, num_classes, **{"width": 8, "num_layers": 2, "num_heads": 2, "hidden": 12, **kwargs})
     return make
 
 

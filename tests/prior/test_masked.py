@@ -31,10 +31,11 @@ def training(key, context):
     return dataclasses.replace(context, key=torch.tensor(key, dtype=torch.int32))
 
 
-@pytest.mark.parametrize(("channels", "num_classes", "total"), [
-    (4, 0, 307_035_392), (4, 1000, 308_059_392), (1, 0, 304_673_792), (8, 0, 311_102_592)])
-def test_movqs_masked_prior_has_this_many_parameters(channels, num_classes, total):
-    width, hidden, layers, vocabulary = 1024, 4096, 24, 1024
+@pytest.mark.parametrize(("width", "hidden", "channels", "num_classes", "total"), [
+    (1024, 4096, 4, 0, 307_035_392), (1024, 4096, 4, 1000, 308_059_392), (1024, 4096, 1, 0, 304_673_792),
+    (1024, 4096, 8, 0, 311_102_592), (768, 3072, 1, 1000, 172_650_496)])
+def test_the_masked_priors_of_movq_and_maskgit_have_this_many_parameters(width, hidden, channels, num_classes, total):
+    layers, vocabulary = 24, 1024
     prior = MaskedPrior(TokenGrid((Level(16, 16, channels, vocabulary),)), num_classes, width=width, num_layers=layers,
                         num_heads=16, hidden=hidden)
     attention = 4 * (width * width + width)
@@ -159,14 +160,14 @@ class Recorder(MaskedPrior):
         return super().logits(tokens_BNK, labels_B, context)
 
 
-def make_recorder(levels=(Level(2, 3, 2, 11),)):
+def make_recorder(*levels):
     prior = Recorder(TokenGrid(levels), 4, width=8, num_layers=2, num_heads=2, hidden=12)
     prior.seen = []
     return prior
 
 
 def test_measures_are_means_over_codes_whose_masking_an_images_tokens_decide(draw_params, context):
-    prior = make_recorder()
+    prior = make_recorder(Level(2, 3, 2, 11))
     params, tokens, labels = draw_params(prior), draw_tokens(prior, 40), torch.arange(40) % 4
     measures = apply(prior.measure, params, tokens, labels, context)
     seen, = prior.seen
@@ -188,7 +189,7 @@ def test_measures_are_means_over_codes_whose_masking_an_images_tokens_decide(dra
 
 
 def test_expected_codes_are_the_likeliest_given_the_true_other_half(draw_params, context):
-    prior = make_recorder(LEVELS)
+    prior = make_recorder(*LEVELS)
     params, tokens, labels = draw_params(prior), draw_tokens(prior), torch.tensor([0, 1, -1])
     expected = apply(prior.expected, params, tokens, labels, context)
     first, second = prior.seen

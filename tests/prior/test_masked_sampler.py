@@ -248,7 +248,7 @@ def test_settings_of_a_masked_sampler_out_of_range_are_refused(settings, message
 
 
 def test_top_k_is_no_setting_of_a_masked_sampler():
-    with pytest.raises(ValueError, match="top_k: MaskedSampler has no such setting; it has num_steps, schedule, order, "):
+    with pytest.raises(ValueError, match="top_k: MaskedSampler has no such setting; it has num_steps, schedule, "):
         MaskedSampler().with_settings(top_k=5)
 
 

@@ -35,7 +35,7 @@ tokenizer.ResidualQuantizer:
     width_out = %LATENT_WIDTH
     vocabulary = %VOCABULARY
     code_dim = 16
-    depth = 3
+    depth = 2
 """,
     "two levels": CNN + """
 tokenizer.ImageTokenizer.quantizer = @tokenizer.HierarchicalQuantizer()
@@ -70,6 +70,18 @@ include 'gin/debug/shrink_dvae.gin'
 
 PRIORS = {
     "autoregressive": "",
+    "masked": """
+prior.PriorObjective:
+    prior = @prior.MaskedPrior
+    sampler = @prior.MaskedSampler()
+prior.MaskedPrior:
+    width = 32
+    num_layers = 2
+    num_heads = 2
+    hidden = 64
+    class_dropout_rate = 0.3
+prior.MaskedSampler.num_steps = 3
+""",
     "RQ-transformer": """
 prior.PriorObjective.prior = @prior.RQTransformer
 prior.RQTransformer:
@@ -84,6 +96,9 @@ prior.RQTransformer:
 }
 """What stands in a prior's file after gin/debug/prior_tiny.gin. Over several codes a position, the autoregressive prior
 goes over channels: MoVQ's "auto"."""
+
+NETWORKS = {"autoregressive": "AutoregressivePrior", "masked": "MaskedPrior", "RQ-transformer": "RQTransformer"}
+"""Their classes."""
 
 CLASSES = {"classes": "", "no classes": "NUM_CLASSES = 0\n"}
 

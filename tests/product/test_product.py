@@ -11,7 +11,7 @@ import vqim
 from tests.product.conftest import CLASSES, PRIORS, TOKENIZERS, write_prior
 from vqim.registry.config import ConfigError, load
 
-SEVERAL_CODES = {"MoVQ": 4, "RQ": 3}
+SEVERAL_CODES = {"MoVQ": 4, "RQ": 2}
 """Codes a position; others have one."""
 REFUSED = [(tokenizer, "RQ-transformer") for tokenizer in TOKENIZERS if tokenizer not in SEVERAL_CODES]
 PAIRS = [pair for pair in itertools.product(TOKENIZERS, PRIORS) if pair not in REFUSED]

@@ -14,6 +14,8 @@ from vqim.tokenizer.model import ImageTokenizer
 from vqim.tokenizer.objective import TokenizerObjective
 from vqim.tokenizer.quantizer.gumbel import GumbelQuantizer
 from vqim.tokenizer.quantizer.hierarchical import HierarchicalQuantizer
+from vqim.tokenizer.quantizer.multichannel import MultichannelQuantizer
+from vqim.tokenizer.quantizer.residual import ResidualQuantizer
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.terms import L2, LogitLaplace
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
@@ -33,6 +35,12 @@ QUANTIZERS = {
         WIDTH, WIDTH, 32, WarmupCosine(1.0, 1 / 16, 0, STEPS), straight_through=False),
     "Gumbel, latents as logits": lambda: GumbelQuantizer(
         WIDTH, WIDTH, WIDTH, WarmupCosine(1.0, 1 / 16, 0, STEPS), project=False),
+    "four channels": lambda: MultichannelQuantizer(WIDTH, WIDTH, 32, code_dim=16, channels=4),
+    "four channels, EMA and restarts": lambda: MultichannelQuantizer(
+        WIDTH, WIDTH, 32, code_dim=16, channels=4, ema_decay=0.9, restart_below=0.1),
+    "residual": lambda: ResidualQuantizer(WIDTH, WIDTH, 32, code_dim=8, depth=3),
+    "residual, EMA and restarts": lambda: ResidualQuantizer(
+        WIDTH, WIDTH, 32, code_dim=8, depth=3, ema_decay=0.9, restart_below=0.1),
     "hierarchical": lambda: HierarchicalQuantizer(
         WIDTH, VectorQuantizer(WIDTH, WIDTH, 32, 4), VectorQuantizer(2 * WIDTH, WIDTH, 32, 4), num_blocks=1),
 }

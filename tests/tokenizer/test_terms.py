@@ -19,7 +19,7 @@ from vqim.state.leaf import select
 from vqim.third_party import lpips as pretrained
 from vqim.tokenizer.model import Reconstruction
 from vqim.tokenizer.objective import TokenizerObjective
-from vqim.tokenizer.terms import L2, LogitLaplace, Perceptual
+from vqim.tokenizer.terms import L1, L2, LogitLaplace, Perceptual
 from vqim.training.gradient_task import GradientTask
 from vqim.training.state import start
 
@@ -63,7 +63,17 @@ def test_the_default_weights_are_the_papers():
     assert (L2().weight, LogitLaplace().weight, Perceptual().weight) == (1.0, 0.1, 0.1)
 
 
-@pytest.mark.parametrize("term", [L2, LogitLaplace, Perceptual])
+def test_l1_is_vqgans_of_images_in_minus_one_to_one(make_task, batch):
+    # Its default weight makes up for images in [0, 1].
+    images, means = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    found = L1()(images, Reconstruction(means), {}, Context(RUNTIME.kernels))
+    expected = ((2 * images.double() - 1) - (2 * means.double() - 1)).abs().mean()
+    assert L1().weight * found.item() == pytest.approx(expected.item(), rel=1e-6)
+    _, metrics = run_step(make_task(L1()), batch)
+    assert metrics["loss/l1"].item() > 0.05
+
+
+@pytest.mark.parametrize("term", [L1, L2, LogitLaplace, Perceptual])
 @pytest.mark.parametrize("weight", [-1.0, math.nan])
 def test_a_weight_below_zero_is_refused(term, weight):
     with pytest.raises(ValueError, match=f"weight must be at least 0, or a schedule; got {weight}"):

@@ -121,8 +121,8 @@ Draw = Callable[..., Tensor]
 class Sampler(Protocol):
     """A method of drawing from a prior, with its settings, which a gin file binds once.
 
-    A class attribute `any_order` that is True says that given tokens may lie anywhere, and that what is drawn depends on
-    all of them. Without it, a token is drawn knowing only those before it.
+    A class attribute `any_order` that is True says that given tokens may lie anywhere, and that what is drawn depends
+    on all of them. Without it, a token is drawn knowing only those before it.
     """
 
     def bind(self, prior: Any, runtime: Runtime, batch_size: int, dtype: torch.dtype) -> Draw:

@@ -47,6 +47,11 @@ def to_image_arrays(images: Any, image_size: int) -> np.ndarray:
     return array.astype(np.float32)
 
 
+def to_bytes(images_NHWC: np.ndarray) -> np.ndarray:
+    """Images from `to_image_arrays` as uint8; floats are rounded."""
+    return images_NHWC if images_NHWC.dtype == np.uint8 else np.rint(images_NHWC * 255).astype(np.uint8)
+
+
 def to_rgb(image: Any) -> np.ndarray:
     """Converts one image of any size to uint8 [H, W, 3]: a PIL image of any mode, or a grey or RGB array.
 

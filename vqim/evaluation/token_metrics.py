@@ -21,7 +21,8 @@ class CodebookUse:
     """How many codes are used and how evenly, for each level of tokens.
 
     Results are named `codebook/usage` and so on, or `codebook/level_0/usage` with several levels. `usage_per_batch` is
-    ViT-VQGAN's "Codebook Usage" (Table 4).
+    ViT-VQGAN's "Codebook Usage" (Table 4). With several codes a position, these are of all channels together, and
+    `codebook/channel_0/usage` and so on are of each.
     """
 
     needs = ("tokens_BNK",)
@@ -41,17 +42,24 @@ class _Use:
     def __init__(self, grid: TokenGrid, num_images: int):
         self._grid = grid
         self._levels = [CodebookStatistics(level.vocabulary, num_images) for level in grid.levels]
+        self._channels = [[CodebookStatistics(level.vocabulary, num_images) for _ in range(level.channels)]
+                          if level.channels > 1 else [] for level in grid.levels]
 
     def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
         """See `Tally`."""
-        for statistics, indices in zip(self._levels, self._grid.split(observed["tokens"]), strict=True):
+        levels = zip(self._levels, self._channels, self._grid.split(observed["tokens"]), strict=True)
+        for statistics, channels, indices in levels:
             statistics.add(indices, valid_B)
+            for k, of_channel in enumerate(channels):
+                of_channel.add(indices[..., k], valid_B)
 
     def result(self) -> dict[str, Any]:
-        """The results of `CodebookStatistics.result`, and a histogram."""
+        """The results of `CodebookStatistics.result` in all and by channel, and a histogram in all."""
         found: dict[str, Any] = {}
-        for name, statistics in zip(self._grid.codebook_names, self._levels, strict=True):
-            found |= {f"{name}/{measure}": value for measure, value in statistics.result().items()}
+        for name, statistics, channels in zip(self._grid.codebook_names, self._levels, self._channels, strict=True):
+            parts = {name: statistics, **{f"{name}/channel_{k}": part for k, part in enumerate(channels)}}
+            found |= {f"{part}/{measure}": value for part, of_part in parts.items()
+                      for measure, value in of_part.result().items()}
             codes_K = np.arange(len(statistics.counts_K))
             found[f"{name}/histogram"] = Histogram(np.repeat(codes_K, statistics.counts_K))
         return found

@@ -2,7 +2,7 @@
 
 The blocks are those of VQGAN (Esser et al., 2021, Table 7), which MoVQ and SeQ-GAN build on.
 
-    B batch, C channels, H height, W width; O I output and input channels of a kernel
+    B batch, C channels, H height, W width; O I output and input channels of a kernel; Z h w: a condition
 """
 from typing import Protocol
 
@@ -93,6 +93,41 @@ class GroupNorm(nn.Module):
         return F.group_norm(x_BCHW.float(), self.num_groups, self.gain_C, self.bias_C, self.eps).to(context.dtype)
 
 
+class SpatialNorm(nn.Module):
+    """MoVQ's spatially conditional normalisation (Zheng et al., 2022, equation 4): scale and shift for every point.
+
+    scale(condition) * GroupNorm(x) + shift(condition), by 1x1 convolutions of the condition, whose pixels are repeated
+    up to x's size. The group normalisation keeps VQGAN's own gain and bias, and the scale is that of equation (4), not
+    1 + it, as in the published code (MoVQGAN; diffusers). Not published is that the scale's bias starts at one: at
+    first this is close to the plain group normalisation.
+
+    Args:
+      num_features: the number of channels.
+      condition_width: Z, the width of the codes' vectors.
+    """
+
+    def __init__(self, num_features: int, condition_width: int):
+        super().__init__()
+        self.norm = GroupNorm(num_features)
+        self.scale = Conv2d(condition_width, num_features, kernel_size=1)
+        self.shift = Conv2d(condition_width, num_features, kernel_size=1)
+        self.scale.bias_O = parameter((num_features,), Constant(1.0), "features")
+
+    def forward(self, x_BCHW: Tensor, context: Context, condition_BZhw: Tensor | None = None) -> Tensor:
+        """See `Norm`; ValueError without a condition, or with one whose size does not divide the image's."""
+        if condition_BZhw is None:
+            raise ValueError("condition_BZhw must be the codes' vectors, got None: encoders have no condition, and "
+                             "need another norm")
+        (height, width), (h, w) = x_BCHW.shape[2:], condition_BZhw.shape[2:]
+        if height % h or width % w or height // h != width // w:
+            raise ValueError(f"condition_BZhw must have a size that divides the image's {height}x{width} by one "
+                             f"number, got {h}x{w}")
+        # A 1x1 convolution of repeated pixels is the repetition of its outputs, for a fraction of the work.
+        scale_BChw, shift_BChw = self.scale(condition_BZhw, context), self.shift(condition_BZhw, context)
+        scale_BCHW, shift_BCHW = (repeat_pixels(x_BChw, height // h) for x_BChw in (scale_BChw, shift_BChw))
+        return self.norm(x_BCHW, context) * scale_BCHW + shift_BCHW
+
+
 class ResidualBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))); a 1x1 convolution on the shortcut where the channels change.
 
@@ -158,6 +193,6 @@ class Upsample(nn.Module):
         return self.conv(repeat_pixels(x_BCHW), context)
 
 
-def repeat_pixels(x_BCHW: Tensor) -> Tensor:
-    """Nearest-neighbour upsampling by two; F.interpolate's gradient would leave an XLA device for the CPU."""
-    return repeat(x_BCHW, "b c h w -> b c (h p) (w q)", p=2, q=2)
+def repeat_pixels(x_BCHW: Tensor, times: int = 2) -> Tensor:
+    """Nearest-neighbour upsampling by `times`; F.interpolate's gradient would leave an XLA device for the CPU."""
+    return repeat(x_BCHW, "b c h w -> b c (h p) (w q)", p=times, q=times)

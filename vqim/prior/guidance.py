@@ -19,8 +19,8 @@ class GuidanceSchedule:
     """How a scale s of guidance changes from the first step of a sampler to the last.
 
     With p = step / (steps - 1), from 0 to 1, the scale of a step is 1 + (s - 1) f(p^power). 'constant' has f = 1,
-    'linear' f(p) = p (MUSE, TiTok), and 'cosine' f(p) = (1 - cos(pi p)) / 2; with a power it is the power-cosine of RAR,
-    which has p = step / steps. In the beginning, much guidance takes the variety from the images.
+    'linear' f(p) = p (MUSE, TiTok), and 'cosine' f(p) = (1 - cos(pi p)) / 2; with a power it is the power-cosine of
+    RAR, which has p = step / steps. In the beginning, much guidance takes the variety from the images.
 
     Attributes:
       shape: 'constant', 'linear' or 'cosine'.

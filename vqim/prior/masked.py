@@ -7,7 +7,6 @@ MaskGIT (Chang et al., 2022), with several codes a position as in MoVQ section 3
 """
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterator
 
 import torch
@@ -20,11 +19,11 @@ from vqim.contracts.grid import Level, TokenGrid
 from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate
 from vqim.nn.module import parameter
 from vqim.nn.transformer import Stack, TransformerBlock
+from vqim.prior.layout import class_rows, declare_positions, join_positions
+from vqim.prior.likelihood import NATS_PER_BIT, code_losses
 from vqim.prior.masking import MaskSchedule, check_schedule, choose_masked, mask_ratio, ranks
 from vqim.state.init import Normal
 from vqim.state.random import fold_key, mix_bits, uniform_rows
-
-NATS_PER_BIT = math.log(2)
 
 _INIT = Normal(0.02)
 
@@ -47,9 +46,9 @@ class MaskedPrior(nn.Module):
     predictions for each position. Without classes, or for an image whose class is not told, the class token is the same
     for all.
 
-    Several levels of tokens follow one another, as in `AutoregressivePrior`: each has its own positions, its own rows in
-    the table of codes and its own columns in the head. Where vocabularies differ in size, the logits of codes that a
-    level does not have are -inf.
+    Several levels of tokens follow one another, as in `AutoregressivePrior`: each has its own positions, its own rows
+    in the table of codes and its own columns in the head. Where vocabularies differ in size, the logits of codes that
+    a level does not have are -inf.
 
     Args:
       grid: the token grid of the tokenizer whose tokens are modelled.
@@ -89,9 +88,7 @@ class MaskedPrior(nn.Module):
         self.class_table_CD = parameter((num_classes + 1, width), _INIT, "vocabulary", "features")
         self.code_table_VZ = parameter((num_codes, width // channels), _INIT, "vocabulary", "features")
         self.mask_Z = parameter((width // channels,), _INIT, "features")
-        self._position_names = ["positions_hwD", *(f"positions_{i}_hwD" for i in range(1, len(grid.levels)))]
-        for name, level in zip(self._position_names, grid.levels, strict=True):
-            setattr(self, name, parameter((level.height, level.width, width), _INIT, "height", "width", "features"))
+        self._position_names = declare_positions(self, grid, width, _INIT)
         block = TransformerBlock(width, num_heads, hidden, causal=False, dropout_rate=dropout_rate, init=_INIT)
         self.blocks = Stack(block, num_layers)
         self.norm = LayerNorm(width)
@@ -110,7 +107,7 @@ class MaskedPrior(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over all masked codes of a batch of -log P, with label smoothing, in nats.
 
-        The metric has no smoothing and is in bits. It is no likelihood: what a code costs depends on how much is masked.
+        The metric has no smoothing and is in bits. It is no likelihood: it depends on how much is masked.
         """
         masked_BNK = self._draw_masks(tokens_BNK, context)
         nats_BNK, even_BNK = self._losses(tokens_BNK, masked_BNK, labels_B, context)
@@ -159,17 +156,13 @@ class MaskedPrior(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """-log P of each code, and the mean of -log P over its vocabulary, float32 [B, N, K], in nats.
 
-        As in `AutoregressivePrior.token_losses`, float32 logits exist only inside reductions.
+        As in `likelihood.code_losses`, float32 logits exist only inside reductions.
         """
         nats, even = [], []
         levels = self._level_logits(torch.where(masked_BNK, -1, tokens_BNK), labels_B, context)
         for part, logits_BnKV in zip(self._parts, levels, strict=True):
-            logits_BnKV = logits_BnKV.float()
-            codes_V = torch.arange(part.level.vocabulary, device=tokens_BNK.device)
-            here_BnKV = codes_V == tokens_BNK[:, part.positions, :, None]
-            norm_BnK = logits_BnKV.logsumexp(-1)
-            nats.append(norm_BnK - torch.where(here_BnKV, logits_BnKV, 0.0).sum(-1))
-            even.append(norm_BnK - logits_BnKV.mean(-1))
+            nats.append(code_losses(logits_BnKV, tokens_BNK[:, part.positions]))
+            even.append(logits_BnKV.float().logsumexp(-1) - logits_BnKV.float().mean(-1))
         return torch.cat(nats, 1), torch.cat(even, 1)
 
     def _level_logits(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Iterator[Tensor]:
@@ -182,26 +175,17 @@ class MaskedPrior(nn.Module):
 
     def _embed(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """The class token and the positions' tokens, [B, 1 + N, D]."""
-        embedded = [self._embed_class(tokens_BNK, labels_B, context)]
-        for name, part in zip(self._position_names, self._parts, strict=True):
-            tokens_BnK = tokens_BNK[:, part.positions].long()
-            codes_BnKZ = F.embedding(tokens_BnK.clamp_min(0), self.code_table_VZ[part.rows])
-            codes_BnKZ = torch.where((tokens_BnK < 0)[..., None], self.mask_Z, codes_BnKZ)
-            positions_nD = rearrange(getattr(self, name), "h w d -> (h w) d")
-            embedded.append((rearrange(codes_BnKZ, "b n k z -> b n (k z)") + positions_nD).to(context.dtype))
-        return torch.cat(embedded, 1)
+        rows_B = class_rows(labels_B, len(tokens_BNK), self.num_classes, self.class_dropout_rate, context,
+                            tokens_BNK.device)
+        codes = [self._embed_codes(tokens_BNK[:, part.positions].long(), part) for part in self._parts]
+        x_BND = torch.cat(codes, 1) + join_positions(self, self._position_names)
+        return torch.cat([F.embedding(rows_B, self.class_table_CD)[:, None], x_BND], 1).to(context.dtype)
 
-    def _embed_class(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
-        """The class tokens, [B, 1, D]."""
-        if labels_B is None or self.num_classes == 0:
-            labels_B = torch.full_like(tokens_BNK[:, 0, 0], -1)
-        labels_B = labels_B.long()
-        told_B = labels_B >= 0
-        key = context.fold("class").key
-        if key is not None and self.class_dropout_rate > 0:
-            told_B = told_B & context.kernels.keep_mask(key, self.class_dropout_rate, labels_B.shape, labels_B.device)
-        rows_B = torch.where(told_B, labels_B, self.num_classes)
-        return F.embedding(rows_B, self.class_table_CD)[:, None].to(context.dtype)
+    def _embed_codes(self, tokens_BnK: Tensor, part: _Part) -> Tensor:
+        """One level's codes, those of a position side by side: [B, n, D]."""
+        codes_BnKZ = F.embedding(tokens_BnK.clamp_min(0), self.code_table_VZ[part.rows])
+        codes_BnKZ = torch.where((tokens_BnK < 0)[..., None], self.mask_Z, codes_BnKZ)
+        return rearrange(codes_BnKZ, "b n k z -> b n (k z)")
 
     def _draw_masks(self, tokens_BNK: Tensor, context: Context) -> Tensor:
         """Which codes are masked, bool [B, N, K]: at least one of each image. Without a key, those of `measure`."""

@@ -39,8 +39,8 @@ class MaskedSampler:
       num_steps: T, the number of steps; MoVQ has 8 without and 12 with classes.
       schedule: gamma, which says how many codes are masked after each step.
       order: what decides which codes are kept.
-      choice_temperature: scales the noise on the confidences; 4.5 in MaskGIT's demonstration. With 0, the most confident
-        are kept, which gives images that are smoother and more alike. Not used by 'halton'.
+      choice_temperature: scales the noise on the confidences; 4.5 in MaskGIT's demonstration. With 0, the most
+        confident are kept, which gives images that are smoother and more alike. Not used by 'halton'.
       temperature: divides the logits of the draws; 0 takes the likeliest codes. Confidences are those of the logits as
         they are.
       guidance: the scale of classifier-free guidance; see `StepwiseSampler`.

@@ -15,22 +15,23 @@ from vqim.prior import objective as prior_objective
 from vqim.probe import features
 from vqim.probe import objective as probe_objective
 from vqim.runtime import settings
-from vqim.tokenizer import cnn, dvae, model, semantic, terms, vit
+from vqim.tokenizer import cnn, dvae, initial, model, semantic, terms, vit
 from vqim.tokenizer import objective as tokenizer_objective
 from vqim.tokenizer.discriminator import adversary, patchgan, stylegan2
-from vqim.tokenizer.quantizer import gumbel, hierarchical, vector
+from vqim.tokenizer.quantizer import gumbel, hierarchical, multichannel, residual, vector
 from vqim.training import experiment, gradient_task, start_from
 
 for module, components in {
     "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, token_cache.Tokens,
              transforms.RandomCrop, transforms.RandomResizedCrop, transforms.CenterCrop, transforms.Resize),
-    "nn": (convolution.GroupNorm, convolution.AttentionBlock),
+    "nn": (convolution.GroupNorm, convolution.SpatialNorm, convolution.AttentionBlock),
     "frozen": (vgg16.VGG16, vgg16_classifier.TorchvisionVGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet,
                efficientnet.EfficientNetLite0, from_run.FromRun),
     "tokenizer": (model.ImageTokenizer, vit.ViTEncoder, vit.ViTDecoder, cnn.CNNEncoder, cnn.CNNDecoder,
                   dvae.DVAEEncoder, dvae.DVAEDecoder, vector.VectorQuantizer, gumbel.GumbelQuantizer,
-                  hierarchical.HierarchicalQuantizer, terms.L1, terms.L2, terms.LogitLaplace, terms.Perceptual,
-                  semantic.SemanticPerceptual,
+                  hierarchical.HierarchicalQuantizer, multichannel.MultichannelQuantizer, residual.ResidualQuantizer,
+                  initial.FourierFeatures, initial.Sinusoids, initial.LearnedConstant,
+                  terms.L1, terms.L2, terms.LogitLaplace, terms.Perceptual, semantic.SemanticPerceptual,
                   adversary.Adversary, stylegan2.StyleGAN2Discriminator, patchgan.PatchGANDiscriminator,
                   tokenizer_objective.TokenizerObjective),
     "prior": (autoregressive.AutoregressivePrior, rq_transformer.RQTransformer, masked.MaskedPrior,

@@ -8,6 +8,9 @@ Esser et al. (2021), "Taming Transformers for High-Resolution Image Synthesis", 
 ViT-VQGAN's 'channels x2' has 256 channels instead of 128. VQGAN's quant_conv and post_quant_conv, 1x1 convolutions
 before and after the codes, are here the projections in the quantizer.
 
+MoVQ (Zheng et al., 2022) modulates the decoder's first normalisations by the codes (`nn.SpatialNorm`), and starts the
+decoder from other features than the codes (`initial.py`).
+
     B batch, C image channels, H W image size, h w latent size, D latent width
 """
 import torch
@@ -27,6 +30,7 @@ from vqim.nn.convolution import (
     Upsample,
 )
 from vqim.nn.layers import check_positive
+from vqim.tokenizer.initial import MakeInitial
 from vqim.tokenizer.losses import floor_log_scale, unmap_pixels
 from vqim.tokenizer.model import Codes, Reconstruction
 
@@ -90,7 +94,11 @@ class CNNDecoder(nn.Module):
 
     Args:
       As for `CNNEncoder`, with `multipliers` also from the highest resolution on, and:
-      norm: gets also the codes' vectors, [B, Z, h, w], as its condition, in every block.
+      norm: gets also the codes' vectors, [B, Z, h, w], as its condition.
+      norm_levels: None takes `norm` everywhere. A number takes it in the blocks and the attention before the levels,
+        and in so many levels, from the lowest resolution on; the other normalisations are VQGAN's `GroupNorm`. MoVQ's
+        "first three blocks of the decoder" is 3 here; docs/papers.md has the other ways to read it.
+      initial: makes other first features than the codes themselves (MoVQ's F0), of the same width; None for the codes.
       logit_laplace: whether to return location and log scale of a logit-Laplace distribution for every value, like
         ViT-VQGAN's decoders (Tables 1 and 4 report that distance also for CNN-VQGAN). VQGAN's decoder returns an image.
     """
@@ -98,11 +106,16 @@ class CNNDecoder(nn.Module):
     def __init__(
         self, channels: int, multipliers: tuple[int, ...], num_blocks: int, width: int,
         dropout_rate: float = 0.0, num_channels: int = 3, logit_laplace: bool = False, norm: MakeNorm = GroupNorm,
-        attention: MakeAttention | None = AttentionBlock,
+        attention: MakeAttention | None = AttentionBlock, norm_levels: int | None = None,
+        initial: MakeInitial | None = None,
     ):
         super().__init__()
         check_sizes(channels, multipliers, num_blocks, width, num_channels)
+        if norm_levels is not None and not 0 <= norm_levels <= len(multipliers):
+            raise ValueError(f"norm_levels must be None, or from 0 to the number of levels {len(multipliers)}, "
+                             f"got {norm_levels}")
         self.width, self.logit_laplace = width, logit_laplace
+        self.initial = None if initial is None else initial(width)
         num_inputs = channels * multipliers[-1]
         self.conv_in = Conv2d(width, num_inputs, kernel_size=3)
         self.middle = Middle(num_inputs, dropout_rate, norm, attention)
@@ -110,15 +123,18 @@ class CNNDecoder(nn.Module):
         for i, multiplier in enumerate(reversed(multipliers)):
             num_outputs, is_last = channels * multiplier, i == len(multipliers) - 1
             resample = None if is_last else Upsample(num_outputs, num_outputs)
-            self.levels.append(Stage(num_inputs, num_outputs, num_blocks + 1, resample, dropout_rate, norm,
+            level_norm = norm if norm_levels is None or i < norm_levels else GroupNorm
+            self.levels.append(Stage(num_inputs, num_outputs, num_blocks + 1, resample, dropout_rate, level_norm,
                                      attention if i == 0 else None))
             num_inputs = num_outputs
-        self.head = Head(num_inputs, num_channels * (2 if logit_laplace else 1), norm)
+        head_norm = norm if norm_levels is None else GroupNorm
+        self.head = Head(num_inputs, num_channels * (2 if logit_laplace else 1), head_norm)
 
     def forward(self, codes: Codes, context: Context) -> Reconstruction:
         """Codes to images."""
         condition_BZhw = rearrange(codes.vectors_BhwZ, "b h w z -> b z h w")
-        x_BCHW = self.conv_in(rearrange(codes.latents_BhwD, "b h w d -> b d h w"), context)
+        x_BhwD = codes.latents_BhwD if self.initial is None else self.initial(codes.latents_BhwD, context)
+        x_BCHW = self.conv_in(rearrange(x_BhwD, "b h w d -> b d h w"), context)
         x_BCHW = self.middle(x_BCHW, context.fold("middle"), condition_BZhw)
         for i, level in enumerate(self.levels):
             x_BCHW = level(x_BCHW, context.fold(f"level {i}"), condition_BZhw)

@@ -20,7 +20,8 @@ class Codes:
     """The input of a decoder.
 
     Attributes:
-      vectors_BhwZ: the codes' vectors as they were looked up; vectors of several channels or levels are concatenated.
+      vectors_BhwZ: the codes' vectors as they were looked up; vectors of several channels or levels are concatenated,
+        those of residual codes are added.
       latents_BhwD: the same vectors, projected to the decoder's width.
     """
 

@@ -3,7 +3,7 @@
 ViT-VQGAN has neither: it trains its codebook only by gradients. The first is van den Oord et al. (2017), appendix
 A.1; the second is what public VQ-VAEs do with dead codes (jukebox, vector-quantize-pytorch).
 
-    P latents of a (micro-)batch, Z code dimension, V vocabulary
+    P latents of a (micro-)batch, K codes a position, Z code dimension, V vocabulary
 """
 from collections.abc import Mapping
 
@@ -39,27 +39,39 @@ def upkeep_sums(z_PZ: Tensor, indices_P: Tensor, vocabulary: int, context: Conte
       `counts` [V]; `vectors` [V, Z], the sums of each code's latents; `picks` [V, Z], for each code one latent of the
       whole batch. Every micro-batch draws the same places, and fills in the latents that it holds.
     """
-    chosen_PV = (indices_P[:, None] == torch.arange(vocabulary, device=indices_P.device)).float()
+    return channel_sums(z_PZ[:, None], indices_P[:, None], vocabulary, context)
+
+
+def channel_sums(z_PKZ: Tensor, indices_PK: Tensor, vocabulary: int, context: Context) -> dict[str, Tensor]:
+    """`upkeep_sums` of K latents at each position that share a codebook, a channel at a time to save memory."""
+    codes_V, kernels = torch.arange(vocabulary, device=indices_PK.device), context.kernels
+    counts_V, vectors_VZ = torch.zeros((), device=z_PKZ.device), torch.zeros((), device=z_PKZ.device)
+    for z_PZ, indices_P in zip(z_PKZ.unbind(1), indices_PK.unbind(1), strict=True):
+        chosen_PV = (indices_P[:, None] == codes_V).float()
+        counts_V = counts_V + chosen_PV.sum(0)
+        vectors_VZ = vectors_VZ + kernels.precise_matmul(chosen_PV.mT, z_PZ)
+    z_PZ = z_PKZ.flatten(0, 1)
     number, parts = context.micro_batch
     key = context.fold("restart").step_key
     assert key is not None
-    places_V = (context.kernels.uniform(key, (vocabulary,), z_PZ.device) * (parts * len(z_PZ))).long()
+    places_V = (kernels.uniform(key, (vocabulary,), z_PZ.device) * (parts * len(z_PZ))).long()
     own_V = places_V - number * len(z_PZ)
     is_here_V = (own_V >= 0) & (own_V < len(z_PZ))
     picks_VZ = z_PZ.index_select(0, own_V.clamp(0, len(z_PZ) - 1))
-    return {"counts": chosen_PV.sum(0), "vectors": context.kernels.precise_matmul(chosen_PV.mT, z_PZ),
-            "picks": torch.where(is_here_V[:, None], picks_VZ, 0.0)}
+    return {"counts": counts_V, "vectors": vectors_VZ, "picks": torch.where(is_here_V[:, None], picks_VZ, 0.0)}
 
 
 def advance_codebook(
     codebook_VZ: Tensor, use_V: Tensor, sums: Mapping[str, Tensor], ema_decay: float | None, restart_below: float,
+    *, keep_lengths: bool = True,
 ) -> Advanced:
     """New `codebook_VZ` and `use_V`, and metrics about them.
 
     Use is relative: a code that is chosen as often as the mean code has use 1. With `ema_decay` d, a code becomes the
     running mean of the latents that chose it: n' = d n + (1 - d) count, e' = (d n e + (1 - d) sum) / n'. A code whose
-    running use falls below `restart_below` is replaced by its picked latent, scaled to the code's old length, and its
-    use becomes 1.
+    running use falls below `restart_below` is replaced by its picked latent, and its use becomes 1. A codebook without
+    `ema_decay` of which only directions count keeps its lengths: with `keep_lengths` the latent is scaled to the code's
+    old length.
     """
     vocabulary, decay = len(use_V), USE_DECAY if ema_decay is None else ema_decay
     scale = vocabulary / sums["counts"].sum()
@@ -69,7 +81,7 @@ def advance_codebook(
         total_VZ = decay * use_V[:, None] * codebook_VZ + (1 - decay) * scale * sums["vectors"]
         new_VZ = total_VZ / new_use_V.clamp_min(1e-6)[:, None]
     dead_V = new_use_V < restart_below
-    if ema_decay is None:
+    if ema_decay is None and keep_lengths:
         lengths_V1 = torch.linalg.vector_norm(codebook_VZ, dim=-1, keepdim=True)
         picks_VZ = sums["picks"] * lengths_V1 / torch.linalg.vector_norm(
             sums["picks"], dim=-1, keepdim=True).clamp_min(1e-6)

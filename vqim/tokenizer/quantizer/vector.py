@@ -96,7 +96,7 @@ class VectorQuantizer(nn.Module):
             return Advanced()
         return advance_codebook(
             self._place(self.codebook_VZ) if self.ema_decay is not None else self.codebook_VZ,
-            self.use_V, sums, self.ema_decay, self.restart_below)
+            self.use_V, sums, self.ema_decay, self.restart_below, keep_lengths=self.normalize)
 
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         """Codes [B, h, w, 1] to vectors [B, h, w, width_out]."""
