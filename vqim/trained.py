@@ -42,6 +42,9 @@ from vqim.training.experiment import Experiment
 from vqim.training.facts import Facts, read_facts
 from vqim.training.state import restore_arrays
 
+Labels = Sequence[str | int] | np.ndarray | int
+"""Class names or numbers, one for each image; or the number of images, for a run without classes."""
+
 
 def load(
     path: str, *, step: int | None = None, runtime: Literal["auto", "torch", "xla"] = "auto", ema: bool = True,
@@ -193,7 +196,7 @@ class Trained:
         return self.images(self.tokens(images))
 
     def sample(
-        self, labels: Sequence[str | int] | int, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
+        self, labels: Labels, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
         **settings: Any,
     ) -> np.ndarray:
         """Draws images, uint8 [N, H, W, 3].
@@ -208,7 +211,7 @@ class Trained:
         return self.images(self.sample_tokens(labels, seed=seed, first=first, given=given, **settings))
 
     def sample_tokens(
-        self, labels: Sequence[str | int] | int, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
+        self, labels: Labels, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
         **settings: Any,
     ) -> np.ndarray:
         """As `sample`, but returns the tokens, int64 [N, P, K]."""
@@ -222,7 +225,7 @@ class Trained:
         return np.concatenate([self.runtime.fetch([batch["tokens"]])[0] for batch in batches])[:len(labels_N)]
 
     def edit(
-        self, images: Any, mask: Any, labels: Sequence[str | int] | int | None = None, *, seed: int = 0, first: int = 0,
+        self, images: Any, mask: Any, labels: Labels | None = None, *, seed: int = 0, first: int = 0,
         paste: bool = True, **settings: Any,
     ) -> np.ndarray:
         """Draws a part of images anew, uint8 [N, H, W, 3]: the tokens of masked pixels. All other tokens stay.
@@ -276,7 +279,7 @@ class Trained:
 
         return verdicts
 
-    def labels(self, classes: Sequence[str | int]) -> np.ndarray:
+    def labels(self, classes: Sequence[str | int] | np.ndarray) -> np.ndarray:
         """Class names or numbers as int32 numbers; -1 is an image whose class is not told."""
         return np.array([class_number(word, self.prior, self.facts.class_names) for word in classes], np.int32)
 
