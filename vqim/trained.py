@@ -225,7 +225,7 @@ class Trained:
         return np.concatenate([self.runtime.fetch([batch["tokens"]])[0] for batch in batches])[:len(labels_N)]
 
     def edit(
-        self, images: Any, mask: Any, labels: Sequence[str | int] | int | None = None, *, seed: int = 0, first: int = 0,
+        self, images: Any, mask: Any, labels: Labels | None = None, *, seed: int = 0, first: int = 0,
         paste: bool = True, **settings: Any,
     ) -> np.ndarray:
         """Draws a part of images anew, uint8 [N, H, W, 3]: the tokens of masked pixels. All other tokens stay.

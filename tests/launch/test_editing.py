@@ -13,18 +13,17 @@ MASKED, PRIOR = "--workdir=runs/debug/masked", "--workdir=runs/debug/prior"
 
 @pytest.fixture(scope="module")
 def masked_run(finished, tmp_path_factory):
-    """A working directory with a finished run of gin/debug/masked_tiny.gin beside the others."""
-    verbs = Verbs(finished, tmp_path_factory.mktemp("masked_logs"))
-    if not (finished / "runs/debug/masked").exists():
-        verbs.train("masked_tiny", workdir="runs/debug/masked")
-    return finished
+    """A finished run of gin/debug/masked_tiny.gin; to be read, not changed."""
+    directory = tmp_path_factory.mktemp("masked")
+    shutil.copytree(finished / "runs/debug/tokenizer", directory / "runs/debug/tokenizer")
+    Verbs(directory, tmp_path_factory.mktemp("masked_logs")).train("masked_tiny", workdir="runs/debug/masked")
+    return directory / "runs/debug/masked"
 
 
 @pytest.fixture
 def edit(masked_run, runs, verbs):
-    """Runs launch.sample on an image of 16x16 pixels, `image.png`; the run is a copy."""
-    if not (runs / "masked").exists():
-        shutil.copytree(masked_run / "runs/debug/masked", runs / "masked")
+    """Runs launch.sample on an image of 16x16 pixels, `image.png`, with a copy of the runs."""
+    shutil.copytree(masked_run, runs / "masked")
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     Image.fromarray(image).save(verbs.directory / "image.png")
 
