@@ -13,6 +13,7 @@ is written:
 """
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags as absl_flags
@@ -51,7 +52,8 @@ def main() -> None:
     rate, names = rejection.acceptance_rate, run.facts.class_names
     labels_N = _labels(run)
     if rate < 1 and labels_N.min() < 0:
-        raise ConfigError(f"sample.acceptance_rate {rate} needs a class for every image: there is none to judge by")
+        raise ConfigError(f"sample.acceptance_rate {rate} needs a class for every image, which the classifier judges "
+                          "by; got images without one: give classes by --labels, or set sample.acceptance_rate = 1.0")
     try:
         run.draw(**settings())
     except ValueError as error:
@@ -85,7 +87,7 @@ def main() -> None:
         print(f"{len(drawn)} images in {out}")
 
 
-def settings() -> dict[str, float | int]:
+def settings() -> dict[str, Any]:
     """The sampler's settings that were given on the command line."""
     given = {"temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "guidance": GUIDANCE.value}
     return {name: value for name, value in given.items() if value is not None}

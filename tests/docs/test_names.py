@@ -9,17 +9,16 @@ import fnmatch
 import functools
 import importlib
 import itertools
-import pathlib
 import re
 
 import pytest
 import torch.nn
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
+from tests.support.processes import ROOT
 from vqim.registry import config_names
 from vqim.registry.config import ConfigError
 
-ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DIARY = sorted((ROOT / "docs/log").glob("*.md"))
 MAX_LENGTH = 120
@@ -277,7 +276,7 @@ def test_links_of_the_diary_exist_and_its_lines_are_short(find):
     (wrong_flags, "`--workdir`", "`--work_dir`"),
     (wrong_files, "`vqim/training/loop.py`, `vit.py`", "`vqim/training/loops.py`"),
     (wrong_files, "`gin/model/`, `shrink_<model>.gin`", "`gin/models/`"),
-    (wrong_files, "launch.train --gin_file=gin/run/stage1_paper.gin", "launch.train --gin_file=gin/run/stage1.gin"),
+    (wrong_files, "launch.train --gin_file=gin/run/stage1_paper.gin", "launch.train --gin_file=gin/run/stage_1.gin"),
     (wrong_files, "`run.json`", "`runs.py`"),
     (wrong_experiments, "`table4/code_dim_{4,8}`", "`table4/code_dim_{4,9}`"),
     (wrong_metrics, "`evaluation/psnr`, `loss/l2`, `loss/<name>`", "`evaluation/psrn`"),

@@ -67,7 +67,7 @@ class CNNEncoder(nn.Module):
         for i, multiplier in enumerate(multipliers):
             num_outputs, is_last = channels * multiplier, i == len(multipliers) - 1
             resample = None if is_last else Downsample(num_outputs, num_outputs)
-            self.levels.append(Level(num_inputs, num_outputs, num_blocks, resample, dropout_rate, norm,
+            self.levels.append(Stage(num_inputs, num_outputs, num_blocks, resample, dropout_rate, norm,
                                      attention if is_last else None))
             num_inputs = num_outputs
         self.middle = Middle(num_inputs, dropout_rate, norm, attention)
@@ -124,7 +124,7 @@ class CNNDecoder(nn.Module):
             num_outputs, is_last = channels * multiplier, i == len(multipliers) - 1
             resample = None if is_last else Upsample(num_outputs, num_outputs)
             level_norm = norm if norm_levels is None or i < norm_levels else GroupNorm
-            self.levels.append(Level(num_inputs, num_outputs, num_blocks + 1, resample, dropout_rate, level_norm,
+            self.levels.append(Stage(num_inputs, num_outputs, num_blocks + 1, resample, dropout_rate, level_norm,
                                      attention if i == 0 else None))
             num_inputs = num_outputs
         head_norm = norm if norm_levels is None else GroupNorm
@@ -150,7 +150,7 @@ class CNNDecoder(nn.Module):
         return array.chunk(2)[0] if self.logit_laplace and name.startswith("head/conv/") else array
 
 
-class Level(nn.Module):
+class Stage(nn.Module):
     """Residual blocks at one resolution, optionally each followed by attention, and a change of resolution.
 
     Args:
