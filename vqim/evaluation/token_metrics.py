@@ -57,9 +57,9 @@ class _Use:
         """The results of `CodebookStatistics.result` in all and by channel, and a histogram in all."""
         found: dict[str, Any] = {}
         for name, statistics, channels in zip(self._grid.codebook_names, self._levels, self._channels, strict=True):
-            parts = {name: statistics, **{f"{name}/channel_{k}": part for k, part in enumerate(channels)}}
-            found |= {f"{part}/{measure}": value for part, of_part in parts.items()
-                      for measure, value in of_part.result().items()}
+            found |= {f"{name}/{measure}": value for measure, value in statistics.result().items()}
+            for k, of_channel in enumerate(channels):
+                found |= {f"{name}/channel_{k}/{measure}": value for measure, value in of_channel.result().items()}
             codes_K = np.arange(len(statistics.counts_K))
             found[f"{name}/histogram"] = Histogram(np.repeat(codes_K, statistics.counts_K))
         return found
