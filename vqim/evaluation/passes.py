@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqim.contracts.context import Context
+from vqim.contracts.context import Context, Kernels
 from vqim.contracts.data import Batch, Dataset
 from vqim.contracts.evaluation import About, Evaluation, Items, Metric
 from vqim.contracts.frozen import Frozen, merge_frozen
@@ -19,7 +19,7 @@ from vqim.contracts.prior import Draw, Sampler
 from vqim.contracts.runtime import Runtime
 from vqim.contracts.task import Task
 from vqim.state import sections
-from vqim.state.leaf import State, prefixed, select
+from vqim.state.leaf import Spec, State, prefixed, select
 
 
 class Pass(abc.ABC):
@@ -52,6 +52,58 @@ class Pass(abc.ABC):
         if not self._bound or self._bound[0] is not task or self._bound[1] is not runtime:
             self._bound = (task, runtime, _Program(self, task, runtime))
         return _Evaluation(self, self._bound[2], task, data, state, runtime)
+
+    def rehearse(self, task: Task, data: Dataset, kernels: Kernels) -> dict[str, bool] | None:
+        """Measures a batch that has a shape and no values.
+
+        Returns:
+          The names of the results, and whether they are numbers, as metrics tell them of a batch of zeros; None if
+          one of them does not.
+
+        Raises:
+          Exception: what a metric, or the objective, raises for such a batch.
+        """
+        def blank(spec: Spec) -> State:
+            return {name: torch.empty(leaf.shape, dtype=leaf.dtype, device="meta") for name, leaf in spec.items()}
+
+        arrays = self.batch_like(task, data)
+        if arrays is None:
+            return None
+        context, state = Context(kernels, task.dtype), blank(task.init_spec())
+        batch = {name: torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype, device="meta")
+                 for name, array in arrays.items()}
+        with torch.no_grad():
+            items = self.items(task, state, batch, context)
+            about, results = self.about(task, data), dict[str, bool]()
+            for metric in self.metrics:
+                check_needs(metric, items, type(self).__name__)
+                observed = metric.observe(items, {name: blank(network.init_spec())
+                                                  for name, network in metric.frozen.items()}, context.evaluation())
+                zeros = {name: torch.zeros(
+                    value.shape, dtype=torch.float32 if value.is_floating_point() else value.dtype).numpy()
+                    for name, value in observed.items()}
+                try:
+                    with np.errstate(all="ignore"):
+                        tally = metric.tally(about)
+                        tally.add(zeros, np.ones(self.batch_size, bool))
+                        found = tally.result()
+                except Exception:  # zeros are no images: some metrics have no result for them
+                    return None
+                for name, value in found.items():
+                    if self.shown_name(name) in results:
+                        raise ValueError(f"metrics: two of them measure {self.shown_name(name)}, one is "
+                                         f"{type(metric).__name__}")
+                    results[self.shown_name(name)] = isinstance(value, int | float)
+        return results
+
+    def shown_name(self, name: str) -> str:
+        """The name of a result in the summaries."""
+        has_section = name.startswith("images/") or "/" in name and self.section == "evaluation"
+        return name if has_section else f"{self.section}/{name}"
+
+    def batch_like(self, task: Task, data: Dataset) -> Batch | None:
+        """Zeros with the shapes and dtypes of a batch that `items` takes; None if they are not known beforehand."""
+        return None
 
     @abc.abstractmethod
     def about(self, task: Task, data: Dataset) -> About:
@@ -89,11 +141,19 @@ class SplitPass(Pass):
         return About(self.name, data.num_examples(self.split), tokenizer.grid if tokenizer else None,
                      data.num_classes)
 
-    def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
+    def batch_like(self, task: Task, data: Dataset) -> Batch:
         """See `Pass`."""
+        self._check(task)
+        return data.batch_like(self.batch_size)
+
+    def _check(self, task: Task) -> None:
         if not hasattr(task.objective, self.view):
             raise ValueError(f"evaluators: {type(self).__name__} needs an objective with `{self.view}`, which "
                              f"{type(task.objective).__name__} has not")
+
+    def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
+        """See `Pass`."""
+        self._check(task)
         share: Iterable[Batch] = data.evaluation(
             self.batch_size // runtime.process_count, split=self.split,
             process_index=runtime.process_index, process_count=runtime.process_count)
@@ -157,6 +217,12 @@ class Samples(Pass):
         """See `Pass`."""
         objective = _of_a_prior(task)
         return About(self.name, len(self.labels(task)), objective.tokenizer.grid, objective.num_classes)
+
+    def batch_like(self, task: Task, data: Dataset) -> Batch:
+        """See `Pass`."""
+        grid = _of_a_prior(task).tokenizer.grid
+        return {"tokens": np.zeros((self.batch_size, grid.num_positions, grid.num_channels), np.int64),
+                "labels": np.zeros(self.batch_size, np.int32), "valid": np.zeros(self.batch_size, bool)}
 
     def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
         """See `Pass`."""
@@ -233,7 +299,7 @@ class _Program:
             items = self._owner.items(self._task, state, batch, context)
             observed = {"valid/": items.valid_B}
             for number, metric in enumerate(self._owner.metrics):
-                self._check(metric, items)
+                check_needs(metric, items, type(self._owner).__name__)
                 frozen = {name: self._arrays(name, state, constants) for name in metric.frozen}
                 for name, value in metric.observe(items, frozen, context.evaluation()).items():
                     observed[f"{number}/{name}"] = value
@@ -242,12 +308,6 @@ class _Program:
     def _arrays(self, name: str, state: State, constants: State) -> State:
         prefix = sections.frozen(name)
         return select(state if prefix in self._shared else constants, prefix)
-
-    def _check(self, metric: Metric, items: Items) -> None:
-        missing = [name for name in metric.needs if not _has(items, name)]
-        if missing:
-            raise ValueError(f"metrics: {type(metric).__name__} needs {', '.join(missing)}, which "
-                             f"{type(self._owner).__name__} does not have here")
 
 
 class _Evaluation:
@@ -273,8 +333,7 @@ class _Evaluation:
         results: dict[str, Any] = {}
         for metric, tally in zip(self._owner.metrics, self._tallies, strict=True):
             for name, value in tally.result().items():
-                has_section = name.startswith("images/") or "/" in name and self._owner.section == "evaluation"
-                shown = name if has_section else f"{self._owner.section}/{name}"
+                shown = self._owner.shown_name(name)
                 if shown in results:
                     raise ValueError(f"metrics: two of them measure {shown}, one is {type(metric).__name__}")
                 results[shown] = value
@@ -292,6 +351,14 @@ def place_frozen(networks: Mapping[str, Frozen], runtime: Runtime) -> State:
     """The arrays of frozen networks on the devices, named as in a state."""
     return place({name: leaf for network_name, network in networks.items()
                   for name, leaf in prefixed(sections.frozen(network_name), network.init_spec()).items()}, 0, runtime)
+
+
+def check_needs(metric: Metric, items: Items, owner: str) -> None:
+    """Raises ValueError unless a pass, `owner`, has all that a metric needs."""
+    missing = [name for name in metric.needs if not _has(items, name)]
+    if missing:
+        raise ValueError(f"metrics: {type(metric).__name__} needs {', '.join(missing)}, which {owner} does not have "
+                         "here")
 
 
 def _has(items: Items, name: str) -> bool:

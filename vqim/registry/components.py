@@ -43,7 +43,7 @@ for module, components in {
     "optim": (adamw.AdamW, adafactor.Adafactor, groups.Group, schedules.Constant, schedules.WarmupCosine,
               schedules.WarmupExponential),
     "training": (gradient_task.GradientTask, learning.Learner, start_from.StartFrom),
-    "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepBest),
+    "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepHourly, policy.KeepBest),
     "evaluation": (passes.Reconstructions, passes.Predictions, passes.Classifications, passes.Samples,
                    image_metrics.Distances, image_metrics.Lpips, image_metrics.ShownImages, token_metrics.CodebookUse,
                    token_metrics.Likelihood, accuracy.Accuracy, rejection.Rejection),
