@@ -18,6 +18,7 @@ is written:
     python -m launch.sample ... --gin_file=gin/exp/rejection/classifier_model.gin \
       --gin_file=gin/run/reject_samples.gin --gin_bindings='sample.acceptance_rate = 0.1'
 """
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ from . import flags, session
 NUM_IMAGES = absl_flags.DEFINE_integer("num_images", 64, "How many images to draw.", lower_bound=1)
 LABELS = absl_flags.DEFINE_list("labels", [], "Class numbers or names, used in turn.")
 OUT = absl_flags.DEFINE_string("out", None, "Folder for the images; <workdir>/samples unless given.")
+OVERWRITE = absl_flags.DEFINE_bool("overwrite", False, "Remove older samples from the folder.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 64, "Images drawn at a time.", lower_bound=1)
 SEED = absl_flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", lower_bound=0)
 TEMPERATURE = absl_flags.DEFINE_float("temperature", None, "Divides the logits; 0 takes the likeliest.", lower_bound=0)
@@ -77,8 +79,8 @@ def main() -> None:
         judge = run.judge(rejection.classifier) if rate < 1 else None
     except (ValueError, NoCheckpointError) as error:
         raise ConfigError(f"sample.classifier: {error}") from error
-    out = Path(OUT.value or Path(session.run_directory()) / "samples")
-    out.mkdir(parents=True, exist_ok=True)
+    out = Path(os.path.expanduser(OUT.value)) if OUT.value else Path(session.run_directory()) / "samples"
+    _make_empty(out)
     # Candidates of a class follow one another, so that it is complete before the next one is drawn.
     classes, counts = np.unique(labels_N, return_counts=True)
     candidates_M = labels_N if judge is None else np.repeat(classes, [num_needed(count, rate) for count in counts])
@@ -110,6 +112,18 @@ def main() -> None:
             Image.fromarray(edit[0]).save(out / "original.png")
             print("Pixels that are not masked are the image's own." if PASTE.value else
                   "Pixels that are not masked are what the decoder makes of the image's own tokens.")
+
+
+def _make_empty(out: Path) -> None:
+    """Makes the folder, without older samples in it."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out must be a folder; {out} is a file")
+    older = [path for path in out.glob("*.png") if re.fullmatch(r"(\d{5}_.*|grid|original)\.png", path.name)]
+    if older and not OVERWRITE.value:
+        raise ConfigError(f"--out must hold no older samples; {out} has {len(older)}. --overwrite removes them")
+    for path in older:
+        path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def read_edit(run: Trained) -> tuple[np.ndarray, np.ndarray] | None:
