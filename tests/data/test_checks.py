@@ -39,10 +39,10 @@ def images(example, at=5):
     (np.zeros((4, 4, 4), np.uint8), 0, r"got uint8 \[4, 4, 4\]"),
     (np.zeros((0, 4, 3), np.uint8), 0, r"got uint8 \[0, 4, 3\]$"),
     (Image.new("RGB", (4, 4)), 0, "or the bytes of an image file; got Image"),
-    (IMAGE, 3, "must have a label from 0 to 2; got 3"),
-    (IMAGE, -1, "must have a label from 0 to 2; got -1"),
-    (IMAGE, -5, "must have a label from 0 to 2; got -5"),
-    (IMAGE, 1.0, "must have a label from 0 to 2; got 1.0"),
+    (IMAGE, 3, "a label from 0 to 2; got 3"),
+    (IMAGE, -1, "a label from 0 to 2; got -1"),
+    (IMAGE, -5, "a label from 0 to 2; got -5"),
+    (IMAGE, 1.0, "a label from 0 to 2; got 1.0"),
 ])
 def test_an_example_that_is_no_image_with_a_label_is_named(image, label, message):
     wrong = Example(image, label, "mine/x.png")

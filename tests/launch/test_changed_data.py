@@ -38,7 +38,7 @@ def test_a_run_says_what_its_data_are_also_in_a_dry_run(verbs, pictures):
     assert done.code == 0 and all(line in done.err for line in expected), done.err
 
 
-def test_a_class_that_is_renamed_is_refused_when_the_run_goes_on_and_when_it_is_evaluated(verbs, pictures):
+def test_a_renamed_class_is_refused_when_a_run_goes_on_or_is_evaluated(verbs, pictures):
     assert train(verbs, "train.num_steps = 2", "NUM_CLASSES = 2", file=CLASSIFIER).code == 0
     for split in ("train", "val"):
         (pictures / split / "cat").rename(pictures / split / "lion")

@@ -43,7 +43,7 @@ def test_steps_are_listed_shown_and_verified(verbs, runs):
     assert "step 20: whole\nstep 40: damaged\n" in done.out and "1 of 2 steps are damaged" in done.err
 
 
-def test_a_damaged_newest_step_is_told_in_a_sentence_and_passed_over_if_that_is_said(verbs, runs):
+def test_a_damaged_newest_step_is_told_and_passed_over_if_that_is_said(verbs, runs):
     flip(runs / "tokenizer/checkpoints/00000040/metadata.json")
     done = verbs("evaluate", RUN)
     assert done.code == 1 and "Traceback" not in done.err
@@ -55,7 +55,7 @@ def test_a_damaged_newest_step_is_told_in_a_sentence_and_passed_over_if_that_is_
     assert done.code == 2 and "has no committed step 30; it has [20, 40]" in done.err
 
 
-def test_training_goes_on_from_a_whole_step_and_ends_like_the_run_that_was_never_damaged(verbs, runs, arrays, same):
+def test_training_from_a_whole_step_ends_like_a_run_that_was_never_damaged(verbs, runs, arrays, same):
     run = runs / "tokenizer"
     expected = arrays(run, 40)
     damage(run, 40)
@@ -106,7 +106,7 @@ def test_an_exported_run_has_its_moving_averages_or_its_parameters(verbs):
                 vqim.load(str(verbs.directory / "net.safetensors"), runtime="torch", ema=False)
 
 
-def test_a_second_start_in_one_directory_is_refused_and_the_first_is_not_disturbed(verbs):
+def test_a_second_start_in_one_directory_is_refused_and_disturbs_nothing(verbs):
     flags = train_flags(TOKENIZER, "run", "train.num_steps = 100_000", "train.evaluators = []", "train.log_every = 1")
     first = verbs.start("train", *flags)
     first.wait_for(" step 2/")
@@ -137,7 +137,7 @@ def test_samples_are_not_mixed_with_older_ones(verbs, runs):
     assert len(list((verbs.directory / "samples").glob("*.png"))) == 3
 
 
-def test_an_evaluation_may_write_elsewhere_and_a_place_it_cannot_write_is_told_in_a_sentence(verbs, runs, files):
+def test_an_evaluation_may_write_elsewhere_and_says_where_it_cannot(verbs, runs, files):
     before = files(runs)
     assert verbs("evaluate", RUN, "--out=results").code == 0
     assert json.loads((verbs.directory / "results/evaluation.json").read_text())["step"] == 40
