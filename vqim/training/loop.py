@@ -78,6 +78,8 @@ def train(
         f"{workdir}/checkpoints", keep=experiment.keep, process_index=runtime.process_index,
         process_count=runtime.process_count, barrier=runtime.hosts.wait)
     state, unmeasured = _begin(experiment, spec, runtime, manager, loader, restore_step)
+    if 0 < state.step < num_steps:
+        logging.info("Going on from step %d of %s.", state.step, workdir)
     done = evaluators_done(workdir, state.step) if unmeasured else set()
     progress = Progress(state.step, num_steps, batch_size, runtime.peak_flops)
     summaries = Summaries(workdir, state.step, enabled=runtime.process_index == 0)
@@ -159,8 +161,6 @@ def _begin(
     if check_same(checkpoint.metadata.get("data"), now, experiment.accept_changed_data):
         position = moved(position, now["num_examples"]["train"])
     loader.restore(position)
-    if state.step < experiment.num_steps:
-        logging.info("Going on from step %d.", state.step)
     return state, checkpoint.metadata.get("unmeasured", False)
 
 
