@@ -66,8 +66,10 @@ def _rehearse_steps(config: Config, experiment: Experiment) -> None:
         try:
             step_flops(experiment.task, spec, batch, program)
         except (ValueError, RuntimeError, AssertionError, KeyError, IndexError, TypeError, AttributeError) as error:
+            objective = experiment.task.objective
             raise ConfigError(f"train.task: a step (program {program}) of {experiment.batch_size} examples fails: "
-                              f"{_reason(error)}" + lines(config, experiment.task.objective)) from error
+                              f"{_reason(error)}" + lines(config, objective)
+                              + lines(config, getattr(objective, "adversary", None))) from error
 
 
 def lines(config: Config, component: Any, parameter: str | None = None) -> str:
