@@ -15,7 +15,7 @@ from vqim.prior import objective as prior_objective
 from vqim.probe import features
 from vqim.probe import objective as probe_objective
 from vqim.runtime import settings
-from vqim.tokenizer import cnn, dvae, model, semantic, terms, vit
+from vqim.tokenizer import cnn, dvae, model, semantic, seq_gan, terms, vit
 from vqim.tokenizer import objective as tokenizer_objective
 from vqim.tokenizer.discriminator import adversary, patchgan, stylegan2
 from vqim.tokenizer.quantizer import gumbel, hierarchical, vector
@@ -28,9 +28,9 @@ for module, components in {
     "frozen": (vgg16.VGG16, vgg16_classifier.TorchvisionVGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet,
                efficientnet.EfficientNetLite0, from_run.FromRun),
     "tokenizer": (model.ImageTokenizer, vit.ViTEncoder, vit.ViTDecoder, cnn.CNNEncoder, cnn.CNNDecoder,
-                  dvae.DVAEEncoder, dvae.DVAEDecoder, vector.VectorQuantizer, gumbel.GumbelQuantizer,
-                  hierarchical.HierarchicalQuantizer, terms.L1, terms.L2, terms.LogitLaplace, terms.Perceptual,
-                  semantic.SemanticPerceptual,
+                  dvae.DVAEEncoder, dvae.DVAEDecoder, seq_gan.SeQGANDecoder, vector.VectorQuantizer,
+                  gumbel.GumbelQuantizer, hierarchical.HierarchicalQuantizer, terms.L1, terms.L2, terms.LogitLaplace,
+                  terms.Perceptual, semantic.SemanticPerceptual,
                   adversary.Adversary, stylegan2.StyleGAN2Discriminator, patchgan.PatchGANDiscriminator,
                   tokenizer_objective.TokenizerObjective),
     "prior": (autoregressive.AutoregressivePrior, sampler.StepwiseSampler, prior_objective.PriorObjective),
