@@ -18,7 +18,7 @@ from vqim.runtime import settings
 from vqim.tokenizer import cnn, dvae, model, semantic, seq_gan, terms, vit
 from vqim.tokenizer import objective as tokenizer_objective
 from vqim.tokenizer.discriminator import adversary, patchgan, stylegan2
-from vqim.tokenizer.quantizer import gumbel, hierarchical, vector
+from vqim.tokenizer.quantizer import gumbel, hierarchical, kmeans, vector
 from vqim.training import experiment, gradient_task, start_from
 
 for module, components in {
@@ -29,8 +29,8 @@ for module, components in {
                efficientnet.EfficientNetLite0, from_run.FromRun),
     "tokenizer": (model.ImageTokenizer, vit.ViTEncoder, vit.ViTDecoder, cnn.CNNEncoder, cnn.CNNDecoder,
                   dvae.DVAEEncoder, dvae.DVAEDecoder, seq_gan.SeQGANDecoder, vector.VectorQuantizer,
-                  gumbel.GumbelQuantizer, hierarchical.HierarchicalQuantizer, terms.L1, terms.L2, terms.LogitLaplace,
-                  terms.Perceptual, semantic.SemanticPerceptual,
+                  gumbel.GumbelQuantizer, hierarchical.HierarchicalQuantizer, kmeans.KMeans, terms.L1, terms.L2,
+                  terms.LogitLaplace, terms.Perceptual, semantic.SemanticPerceptual,
                   adversary.Adversary, stylegan2.StyleGAN2Discriminator, patchgan.PatchGANDiscriminator,
                   tokenizer_objective.TokenizerObjective),
     "prior": (autoregressive.AutoregressivePrior, sampler.StepwiseSampler, prior_objective.PriorObjective),
