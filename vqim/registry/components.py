@@ -10,7 +10,7 @@ from vqim.evaluation import accuracy, image_metrics, passes, rejection, token_me
 from vqim.frozen import alexnet, efficientnet, from_run, lpips, resnet, vgg16, vgg16_classifier
 from vqim.nn import convolution
 from vqim.optim import adafactor, adamw, groups, schedules
-from vqim.prior import autoregressive, sampler
+from vqim.prior import autoregressive, guidance, masked, masked_sampler, rq_transformer, sampler
 from vqim.prior import objective as prior_objective
 from vqim.probe import features
 from vqim.probe import objective as probe_objective
@@ -33,7 +33,9 @@ for module, components in {
                   terms.LogitLaplace, terms.Perceptual, semantic.SemanticPerceptual,
                   adversary.Adversary, stylegan2.StyleGAN2Discriminator, patchgan.PatchGANDiscriminator,
                   tokenizer_objective.TokenizerObjective),
-    "prior": (autoregressive.AutoregressivePrior, sampler.StepwiseSampler, prior_objective.PriorObjective),
+    "prior": (autoregressive.AutoregressivePrior, rq_transformer.RQTransformer, masked.MaskedPrior,
+              sampler.StepwiseSampler, masked_sampler.MaskedSampler, guidance.GuidanceSchedule,
+              prior_objective.PriorObjective),
     "probe": (features.PriorFeatures, features.PixelFeatures, probe_objective.ProbeObjective),
     "classifier": (classifier_model.ImageClassifier, classifier_model.TrainedClassifier,
                    classifier_objective.ClassifierObjective),
