@@ -277,7 +277,7 @@ def test_links_of_the_diary_exist_and_its_lines_are_short(find):
     (wrong_flags, "`--workdir`", "`--work_dir`"),
     (wrong_files, "`vqim/training/loop.py`, `vit.py`", "`vqim/training/loops.py`"),
     (wrong_files, "`gin/model/`, `shrink_<model>.gin`", "`gin/models/`"),
-    (wrong_files, "launch.train --gin_file=gin/run/stage1_paper.gin", "launch.train --gin_file=gin/run/stage1.gin"),
+    (wrong_files, "launch.train --gin_file=gin/run/stage1_paper.gin", "launch.train --gin_file=gin/run/stage_1.gin"),
     (wrong_files, "`run.json`", "`runs.py`"),
     (wrong_experiments, "`table4/code_dim_{4,8}`", "`table4/code_dim_{4,9}`"),
     (wrong_metrics, "`evaluation/psnr`, `loss/l2`, `loss/<name>`", "`evaluation/psrn`"),

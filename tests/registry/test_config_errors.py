@@ -57,6 +57,26 @@ def test_a_wrong_value_that_a_later_line_replaces_is_no_error(load_text):
     assert load_text("toy.num_steps = %gin.REQUIRED\ntoy.num_steps = 'x'\n", "toy.num_steps = 3").call("toy")
 
 
+def test_a_required_value_of_an_included_file_is_asked_for_by_its_line(files):
+    files(wiring="# what is built\nNUMBER = %gin.REQUIRED\ntoy.num_steps = %NUMBER\n", a="include 'wiring.gin'\n")
+    with pytest.raises(ConfigError) as refused:
+        load(["a.gin"], [], [])
+    assert str(refused.value) == (
+        "wiring.gin:2: NUMBER is required and has no value. Give it one in your gin file, or by "
+        "--gin_bindings='NUMBER = ...'.")
+
+
+@pytest.mark.parametrize("text", ["NUMBER = 3\ninclude 'wiring.gin'\n", "include 'wiring.gin'\nNUMBER = 3\n"])
+def test_a_required_value_may_be_given_before_its_line_or_after(files, text):
+    files(wiring="NUMBER = %gin.REQUIRED\ntoy.num_steps = %NUMBER\n", a=text)
+    assert load(["a.gin"], [], []).call("toy")["num_steps"] == 3
+
+
+def test_what_a_replaced_component_required_is_not_asked_for(load_text):
+    config = load_text("WIDTH = %gin.REQUIRED\ntoy.net = @Net()\nNet.width = %WIDTH\n", "toy.net = None")
+    assert config.text() == "testing.toy.net = None\n"
+
+
 def test_all_that_is_wrong_is_listed_at_once(load_text):
     with pytest.raises(ConfigError) as refused:
         load_text("Net.widht = 4\nNet.sizes = 3\nX = %gin.REQUIRED\n", "Nett.width = 4")

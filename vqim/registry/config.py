@@ -45,6 +45,9 @@ def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
     Bindings to which only a replaced line referred are removed with it. If a file includes another one and then chooses
     another quantizer, the earlier quantizer's bindings, and their macros, are not part of the configuration.
 
+    `NAME = %gin.REQUIRED` asks for a value before or after it, and replaces none: macros may be set before the file
+    that uses them is included.
+
     Args:
       gin_files: paths, absolute, or relative to the working directory, a search path, the checkout or the package.
       bindings: single bindings, applied after the files; strings need their own quotes: `data.path = "/x"`.
@@ -69,6 +72,8 @@ def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
             except ConfigError as error:
                 problems.append(str(error))
             else:
+                if binding.value == _REQUIRED and binding.name in table:  # it asks for what is there
+                    continue
                 replaced = table.pop(binding.name, None)  # so that the table has the order of the lines in effect
                 if replaced:
                     moot |= reach([replaced], table)
