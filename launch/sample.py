@@ -10,9 +10,16 @@ is written:
 
     python -m launch.sample ... --gin_file=gin/exp/rejection/classifier_model.gin \
       --gin_file=gin/run/reject_samples.gin --gin_bindings='sample.acceptance_rate = 0.1'
+
+Another run's decoder can show the tokens, such as that of SeQ-GAN's second phase:
+
+    python -m launch.sample ... --tokenizer_run=runs/second_phase
+
+It has to make the same tokens. compare.png then has each image by the prior's own decoder, and below it by that one.
 """
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags as absl_flags
@@ -22,7 +29,7 @@ from PIL import Image
 from vqim.checkpoint.errors import NoCheckpointError
 from vqim.evaluation.rejection import accept, num_needed
 from vqim.registry.config import ConfigError
-from vqim.trained import Trained
+from vqim.trained import Trained, load
 from vqim.training.summaries import image_grid
 
 from . import flags, session
@@ -37,6 +44,8 @@ TOP_K = absl_flags.DEFINE_integer("top_k", None, "Only the k likeliest codes.", 
 TOP_P = absl_flags.DEFINE_float(
     "top_p", None, "Only the nucleus of this probability.", lower_bound=0.0, upper_bound=1.0)
 GUIDANCE = absl_flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance.", lower_bound=0.0)
+TOKENIZER_RUN = absl_flags.DEFINE_string(
+    "tokenizer_run", None, "A run whose decoder shows the tokens; it has to make the same tokens as the prior's own.")
 
 
 def main() -> None:
@@ -56,6 +65,10 @@ def main() -> None:
         run.draw(**settings())
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
+    own_decoder = run
+    if TOKENIZER_RUN.value:
+        kind: Any = flags.RUNTIME.value
+        run = run.with_tokenizer(load(TOKENIZER_RUN.value, runtime=kind, batch_size=BATCH_SIZE.value))
     try:
         judge = run.judge(rejection.classifier) if rate < 1 else None
     except (ValueError, NoCheckpointError) as error:
@@ -67,25 +80,33 @@ def main() -> None:
     candidates_M = labels_N if judge is None else np.repeat(classes, [num_needed(count, rate) for count in counts])
     places = {label: iter(np.flatnonzero(labels_N == label).tolist()) for label in set(labels_N.tolist())}
     drawn: dict[int, np.ndarray] = {}
+    by_own_decoder: dict[int, np.ndarray] = {}
     for first, labels_B in groups(candidates_M, BATCH_SIZE.value, split_classes=judge is None):
-        images_BHWC = run.sample(labels_B, seed=SEED.value, first=first, **settings())
+        tokens_BPK = run.sample_tokens(labels_B.tolist(), seed=SEED.value, first=first, **settings())
+        images_BHWC = run.images(tokens_BPK)
         if judge is not None:
             kept_B = accept(judge(images_BHWC, labels_B)[0], labels_B, rate)
-            images_BHWC, labels_B = images_BHWC[kept_B], labels_B[kept_B]
-        for image, label in zip(images_BHWC, labels_B.tolist(), strict=True):
-            number = next(places[label])
+            tokens_BPK, images_BHWC, labels_B = tokens_BPK[kept_B], images_BHWC[kept_B], labels_B[kept_B]
+        numbers = [next(places[label]) for label in labels_B.tolist()]
+        if run is not own_decoder:
+            by_own_decoder |= zip(numbers, own_decoder.images(tokens_BPK), strict=True)
+        for number, image, label in zip(numbers, images_BHWC, labels_B.tolist(), strict=True):
             word = names[label].replace(" ", "_").replace("/", "_") if label >= 0 else "any"
             if run.runtime.process_index == 0:  # every host has all images
                 Image.fromarray(image).save(out / f"{number:05d}_{word}.png")
             drawn[number] = image
         logging.info("%d of %d images", len(drawn), len(labels_N))
     if run.runtime.process_index == 0:
-        grid = image_grid(np.stack([drawn[number] for number in range(len(labels_N))]))
-        Image.fromarray(grid).save(out / "grid.png")
+        shown_N = [drawn[number] for number in range(len(labels_N))]
+        Image.fromarray(image_grid(np.stack(shown_N))).save(out / "grid.png")
+        if by_own_decoder:
+            above_N = [by_own_decoder[number] for number in range(len(labels_N))]
+            pairs = [np.concatenate(pair) for pair in zip(above_N, shown_N, strict=True)]
+            Image.fromarray(image_grid(np.stack(pairs))).save(out / "compare.png")
         print(f"{len(drawn)} images in {out}")
 
 
-def settings() -> dict[str, float | int]:
+def settings() -> dict[str, Any]:
     """The sampler's settings that were given on the command line."""
     given = {"temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "guidance": GUIDANCE.value}
     return {name: value for name, value in given.items() if value is not None}

@@ -40,7 +40,7 @@ for module, components in {
     "classifier": (classifier_model.ImageClassifier, classifier_model.TrainedClassifier,
                    classifier_objective.ClassifierObjective),
     "optim": (adamw.AdamW, adafactor.Adafactor, groups.Group, schedules.Constant, schedules.WarmupCosine,
-              schedules.WarmupExponential),
+              schedules.WarmupExponential, schedules.WarmupLinear),
     "training": (gradient_task.GradientTask, learning.Learner, start_from.StartFrom),
     "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepBest),
     "evaluation": (passes.Reconstructions, passes.Predictions, passes.Classifications, passes.Samples,
