@@ -10,6 +10,7 @@ from vqim.frozen.from_run import FromRun
 from vqim.nn.module import spec
 
 SMALL = ("CHANNELS = 32", "LATENT_WIDTH = 16", "VOCABULARY = 32", "NUM_STEPS = 2", "train.batch_size = 4",
+         "optim.WarmupCosine.warmup_steps = 0",
          "train.evaluators = []", "frozen.EfficientNetLite0.input_size = 32")
 
 pytestmark = pytest.mark.skipif(
