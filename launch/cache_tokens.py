@@ -48,7 +48,7 @@ def main() -> None:
     there = [split for split in SPLITS if (Path(OUT.value) / split).exists()]
     if there:
         raise ConfigError(f"--out must be a new folder; {OUT.value} holds {' and '.join(there)}. Remove them to write "
-                          "the cache anew, or name another folder")
+                          "the cache again, or name another folder")
     try:
         check_batch_size(BATCH_SIZE.value, runtime, 1)
     except ValueError as error:

@@ -65,7 +65,7 @@ def main() -> None:
         programs = trace(experiment, runtime)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    report = compile_report.Report(
+    report = compile_report.CompileReport(
         target=target, runtime=runtime.describe(), step=STEP.value, parameters=experiment.task.describe(),
         batch_size=experiment.batch_size if STEP.value == "train" else None,
         trace_seconds=time.perf_counter() - begin)
@@ -107,7 +107,8 @@ def trace_evaluators(experiment: Any, runtime: Any) -> list[compile_report.Progr
     from vqim.runtime.topology import NothingComputedError
     from vqim.training.state import start
     if not experiment.evaluators:
-        raise ConfigError("--step=evaluate needs train.evaluators, the configuration has none")
+        raise ConfigError("--step=evaluate needs train.evaluators, got none: bind them in the gin file, or compile "
+                          "--step=train")
     for evaluator in experiment.evaluators:
         state = start(experiment.task.init_spec(), experiment.seed, runtime)
         with contextlib.suppress(NothingComputedError):

@@ -37,7 +37,7 @@ class Result:
     error: tpu_compiler.OutOfMemoryError | None = None
 
 
-class Report:
+class CompileReport:
     """Programs and their costs.
 
     Args:
@@ -115,7 +115,7 @@ class Report:
             lines += ["", f"mean over the run's steps: {self._speed(everything)} (estimate)"]
         lines += ["", f"Estimates take {chip.link_bytes_per_second / 1e9:g} GB/s a link and direction, "
                       f"{chip.hertz / 1e9:g} GHz, {chip.hbm_bytes_per_second / 1e9:g} GB/s of HBM, "
-                      f"{chip.peak_flops / 1e12:g} TFLOP/s peak; vqim/runtime/estimate.py says how they are made."]
+                      f"{chip.peak_flops / 1e12:g} TFLOP/s peak; vqim/runtime/estimate.py has the method."]
         return "\n".join(lines)
 
     def _mean(self, name: str) -> float | None:

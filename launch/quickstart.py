@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from absl import logging
 
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.classifier.model import ImageClassifier, TrainedClassifier
+from vqim.classifier.model import Classifier, TrainedClassifier
 from vqim.classifier.objective import ClassifierObjective
 from vqim.evaluation.copies import measure_copies
 from vqim.evaluation.distances import downscaled_copy, mean_image_psnr, psnr, unit_range
@@ -94,7 +94,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
     tokenizer, stage1 = _evaluate(workdir / "tokenizer")
     prior, stage2 = _evaluate(workdir / "prior")
     judge_objective = cast(ClassifierObjective, _evaluate(workdir / "judge")[0].experiment.task.objective)
-    judge = TrainedClassifier(cast(ImageClassifier, judge_objective.network), str(workdir / "judge"))
+    judge = cast(Classifier, TrainedClassifier(judge_objective.network, str(workdir / "judge")))
     probe = _last(workdir / "probe")
     raw_pixels = _last(workdir / "pixel_probe")["evaluation/top1"]
     names = tokenizer.facts.class_names
@@ -152,7 +152,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
 
 
 def _judge(
-    prior: Trained, judge: TrainedClassifier, training_NHWC: np.ndarray, validation_NHWC: np.ndarray,
+    prior: Trained, judge: Classifier, training_NHWC: np.ndarray, validation_NHWC: np.ndarray,
     labels_N: np.ndarray,
 ) -> tuple[np.ndarray, Neighbours, dict[str, float]]:
     """Samples of all classes, some of them beside their nearest training images, and figures of all of them."""

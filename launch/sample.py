@@ -60,7 +60,8 @@ def main() -> None:
     rate, names = rejection.acceptance_rate, run.facts.class_names
     labels_N = _labels(run)
     if rate < 1 and labels_N.min() < 0:
-        raise ConfigError(f"sample.acceptance_rate {rate} needs a class for every image: there is none to judge by")
+        raise ConfigError(f"sample.acceptance_rate {rate} needs a class for every image, which the classifier judges "
+                          "by; got images without one: give classes by --labels, or set sample.acceptance_rate = 1.0")
     try:
         run.draw(**settings())
     except ValueError as error:

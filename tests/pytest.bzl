@@ -23,7 +23,7 @@ def pytest_test(name, srcs, deps = [], data = [], **kwargs):
         name = name,
         srcs = srcs + [main],
         main = main,
-        data = data + ["//:gin_files", "//:pyproject.toml"],
+        data = data + ["//:gin_files", "//:pyproject.toml", "//:tests/conftest.py"],
         deps = deps,
         **kwargs
     )

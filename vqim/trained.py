@@ -40,6 +40,9 @@ from vqim.training.experiment import Experiment
 from vqim.training.facts import Facts, read_facts
 from vqim.training.state import restore_arrays
 
+Labels = Sequence[str | int] | np.ndarray | int
+"""Class names or numbers, one for each image; or the number of images, for a run without classes."""
+
 
 def load(
     path: str, *, step: int | None = None, runtime: Literal["auto", "torch", "xla"] = "auto", ema: bool = True,
@@ -191,7 +194,7 @@ class Trained:
         return self.images(self.tokens(images))
 
     def sample(
-        self, labels: Sequence[str | int] | int, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
+        self, labels: Labels, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
         **settings: float | int | None,
     ) -> np.ndarray:
         """Draws images, uint8 [N, H, W, 3].
@@ -206,7 +209,7 @@ class Trained:
         return self.images(self.sample_tokens(labels, seed=seed, first=first, given=given, **settings))
 
     def sample_tokens(
-        self, labels: Sequence[str | int] | int, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
+        self, labels: Labels, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
         **settings: float | int | None,
     ) -> np.ndarray:
         """As `sample`, but returns the tokens, int64 [N, P, K]."""
@@ -248,7 +251,7 @@ class Trained:
 
         return verdicts
 
-    def labels(self, classes: Sequence[str | int]) -> np.ndarray:
+    def labels(self, classes: Sequence[str | int] | np.ndarray) -> np.ndarray:
         """Class names or numbers as int32 numbers; -1 is an image whose class is not told."""
         return np.array([class_number(word, self.prior, self.facts.class_names) for word in classes], np.int32)
 

@@ -1,10 +1,11 @@
-"""Files are small, named after one job, finished, and gin/ holds no Python."""
+"""Files are small, named after one job, finished, gin/ holds no Python, and names of tests are short claims."""
 import ast
 import re
 
 import pytest
 
 MAX_LINES = 400
+MAX_NAME = 80
 VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
 
 
@@ -42,3 +43,15 @@ def test_every_module_says_what_it_is_for(sources, root):
         if source.folder.split("/")[0] != "tests" and not ast.get_docstring(ast.parse((root / source.path).read_text()))
     ]
     assert silent == []
+
+
+def test_names_of_tests_have_a_subject_and_at_most_80_characters(sources, root):
+    names = [
+        (source.path, node.name) for source in sources if source.folder.split("/")[0] == "tests"
+        for node in ast.walk(ast.parse((root / source.path).read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert len(names) > 1000
+    assert [(path, name) for path, name in names if len(name) > MAX_NAME] == []
+    # `its` and `that prior` are clear beside the test before, and not where a failure is read.
+    assert [(path, name) for path, name in names if name.split("_")[1] in ("it", "its", "they", "their")] == []

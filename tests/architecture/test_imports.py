@@ -27,7 +27,7 @@ ALLOWED = {
     "vqim.registry": {"vqim"},
     "vqim.trained": {
         "vqim.state", "vqim.contracts", "vqim.checkpoint", "vqim.nn", "vqim.data", "vqim.tokenizer", "vqim.prior",
-        "vqim.evaluation", "vqim.training", "vqim.registry"},
+        "vqim.classifier", "vqim.evaluation", "vqim.training", "vqim.registry"},
     "launch": {"vqim"},
 }
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.steps import RUNTIME, Recorder, run_step
 from vqim.classifier.model import ImageClassifier
 from vqim.classifier.objective import ClassifierObjective
 from vqim.contracts.context import Context
@@ -13,25 +14,12 @@ from vqim.contracts.learning import Learner
 from vqim.nn.module import apply
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
-from vqim.runtime.torch import TorchRuntime
 from vqim.state.leaf import select
 from vqim.tokenizer.vit import ViTEncoder
 from vqim.training.gradient_task import GradientTask
 from vqim.training.state import start
 
-RUNTIME = TorchRuntime()
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]], dtype=torch.uint8)
-
-
-class Recorder:
-    """An optimizer that keeps the gradients it is given and changes nothing."""
-
-    def init_spec(self, params, untrained=()):
-        return {}
-
-    def update(self, params, grads, slots, *, learning_rate, step, keep):
-        self.grads = grads
-        return {}
 
 
 def make_task(optimizer=None, dropout_rate=0.0):
@@ -46,11 +34,6 @@ def make_batch(batch_size=12):
     noise = torch.randint(0, 40, (batch_size, 8, 8, 3), dtype=torch.uint8)
     return {"images": COLOURS[labels][:, None, None] + noise, "labels": labels.int(),
             "valid": torch.ones(batch_size, dtype=torch.bool)}
-
-
-def run_step(task, state, batch, step=0):
-    scalars = RUNTIME.scalars({**task.host_scalars(step), "step": step, "seed": 0})
-    return task.train_step(state, batch, scalars, RUNTIME.kernels)
 
 
 def classify(task, state, batch):

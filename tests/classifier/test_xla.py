@@ -1,14 +1,9 @@
 """Samples and classifiers' logits on XLA are those of torch, and one program serves many settings."""
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 import torch
 import torchvision
 
+from tests.support.processes import printed, run_on_xla
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.classifier.model import ImageClassifier
 from vqim.nn.module import spec
@@ -18,7 +13,6 @@ from vqim.tokenizer.vit import ViTEncoder
 from vqim.training.state import TrainState, save
 
 pytest.importorskip("torch_xla")
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +25,7 @@ def results(tmp_path_factory):
     manager = CheckpointManager(folder / "checkpoints")
     save(TrainState(arrays, 1, 0), leaves, manager, TorchRuntime(), data_position={}, config="", metrics={})
     manager.wait()
-    environment = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1", "OMP_NUM_THREADS": "1",
-                                "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    process = subprocess.run([sys.executable, "-m", "tests.classifier.xla_scores", str(folder)], cwd=ROOT,
-                             env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return printed(run_on_xla("tests.classifier.xla_scores", folder))
 
 
 def test_logits_on_xla_are_those_of_the_same_images_on_torch(results):

@@ -85,7 +85,7 @@ def test_a_prepared_image_is_as_evaluation_has_it(emoji):
     np.testing.assert_array_equal(images.prepare(emoji["images"][validation]), batch["images"][0])
 
 
-def test_it_says_what_it_holds():
+def test_images_say_what_they_hold():
     images = Images(Emoji, 32)
     assert (images.num_examples("train"), images.num_examples("validation")) == (1522, 370)
     assert images.num_classes == 9 and len(images.class_names) == 9 and images.image_size == 32

@@ -9,17 +9,16 @@ import fnmatch
 import functools
 import importlib
 import itertools
-import pathlib
 import re
 
 import pytest
 import torch.nn
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
+from tests.support.processes import ROOT
 from vqim.registry import config_names
 from vqim.registry.config import ConfigError
 
-ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DIARY = sorted((ROOT / "docs/log").glob("*.md"))
 MAX_LENGTH = 120

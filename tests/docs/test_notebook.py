@@ -1,7 +1,6 @@
 """docs/use.ipynb does what it says: its cells are executed in their order, in an empty directory."""
 import json
 import os
-import pathlib
 import re
 import subprocess
 
@@ -10,7 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.support.processes import ROOT
+
 NOTEBOOK = json.loads((ROOT / "docs/use.ipynb").read_text())
 COMMAND = re.compile(r"^!((?:.*\\\n)*.*)$", re.MULTILINE)  # IPython's: a line of the shell, or several that go on
 

@@ -61,7 +61,7 @@ def test_flat_images_are_as_sharp_as_flat_originals():
     assert tally.result()["sharpness"] == 1.0 and tally.result()["psnr"] == pytest.approx(100)
 
 
-def test_lpips_on_alexnet_is_the_mean_over_images_of_its_distance_to_their_8_bit_reconstructions():
+def test_lpips_on_alexnet_is_the_mean_distance_of_images_to_8_bit_reconstructions():
     experiment = load(["gin/debug/tokenizer_tiny.gin"], ["IMAGE_SIZE = 32"], []).call("train")
     task, network = experiment.task, LpipsNetwork(AlexNet())
     arrays = start(task.init_spec(), 0, RUNTIME).arrays

@@ -34,7 +34,7 @@ def distance(params, a_BCHW, b_BCHW):
 
 
 @pytest.mark.parametrize("size", [64, 32])
-def test_it_equals_the_published_formula_on_torchvision_features(params, emoji_BCHW, size):
+def test_lpips_on_alexnet_equals_the_published_formula_on_torchvision_features(params, emoji_BCHW, size):
     images_BCHW = emoji_BCHW[..., :size, :size]
     blurred_BCHW = torchvision.transforms.functional.gaussian_blur(images_BCHW, [5, 5], [1.0, 1.0])
     trunk = torchvision.models.alexnet(weights=None).features
@@ -56,13 +56,13 @@ def test_images_that_are_too_small_are_refused_with_their_sizes(params):
         distance(params, torch.zeros(1, 3, 30, 40), torch.zeros(1, 3, 30, 40))
 
 
-def test_its_leaves_are_constants_that_checkpoints_leave_out():
+def test_leaves_of_lpips_on_alexnet_are_constants_that_checkpoints_leave_out():
     leaves = DISTANCE.init_spec()
     assert not any(leaf.saved for leaf in leaves.values())
     assert sum(leaf.size for leaf in leaves.values()) == 2_469_696 + 1152 + 6  # convolutions, heads, input
 
 
-def test_its_name_is_not_that_of_lpips_on_vgg16():
+def test_the_name_of_lpips_on_alexnet_is_not_that_of_lpips_on_vgg16():
     assert (DISTANCE.name, Lpips().name) == ("lpips_alexnet", "lpips")
 
 

@@ -77,7 +77,7 @@ def classes(images_BCHW):
 
 
 @needs_weights
-def test_its_leaves_are_4_6_million_constants_in_no_checkpoint():
+def test_leaves_of_efficientnet_are_4_6_million_constants_in_no_checkpoint():
     leaves = EfficientNetLite0(64).init_spec()
     assert not any(leaf.saved for leaf in leaves.values())
     # timm's parameters: 4,652,008. Folding leaves a bias in place of each norm's gain and bias.

@@ -132,7 +132,7 @@ def test_the_network_is_found_by_its_name_in_the_run(save_run):
     assert torch.equal(fill(FromRun(module, run, network="prior"))["gain_D"], params["gain_D"])
 
 
-def test_it_computes_what_the_network_computes(save_run):
+def test_from_run_computes_what_the_network_computes(save_run):
     module = Counting()
     arrays = draw(module)
     network = FromRun(module, save_run(module, {"params/tokenizer/": arrays}))

@@ -1,6 +1,5 @@
 """LPIPS against torchvision's VGG16 with the published formula, against the original package, and its gradient."""
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,13 +9,13 @@ import torch
 import torchvision
 
 from tests.frozen.published_lpips import published_lpips, weights
+from tests.support.processes import ROOT
 from vqim.contracts.context import Context
 from vqim.frozen.lpips import Lpips
 from vqim.frozen.vgg16 import VGG16
 from vqim.runtime.torch import TorchKernels
 from vqim.state.leaf import State
 
-ROOT = pathlib.Path(__file__).parents[2]
 EMOJI = ROOT / "third_party/noto_emoji/noto_emoji_64.npz"
 RECTIFIERS = (3, 8, 15, 22, 29)
 """The last of each stage, of torchvision's VGG16."""
@@ -42,14 +41,14 @@ def random_images(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).random(shape, np.float32))
 
 
-def test_it_equals_the_published_formula_on_torchvision_features(params, emoji_BCHW):
+def test_lpips_equals_the_published_formula_on_torchvision_features(params, emoji_BCHW):
     noisy_BCHW = (emoji_BCHW + 0.1 * random_images(0, *emoji_BCHW.shape)).clamp(0, 1)
     trunk = torchvision.models.vgg16(weights=None).features
     expected_B = published_lpips(trunk, RECTIFIERS, params, emoji_BCHW, noisy_BCHW)
     np.testing.assert_allclose(lpips(params, emoji_BCHW, noisy_BCHW).numpy(), expected_B, rtol=2e-5)
 
 
-def test_it_gives_the_numbers_of_the_original_package(params):
+def test_lpips_gives_the_numbers_of_the_original_package(params):
     # lpips 0.1.4: lpips.LPIPS(net="vgg", pnet_rand=True) with the trunk's weights filled in, inputs 2 x - 1.
     a_BCHW, b_BCHW = random_images(1, 2, 3, 40, 32), random_images(2, 2, 3, 40, 32)
     b_BCHW[1] = (a_BCHW[1] + b_BCHW[1]) / 2
@@ -60,7 +59,7 @@ def test_equal_images_have_distance_zero(params, emoji_BCHW):
     assert torch.equal(lpips(params, emoji_BCHW, emoji_BCHW), torch.zeros(len(emoji_BCHW)))
 
 
-def test_it_is_symmetric(params, emoji_BCHW):
+def test_lpips_is_symmetric(params, emoji_BCHW):
     a_BCHW, b_BCHW = emoji_BCHW[:2], emoji_BCHW[2:]
     assert torch.equal(lpips(params, a_BCHW, b_BCHW), lpips(params, b_BCHW, a_BCHW))
 
@@ -80,7 +79,7 @@ def test_blur_is_further_away_than_a_slight_change_of_brightness(params, emoji_B
     assert torch.all(lpips(params, emoji_BCHW, blurred_BCHW) > 2 * lpips(params, emoji_BCHW, darker_BCHW))
 
 
-def test_its_gradient_equals_finite_differences(params):
+def test_the_gradient_of_lpips_equals_finite_differences(params):
     a_BCHW, b_BCHW = random_images(4, 1, 3, 16, 16), random_images(5, 1, 3, 16, 16).requires_grad_(True)
     (gradient_BCHW,) = torch.autograd.grad(lpips(params, a_BCHW, b_BCHW).sum(), b_BCHW)
     norm, step = gradient_BCHW.norm(), 1e-3
@@ -90,7 +89,7 @@ def test_its_gradient_equals_finite_differences(params):
     torch.testing.assert_close(rise[0] / (2 * step), norm, rtol=5e-3, atol=0)
 
 
-def test_its_gradient_is_finite_where_features_vanish(params):
+def test_the_gradient_of_lpips_is_finite_where_features_vanish(params):
     # With these biases every rectifier of the first stage is shut, and all features of that stage are zero.
     dead = {**params, "conv1_2/bias_O": torch.full((64,), -1e6)}
     a_BCHW, b_BCHW = random_images(7, 2, 3, 32, 32), random_images(8, 2, 3, 32, 32).requires_grad_(True)
@@ -98,7 +97,7 @@ def test_its_gradient_is_finite_where_features_vanish(params):
     assert torch.all(torch.isfinite(gradient_BCHW))
 
 
-def test_its_gradient_is_finite_at_equal_images(params, emoji_BCHW):
+def test_the_gradient_of_lpips_is_finite_at_equal_images(params, emoji_BCHW):
     b_BCHW = emoji_BCHW.clone().requires_grad_(True)
     (gradient_BCHW,) = torch.autograd.grad(lpips(params, emoji_BCHW, b_BCHW).sum(), b_BCHW)
     assert torch.equal(gradient_BCHW, torch.zeros_like(gradient_BCHW))
@@ -118,7 +117,7 @@ def test_features_have_the_sizes_of_vgg16(params):
     assert shapes == [(1, 64, 32, 48), (1, 128, 16, 24), (1, 256, 8, 12), (1, 512, 4, 6), (1, 512, 2, 3)]
 
 
-def test_its_leaves_are_constants_that_checkpoints_leave_out():
+def test_leaves_of_lpips_are_constants_that_checkpoints_leave_out():
     spec = Lpips().init_spec()
     assert not any(leaf.saved for leaf in spec.values())
     assert sum(leaf.size for leaf in spec.values()) == 14_714_688 + 1472 + 6  # convolutions, heads, input

@@ -43,7 +43,7 @@ def test_logits_are_those_of_torchvisions_own_module(tmp_path, depth, num_classe
     assert expected.std() > 1e-2
 
 
-def test_its_weights_are_in_no_checkpoint(tmp_path):
+def test_weights_of_resnet_are_in_no_checkpoint(tmp_path):
     torch.save(make_module(18, 2).state_dict(), tmp_path / "weights.pth")
     leaves = TorchvisionResNet(str(tmp_path / "weights.pth"), 8, 18, 2).init_spec()
     assert not any(leaf.saved for leaf in leaves.values())

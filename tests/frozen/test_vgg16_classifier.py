@@ -61,7 +61,7 @@ def test_maps_and_logits_are_those_of_torchvisions_own_module(module, weights_pa
     torch.testing.assert_close(found.logits_BY, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-def test_its_138_million_constants_are_in_no_checkpoint(weights_path, module):
+def test_the_138_million_constants_of_vgg16_are_in_no_checkpoint(weights_path, module):
     leaves = TorchvisionVGG16(weights_path, 96).init_spec()
     assert not any(leaf.saved for leaf in leaves.values())
     parameters = sum(parameter.numel() for parameter in module.parameters())

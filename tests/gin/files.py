@@ -1,8 +1,7 @@
 """gin files as texts."""
-import pathlib
 import re
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.support.processes import ROOT
 
 
 def whole_text(name: str) -> str:

@@ -2,7 +2,6 @@
 import io
 import re
 
-import gin
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,12 +21,6 @@ RUNS = [name for name, text in FILES.items()
         if COMMAND in text or name not in INCLUDED and "/shrink_" not in name]  # those change a run, and are none
 MAY_BE_UNUSED = (r"runtime\.",)
 """A file may have settings for both runtimes."""
-
-
-@pytest.fixture(autouse=True)
-def no_configuration_stays():
-    yield
-    gin.clear_config()
 
 
 @pytest.fixture
@@ -67,7 +60,7 @@ def test_there_are_files_to_run():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_it_builds_without_another_run_and_uses_all_of_its_bindings(name, elsewhere, bindings):
+def test_a_gin_file_builds_without_another_run_and_uses_all_of_its_bindings(name, elsewhere, bindings):
     config = load([name], bindings(name), [])
     experiment = config.call("train")
     assert isinstance(experiment, Experiment)
@@ -76,7 +69,7 @@ def test_it_builds_without_another_run_and_uses_all_of_its_bindings(name, elsewh
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_its_text_and_its_operative_configuration_are_the_same_experiment(name, elsewhere, tmp_path, bindings):
+def test_a_gin_files_text_and_operative_configuration_are_the_same_experiment(name, elsewhere, tmp_path, bindings):
     config = load([name], bindings(name), [])
     config.call("train")
     text, operative = config.text(), config.operative()
@@ -89,7 +82,7 @@ def test_its_text_and_its_operative_configuration_are_the_same_experiment(name, 
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_its_header_says_what_it_is_and_how_to_run_it(name):
+def test_a_gin_files_header_says_what_it_is_and_how_to_run_it(name):
     header = re.match(r"(#.*\n)+", FILES[name])
     assert header, "it begins with a comment"
     first, *others = header[0].splitlines()
@@ -101,7 +94,7 @@ def test_its_header_says_what_it_is_and_how_to_run_it(name):
 
 @pytest.mark.parametrize("name", sorted(
     path.relative_to(ROOT).as_posix() for path in (ROOT / "gin").rglob("*.gin")))
-def test_it_begins_with_a_comment(name):
+def test_a_gin_file_begins_with_a_comment(name):
     assert (ROOT / name).read_text().startswith("# ")
 
 

@@ -2,7 +2,6 @@
 
 The paper's dimensions win over its counts: of these, Base alone follows from them.
 """
-import gin
 import pytest
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
@@ -15,12 +14,6 @@ SIZES = {  # blocks, heads, width, hidden width
     "vim_base": (24, 16, 1536, 6144), "vim_large": (36, 32, 2048, 8192)}
 TOKENIZERS = {"ss": ("small", "small"), "bb": ("base", "base"), "ll": ("large", "large"), "sl": ("small", "large")}
 CODES, CODE_DIM = 8192, 32
-
-
-@pytest.fixture(autouse=True)
-def no_configuration_stays():
-    yield
-    gin.clear_config()
 
 
 def num_parameters(module):

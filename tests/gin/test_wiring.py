@@ -1,7 +1,6 @@
 """Files that others include: what they require stands in them by name, and a wiring file has no numbers."""
 import re
 
-import gin
 import pytest
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
@@ -15,12 +14,6 @@ SHARED = [path.relative_to(ROOT).as_posix() for folder in ("data", "model", "run
 WIRING = [name for name in SHARED if re.match(r"gin/model/\w+\.gin", name)] + [
     f"gin/run/{name}.gin" for name in ("stage1", "adversary", "stage2", "probe", "classifier")]
 OVERRIDDEN = re.compile(r"^#   ([a-z]\w*[./][\w./]+): ([\w, ]+)", re.MULTILINE)
-
-
-@pytest.fixture(autouse=True)
-def no_configuration_stays():
-    yield
-    gin.clear_config()
 
 
 def problems(name):

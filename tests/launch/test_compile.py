@@ -1,16 +1,15 @@
 """launch.compile as a user calls it."""
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
 
+from tests.support.processes import ROOT
 from vqim.runtime import tpu_compiler
 
-ROOT = pathlib.Path(__file__).parents[2]
 TINY = "--gin_file=gin/debug/tokenizer_tiny.gin"
 KEYS = {"chips", "parameters", "hbm_gib", "hbm_limit_gib", "fits", "model_flops", "estimated_step_seconds",
         "estimated_images_per_second", "estimated_peak_share", "compile_seconds", "mesh", "versions"}

@@ -1,12 +1,11 @@
 """The launch verbs' flags, messages and exit codes, each in a process of its own (absl's flags are global)."""
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.support.processes import ROOT
 
 VERB = """
 import gin

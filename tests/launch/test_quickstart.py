@@ -1,7 +1,6 @@
 """The quickstart with few steps: every stage as the launcher runs it, and the report that a newcomer opens."""
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,11 +9,10 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.browser import find_browser, visit
+from tests.support.processes import ROOT
 from vqim.evaluation.codebook import entropy_bits
 from vqim.third_party.noto_emoji.dataset import find_dataset
 from vqim.training.summaries import read_metrics
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

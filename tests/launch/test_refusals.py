@@ -61,7 +61,7 @@ def test_a_run_without_a_directory_is_refused(verbs):
         "--workdir must name the run's directory, such as --workdir=runs/first; got none\n")
 
 
-def test_another_experiments_directory_is_refused_with_what_is_different_and_stays_as_it_is(verbs, runs, files):
+def test_another_experiments_directory_is_refused_with_what_differs_and_stays(verbs, runs, files):
     before = files(runs)
     (verbs.directory / "mine.gin").write_text(f"include '{TOKENIZER}'\n\ntrain.batch_size = 32\n")
     message = refused(verbs("train", *train_flags("mine.gin", "runs/debug/tokenizer", "VOCABULARY = 32")))
@@ -84,7 +84,7 @@ def test_a_directory_with_other_things_in_it_and_a_file_are_refused(verbs, files
     assert files(verbs.directory) == before
 
 
-def test_a_dry_run_prints_configuration_parameters_operations_and_memory_and_writes_nothing(verbs, files):
+def test_a_dry_run_prints_configuration_size_operations_memory_and_writes_nothing(verbs, files):
     done = verbs("train", *train_flags(TOKENIZER, "run", "optim.AdamW.beta1 = 0.8"), "--dry_run")
     assert done.code == 0, done.err
     for line in ("AdamW.beta1 = 0.8\n", "AdamW.beta2 = 0.999\n", "VOCABULARY = 64\n", "train.seed = 0\n"):

@@ -36,7 +36,7 @@ def test_a_run_that_does_not_fit_is_refused_with_the_names(verbs, runs):
     assert "Traceback" not in done.err
     assert ("train.start_from does not fit:\n  runs/debug/tokenizer: params/tokenizer/quantizer/codebook_VZ -> "
             "params/tokenizer/quantizer/codebook_VZ: expected float32 [32, 4], it has float32 [64, 4]; name it in "
-            "`left`, and here in `fresh`, to start it anew") in done.err
+            "`left`, and here in `fresh`, to keep its initial values") in done.err
 
 
 def test_drawn_tokens_are_shown_by_both_decoders_side_by_side(verbs, runs):

@@ -81,7 +81,7 @@ def test_a_run_keeps_its_configuration_from_which_it_starts_again(verbs, runs, f
     assert "# Parameters for ".join(block for block in blocks if not block.startswith("Emoji:")) in done.out
 
 
-def test_a_finished_runs_command_given_again_says_so_and_changes_nothing_that_was_learnt(verbs, runs, files):
+def test_a_finished_runs_command_given_again_says_so_and_changes_no_array(verbs, runs, files):
     before = files(runs / "tokenizer")
     done = verbs.train("tokenizer_tiny", workdir="runs/debug/tokenizer")
     assert "Nothing to do: runs/debug/tokenizer has step 40 of 40." in done.err
@@ -117,7 +117,7 @@ def test_a_signal_saves_ends_the_run_and_the_same_command_goes_on(verbs, name):
     assert steps_logged(done) == [step + 1]
 
 
-def test_a_killed_run_goes_on_and_has_each_step_once_in_its_metrics_and_in_tensorboard(verbs):
+def test_a_killed_run_goes_on_with_each_step_once_in_its_metrics_and_tensorboard(verbs):
     flags = train_flags(TOKENIZER, "run", "NUM_STEPS = 1000000")
     running = verbs.start("train", *flags)
     running.wait_for(r" step 30/")
@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_and_has_each_step_once_in_its_metrics_and_in_tenso
     ("task", "Stopped: step 13 met values that are not finite, in loss, "),
     ("schedule", "Stopped: step 13 is given learning_rate = nan, which is not finite; "),
 ])
-def test_a_value_that_is_not_finite_stops_the_run_with_the_state_before_it_and_is_overcome(
+def test_a_value_that_is_not_finite_stops_the_run_before_it_and_can_be_overcome(
         verbs, arrays, same, poison, message):
     (verbs.directory / "poisoned.gin").write_text(f"import plugin\ninclude '{TOKENIZER}'\n{POISONED[poison]}")
     plugin = verbs.directory / "plugin.py"

@@ -6,14 +6,12 @@ libraries, and nothing else, is forked for each command (multiprocessing's fork 
 import dataclasses
 import multiprocessing
 import os
-import pathlib
 import re
 import runpy
 import signal
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).parents[2]
 PRELOADED = ("launch.session", "vqim.evaluation.passes", "vqim.training.loop")
 SECONDS = 120
 

@@ -10,7 +10,7 @@ from vqim.state.leaf import Leaf
 KEEP = torch.tensor(True)
 
 
-def test_it_is_the_recurrence_of_an_exponential_average():
+def test_ema_is_the_recurrence_of_an_exponential_average():
     generator = np.random.default_rng(0)
     values = generator.normal(size=(40, 3)).astype(np.float32)
     state = {"params/net/w": torch.zeros(3), "ema/net/w": torch.zeros(3)}

@@ -1,33 +1,21 @@
 """Adafactor's int8 state on eight devices against one, and through checkpoints from one mesh to another."""
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from tests.optim.mesh_step import state_spec
+from tests.support.processes import run_on_xla
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.runtime.torch import TorchRuntime
 from vqim.training.state import restore_arrays
 
 pytest.importorskip("torch_xla")
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def run(num_devices, *arguments):
-    environment = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(num_devices), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run([sys.executable, "-m", "tests.optim.mesh_step", *map(str, arguments)],
-                             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mesh")
-    run(8, 2, 2, folder / "eight")
-    run(1, 1, 1, folder / "one", folder / "eight/checkpoints")
+    run_on_xla("tests.optim.mesh_step", 2, 2, folder / "eight", num_devices=8, flags=None)
+    run_on_xla("tests.optim.mesh_step", 1, 1, folder / "one", folder / "eight/checkpoints", flags=None)
     return folder
 
 

@@ -11,7 +11,7 @@ from vqim.state.random import fold_key
 KEY = torch.tensor(7, dtype=torch.int32)
 
 
-def test_a_convolutions_update_is_that_of_torch_adamw_whatever_the_layout_of_its_gradient():
+def test_a_convolutions_update_is_torch_adamws_in_any_layout_of_its_gradient():
     kernel_OIHW, images_BCHW = torch.randn(6, 3, 4, 4), torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
     state = {"params/net/kernel": kernel_OIHW.clone()}
     optimizer = AdamW()

@@ -1,24 +1,15 @@
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
+from tests.support.processes import printed, run_on_xla
+
 pytest.importorskip("torch_xla")
-SCRIPT = pathlib.Path(__file__).with_name("xla_step.py")
 KINDS = ["adamw", "int8", "stochastic", "bfloat16"]
 
 
 @pytest.fixture(scope="module")
 def results():
-    environment = os.environ | {
-        "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
-    process = subprocess.run(
-        [sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return printed(run_on_xla("tests.optim.xla_step", flags=None))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -48,7 +48,7 @@ def test_the_documentation_shows_these_very_files(name):
     assert (HERE / name).read_text() in blocks
 
 
-def test_its_codes_are_the_grids_points_and_lookup_gives_what_forward_gave(quantizer_class):
+def test_finite_scalar_codes_are_the_grids_points_and_lookup_gives_them_again(quantizer_class):
     quantizer = quantizer_class(width=6, levels=(3, 5))
     params = {name: torch.from_numpy(leaf.init(name, leaf.shape, 0, full_index(leaf.shape)))
               for name, leaf in spec(quantizer).items()}
@@ -67,7 +67,7 @@ def test_levels_that_have_no_middle_or_no_choice_are_refused(quantizer_class, le
         quantizer_class(width=6, levels=levels)
 
 
-def test_it_is_trained_by_stage_1_and_a_prior_is_trained_over_its_tokens(launch, tmp_path):
+def test_a_plugged_in_quantizer_is_trained_and_a_prior_over_its_tokens(launch, tmp_path):
     launch("train", f"--gin_file={HERE / 'finite_scalar_tokenizer.gin'}", "--workdir=runs/debug/tokenizer", *STEPS)
     tokenizer = CheckpointManager(tmp_path / "runs/debug/tokenizer/checkpoints").open()
     assert tokenizer.spec("params/tokenizer/quantizer/project_in/kernel_IO")[0] == (32, 4)

@@ -107,7 +107,7 @@ def test_a_prior_with_two_codes_a_position_is_drawn_by_its_own_sampler(table_run
     assert model.images(tokens_NPK).shape == (3, 16, 16, 3)
 
 
-def test_that_prior_learns_and_its_bits_are_measured(table_run):
+def test_a_prior_with_two_codes_a_position_learns_and_its_bits_are_measured(table_run):
     shown = metrics(table_run)
     assert shown["evaluation/bits_per_token"][-1] < 6  # log2 of 64 codes, where it began
     assert shown["loss"][-1] < shown["loss"][0]

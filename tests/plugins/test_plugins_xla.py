@@ -1,15 +1,10 @@
 """The plugins on a mesh of eight virtual devices, beside one device."""
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-pytest.importorskip("torch_xla")
+from tests.support.processes import run_on_xla
 
-ROOT = pathlib.Path(__file__).parents[2]
+pytest.importorskip("torch_xla")
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +13,7 @@ def results(tmp_path_factory):
     found = {}
     for count in (8, 1):
         path = tmp_path_factory.mktemp("plugins") / f"{count}.npz"
-        environment = {**os.environ, "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(count), "OMP_NUM_THREADS": "1",
-                       "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        done = subprocess.run([sys.executable, "-m", "tests.plugins.xla_plugins", str(path)], cwd=ROOT,
-                              env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
+        run_on_xla("tests.plugins.xla_plugins", path, num_devices=count, timeout=600)
         found[count] = dict(np.load(path))
     return found
 

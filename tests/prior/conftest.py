@@ -4,40 +4,18 @@ import pytest
 import torch
 
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.contracts.context import Context
 from vqim.contracts.grid import Level, TokenGrid
 from vqim.frozen.from_run import FromRun
 from vqim.nn.module import spec
 from vqim.prior.autoregressive import AutoregressivePrior
 from vqim.prior.masked import MaskedPrior
 from vqim.prior.sampler import StepwiseSampler
-from vqim.runtime.torch import TorchKernels, TorchRuntime
+from vqim.runtime.torch import TorchRuntime
 from vqim.state.leaf import prefixed
 from vqim.tokenizer.model import ImageTokenizer
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 from vqim.training.state import TrainState, save
-
-
-@pytest.fixture(autouse=True)
-def same_draws():
-    """Every test draws the same inputs, whatever ran before it."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def draw_params():
-    """`draw_params(module)`: an array of N(0, 0.3^2) for each parameter; initial values have zero biases."""
-    def draw(module, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        return {name: 0.3 * torch.randn(leaf.shape, generator=generator) for name, leaf in spec(module).items()}
-    return draw
-
-
-@pytest.fixture
-def context():
-    """float32 and evaluation on the torch runtime."""
-    return Context(TorchKernels())
 
 
 @pytest.fixture

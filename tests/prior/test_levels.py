@@ -51,7 +51,7 @@ def test_the_logits_of_a_position_are_those_of_its_levels_codes_alone(prior, dra
         assert (logits[:, position, size:] == -torch.inf).all()
 
 
-def test_without_attention_a_token_is_predicted_from_the_one_before_its_level_and_its_position(
+def test_without_attention_only_the_token_before_predicts_by_its_level_and_position(
         prior, draw_params, tokens, context):
     params = draw_params(prior)
     for name in ("attention/out/kernel_IO", "attention/out/bias_O", "contract/kernel_IO", "contract/bias_O"):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.support.steps import CONTEXT, RUNTIME, make_noisy_state, make_state, run_step
 from vqim.contracts.context import Context
 from vqim.contracts.learning import Learner
 from vqim.frozen.from_run import FromRun
@@ -20,14 +21,10 @@ from vqim.optim.schedules import Constant
 from vqim.prior.autoregressive import AutoregressivePrior
 from vqim.prior.objective import PriorObjective
 from vqim.prior.sampler import StepwiseSampler
-from vqim.runtime.torch import TorchRuntime
 from vqim.state import init
 from vqim.state.leaf import select
 from vqim.training.gradient_task import GradientTask
-from vqim.training.state import start
 
-RUNTIME = TorchRuntime()
-CONTEXT = Context(RUNTIME.kernels)
 ROUGH = Context(RUNTIME.kernels, torch.bfloat16)
 
 
@@ -43,28 +40,10 @@ def make_task(pretrained):
     return make
 
 
-def make_state(task):
-    return start(task.init_spec(), 0, RUNTIME).arrays
-
-
-def make_noisy_state(task):
-    """A state in which blocks do something: they begin as the identity."""
-    state, generator = make_state(task), torch.Generator().manual_seed(0)
-    for name, array in state.items():
-        if name.startswith("params/prior/"):
-            array += 0.3 * torch.randn(array.shape, generator=generator)
-    return state
-
-
 def make_batch(batch_size=6):
     rng = np.random.default_rng(0)
     return RUNTIME.put({"images": rng.integers(0, 256, (batch_size, 8, 8, 3), np.uint8),
                         "labels": np.arange(batch_size, dtype=np.int32) % 3, "valid": np.ones(batch_size, bool)})
-
-
-def run_step(task, state, batch, step=0, seed=0):
-    scalars = RUNTIME.scalars({**task.host_scalars(step), "step": step, "seed": seed})
-    return task.train_step(state, batch, scalars, RUNTIME.kernels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,7 +74,7 @@ def test_images_of_tokens_are_the_tokenizers_in_float32_rounded_to_8_bits(
 
 def test_the_loss_is_the_priors_and_bits_are_nats_over_log_2(make_task):
     task, batch = make_task(), make_batch()
-    state = make_noisy_state(task)
+    state = make_noisy_state(task, "params/prior/")
     tokens = task.objective.tokens(state, batch, CONTEXT)
     params = {name: array.clone() for name, array in select(state, "params/prior/").items()}
     losses = apply(task.objective.prior.token_losses, params, tokens, batch["labels"], CONTEXT)
@@ -128,7 +107,7 @@ def test_no_optimizer_knows_the_tokenizer(make_task):
 
 def test_every_parameter_learns(make_task):
     task, batch = make_task(), make_batch()
-    state = make_noisy_state(task)
+    state = make_noisy_state(task, "params/prior/")
     before = {name: array.clone() for name, array in state.items()}
     run_step(task, state, batch)
     for name in task.init_spec():
@@ -140,7 +119,7 @@ def test_a_step_is_a_function_of_state_batch_step_and_seed(make_task):
     task, batch = make_task(dropout_rate=0.2), make_batch()
 
     def loss(step, seed):
-        return run_step(task, make_noisy_state(task), batch, step, seed)["loss"].item()
+        return run_step(task, make_noisy_state(task, "params/prior/"), batch, step, seed)["loss"].item()
 
     assert loss(3, 7) == loss(3, 7)
     assert len({loss(3, 7), loss(4, 7), loss(3, 8)}) == 3
@@ -149,7 +128,7 @@ def test_a_step_is_a_function_of_state_batch_step_and_seed(make_task):
 @pytest.mark.parametrize("optimizer", [AdamW(), Adafactor(min_factored_size=8)], ids=["AdamW", "Adafactor int8"])
 def test_a_value_that_is_not_finite_changes_nothing_ever_after(make_task, optimizer):
     task, batch = make_task(optimizer=optimizer), make_batch()
-    state = make_noisy_state(task)
+    state = make_noisy_state(task, "params/prior/")
     run_step(task, state, batch, 4)
     healthy = state["params/prior/head/bias_O"][2].item()
     state["params/prior/head/bias_O"][2] = math.nan
@@ -177,7 +156,7 @@ def test_reconstructions_are_the_frozen_tokenizers_in_float32_rounded_to_8_bits(
 
 def test_predictions_are_images_of_the_expected_tokens_beside_those_of_the_true_ones(make_task):
     task, batch = make_task(), make_batch()
-    state, objective = make_noisy_state(task), task.objective
+    state, objective = make_noisy_state(task, "params/prior/"), task.objective
     items = objective.predict(state, batch, CONTEXT)
     tokens = objective.tokens(state, batch, CONTEXT)
     params = select(state, "params/prior/")
@@ -192,21 +171,21 @@ def test_predictions_are_images_of_the_expected_tokens_beside_those_of_the_true_
 
 def test_predictions_are_without_dropout_and_their_measures_float32(make_task):
     with_dropout, without = (
-        task.objective.predict(make_noisy_state(task), make_batch(), ROUGH).measures["bits_per_token"]
+        task.objective.predict(make_noisy_state(task, "params/prior/"), make_batch(), ROUGH).measures["bits_per_token"]
         for task in (make_task(dropout_rate=0.9), make_task(dropout_rate=0.0)))
     assert with_dropout.dtype == torch.float32 and torch.equal(with_dropout, without)
 
 
 def test_predictions_are_those_of_the_averaged_parameters_where_these_are_kept(make_task):
     task, batch = make_task(ema_decay=0.9), make_batch()
-    state = make_noisy_state(task)
+    state = make_noisy_state(task, "params/prior/")
     for name, array in select(state, "params/prior/").items():
         state[f"ema/prior/{name}"].copy_(-array)
     found = task.objective.predict(state, batch, CONTEXT).measures["bits_per_token"]
     plain = make_task()
     averages = {f"params/prior/{name}": array for name, array in select(state, "ema/prior/").items()}
     expected = plain.objective.predict({**make_state(plain), **averages}, batch, CONTEXT).measures["bits_per_token"]
-    own = plain.objective.predict(make_noisy_state(plain), batch, CONTEXT).measures["bits_per_token"]
+    own = plain.objective.predict(make_noisy_state(plain, "params/prior/"), batch, CONTEXT).measures["bits_per_token"]
     assert torch.equal(found, expected) and not torch.equal(found, own)
 
 
@@ -225,7 +204,7 @@ class Unigram(nn.Module):
         return {"bits_per_token": -self.logits_V.log_softmax(0)[tokens_BNK].mean((1, 2)) / math.log(2)}
 
 
-def test_a_prior_that_expects_nothing_is_trained_and_measured_without_images_of_what_it_expects(make_task):
+def test_a_prior_without_expected_tokens_is_trained_and_measured_without_images(make_task):
     task, batch = make_task(prior=Unigram), make_batch()
     state = make_state(task)
     assert run_step(task, state, batch)["loss"].item() == pytest.approx(math.log(16))
@@ -234,7 +213,7 @@ def test_a_prior_that_expects_nothing_is_trained_and_measured_without_images_of_
     assert items.measures["bits_per_token"].shape == (6,) and items.measures["bits_per_token"].mean() < 4
 
 
-def test_its_sampler_is_the_one_that_is_given(pretrained):
+def test_a_priors_sampler_is_the_one_that_is_given(pretrained):
     learner = functools.partial(Learner, optimizer=AdamW(), learning_rate=Constant(1e-2))
     assert PriorObjective(pretrained, Unigram, learner, 3).sampler == StepwiseSampler()
     chosen = StepwiseSampler(temperature=0.5)

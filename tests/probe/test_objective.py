@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.steps import RUNTIME, Recorder, make_state, run_step
 from vqim.contracts.context import Context
 from vqim.contracts.learning import Learner
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
 from vqim.probe.objective import ProbeObjective
-from vqim.runtime.torch import TorchRuntime
 from vqim.training.gradient_task import GradientTask
-from vqim.training.state import start
 
-RUNTIME = TorchRuntime()
 WIDTH, CLASSES = 5, 3
 
 
@@ -35,24 +33,9 @@ class Given:
         return batch["features"].transpose(0, 1)
 
 
-class Recorder:
-    """An optimizer that keeps the gradients it is given and changes nothing."""
-
-    def init_spec(self, params, untrained=()):
-        return {}
-
-    def update(self, params, grads, slots, *, learning_rate, step, keep):
-        self.grads = grads
-        return {}
-
-
 def make_task(num_layers=1, optimizer=None, num_classes=CLASSES, num_micro_batches=1):
     learner = functools.partial(Learner, optimizer=optimizer or AdamW(), learning_rate=Constant(0.1))
     return GradientTask(ProbeObjective(Given(num_layers), num_classes, learner), num_micro_batches)
-
-
-def make_state(task):
-    return start(task.init_spec(), 0, RUNTIME).arrays
 
 
 def make_batch(num_layers=1, batch_size=30):
@@ -67,11 +50,6 @@ def make_batch(num_layers=1, batch_size=30):
 def as_batch(features_LBD, labels_B):
     return {"features": features_LBD.transpose(0, 1), "labels": labels_B.int(),
             "valid": torch.ones(len(labels_B), dtype=torch.bool)}
-
-
-def run_step(task, state, batch, step=0):
-    scalars = RUNTIME.scalars({**task.host_scalars(step), "step": step, "seed": 0})
-    return task.train_step(state, batch, scalars, RUNTIME.kernels)
 
 
 def classify(task, state, batch):

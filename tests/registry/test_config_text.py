@@ -76,7 +76,7 @@ def test_a_missing_file_names_the_places_and_a_similar_file(files, tmp_path):
     assert "/nowhere/experimnt.gin" in str(refused.value)
 
 
-def test_the_working_directory_comes_before_search_paths_and_those_before_the_package(tmp_path, monkeypatch):
+def test_the_working_directory_comes_before_search_paths_and_they_before_the_package(tmp_path, monkeypatch):
     places = [tmp_path / name for name in ("cwd", "first", "second", "site-packages/vqim")]
     for place in places:
         place.mkdir(parents=True)

@@ -1,9 +1,8 @@
 """`import gin` is gin-config, and says so where it is not."""
-import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.support.processes import ROOT
 
 
 def run(folder, *options, code):

@@ -79,7 +79,7 @@ def test_what_has_no_cycles_takes_as_long_as_its_traffic(found):
     assert found.seconds_by("bytes") == pytest.approx((4 * 3e8 + 4 * 1024) / 1200e9)
 
 
-def test_a_kernel_takes_the_products_that_it_says_it_has_at_the_stated_share_of_peak_or_its_traffic(found):
+def test_a_kernel_takes_its_stated_products_at_the_share_of_peak_plus_its_traffic(found):
     assert found.flops == 5e9
     assert found.seconds_by("kernel") == pytest.approx(5e9 / (275e12 * KERNEL_EFFICIENCY) + 12000 / 1200e9)
 

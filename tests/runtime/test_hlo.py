@@ -71,7 +71,7 @@ def test_the_body_of_a_loop_counts_as_often_as_its_condition_lets_it_run(module)
     assert runs["fusion"] == runs["strange"] == 36 and runs["reduced"] == 1
 
 
-def test_a_counter_of_64_bits_is_two_words_of_which_the_upper_one_is_compared_with_zero():
+def test_a_64_bit_counter_is_two_words_whose_upper_one_is_compared_with_zero():
     low, high = "  %limit = u32[] constant(8)", "  %upper = u32[] constant(0)"
     words = Module(LOOP.replace("  %limit = s32[] constant(36)", f"{low}\n{high}"))
     assert {instruction.name: times for _, instruction, times in words.executed()}["fusion"] == 8

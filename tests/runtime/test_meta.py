@@ -62,7 +62,7 @@ def pictures():
     return batch(images=torch.zeros(B, 16, 16, 3, dtype=torch.uint8))
 
 
-def test_a_prior_over_tokens_costs_six_operations_a_matrix_element_and_token_and_attention():
+def test_a_prior_costs_six_operations_a_matrix_element_and_token_plus_attention():
     task = prior_task()
     expected = 6 * matrices(task.objective.prior) * B * N + 3 * ATTENTION * B
     assert step_flops(task, task.init_spec(), tokens()) == expected
@@ -78,7 +78,7 @@ def test_making_the_tokens_costs_the_encoder_and_the_search_in_the_codebook_forw
     assert cost == forward + unused + ATTENTION * B
 
 
-def test_a_tokenizer_costs_three_times_its_forward_pass_but_for_what_needs_no_gradient():
+def test_a_tokenizer_costs_three_forward_passes_less_what_needs_no_gradient():
     task = tokenizer_task()
     model = task.objective.tokenizer
     expected = 6 * matrices(model) * B * N + 2 * 3 * ATTENTION * B

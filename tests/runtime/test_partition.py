@@ -62,7 +62,7 @@ def test_a_rule_may_cut_one_axis_over_several_of_the_mesh():
     assert Partition(rules).spec("params/kernel", KERNEL, MESH) == (None, None, ("tensor", "fsdp"))
 
 
-def test_an_axis_that_several_of_the_mesh_cut_is_refused_unless_their_product_divides_it():
+def test_an_axis_cut_by_several_mesh_axes_is_refused_unless_their_product_divides_it():
     with pytest.raises(ValueError, match=r"over \('tensor', 'fsdp'\) of the mesh, but 12 is not a multiple of 8"):
         Partition([("kernel", {"out": ("tensor", "fsdp")})]).spec(
             "params/kernel", Leaf((3, 64, 12), axes=("layers", "in", "out")), MESH)

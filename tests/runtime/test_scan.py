@@ -1,21 +1,17 @@
 """Identical layers as one loop of an XLA program, on a mesh of data = fsdp = tensor = 2, and rematerialisation."""
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support.processes import UNOPTIMISED, run_on_xla
 from vqim.contracts.context import Context
 from vqim.nn.module import apply, spec
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.runtime.settings import TorchSettings, XlaSettings
 from vqim.runtime.torch import TorchKernels
 
-ROOT = pathlib.Path(__file__).parents[2]
 REMAT = ("none", "products", "blocks")
 
 
@@ -27,13 +23,8 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(directory):
     pytest.importorskip("torch_xla")
-    flags = f"--xla_backend_optimization_level=0 --xla_dump_to={directory} --xla_dump_hlo_as_text"
-    environment = os.environ | {
-        "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "OMP_NUM_THREADS": "1", "XLA_FLAGS": flags}
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.runtime.scan_checks", str(directory / "results.npz")],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
+    run_on_xla("tests.runtime.scan_checks", directory / "results.npz", num_devices=8,
+               flags=f"{UNOPTIMISED} --xla_dump_to={directory} --xla_dump_hlo_as_text")
     return dict(np.load(directory / "results.npz"))
 
 

@@ -1,16 +1,14 @@
 """Programs for TPU slices that are not here, compiled by libtpu in one process of its own."""
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
+from tests.support.processes import ROOT
 from vqim.runtime import tpu_compiler
 from vqim.runtime.partition import MESH_AXES, part_of
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def missing():
@@ -35,7 +33,7 @@ def results(tmp_path_factory):
 
 
 @needs_compiler
-def test_the_arrays_that_a_step_updates_take_the_memory_of_their_inputs_and_no_others_do(results):
+def test_the_arrays_that_a_step_updates_and_no_others_take_their_inputs_memory(results):
     assert results["aliased"] == results["state"] and results["aliased to itself"]
 
 

@@ -1,15 +1,11 @@
 """The XLA runtime on one device, and on eight as data = 2, fsdp = 2, tensor = 2."""
-import os
-import pathlib
-import subprocess
-import sys
-
 import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.support.processes import run_on_xla
+
 pytest.importorskip("torch_xla")
-ROOT = pathlib.Path(__file__).parents[2]
 MESHES = {"one": (1, 1, 1), "eight": (8, 2, 2)}
 SHAPES = {"in_and_out": (3, 4, 6), "only_in": (4, 6), "whole": (5,), "scalar": (), "bool": (2,)}
 COUNTED = ["in_and_out", "only_in", "whole", "scalar"]
@@ -20,12 +16,8 @@ KEYS = (0, 1, -7)
 def results(tmp_path_factory):
     directory, results = tmp_path_factory.mktemp("xla"), {}
     for mesh, (num_devices, fsdp, tensor) in MESHES.items():
-        environment = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(num_devices), "OMP_NUM_THREADS": "1"}
         path = directory / f"{mesh}.npz"
-        process = subprocess.run(
-            [sys.executable, "-m", "tests.runtime.xla_checks", str(fsdp), str(tensor), str(path)],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert process.returncode == 0, process.stderr
+        run_on_xla("tests.runtime.xla_checks", fsdp, tensor, path, num_devices=num_devices, flags=None)
         results[mesh] = dict(np.load(path))
     return results
 

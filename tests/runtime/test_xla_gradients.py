@@ -1,28 +1,18 @@
 """Gradients that are written by hand for XLA, on eight devices, against float64."""
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.processes import run_on_xla
 from vqim.runtime.settings import XlaSettings
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     pytest.importorskip("torch_xla")
     path = tmp_path_factory.mktemp("gradients") / "results.npz"
-    environment = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "OMP_NUM_THREADS": "1",
-                                "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    process = subprocess.run([sys.executable, "-m", "tests.runtime.xla_gradient_checks", str(path)],
-                             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
+    run_on_xla("tests.runtime.xla_gradient_checks", path, num_devices=8)
     return dict(np.load(path))
 
 
@@ -39,21 +29,21 @@ def error(results, dtype, reduced, name):
 
 
 @pytest.mark.parametrize("name", ["kernel", "bias"])
-def test_gradients_of_a_bfloat16_product_are_float32s_where_they_are_summed_in_float32(results, name):
+def test_gradients_of_a_bfloat16_product_are_float32s_where_summed_in_float32(results, name):
     assert error(results, torch.bfloat16, "float32", name) < 1e-6
     for reduced in (None, "bfloat16"):
         assert 1e-4 < error(results, torch.bfloat16, reduced, name) < 1e-2
 
 
 @pytest.mark.parametrize("name", ["kernel", "bias"])
-def test_gradients_of_a_float32_product_are_rounded_where_they_are_summed_in_bfloat16(results, name):
+def test_gradients_of_a_float32_product_are_rounded_where_summed_in_bfloat16(results, name):
     assert 1e-4 < error(results, torch.float32, "bfloat16", name) < 1e-2
     for reduced in (None, "float32"):
         assert error(results, torch.float32, reduced, name) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_results_and_gradients_of_inputs_do_not_depend_on_the_dtype_of_weights_gradients(results, dtype):
+def test_the_dtype_of_weight_gradients_changes_no_result_nor_gradient_of_inputs(results, dtype):
     for name in ("loss", "x"):
         for reduced in ("float32", "bfloat16"):
             np.testing.assert_array_equal(results[f"{dtype} {reduced} {name}"], results[f"{dtype} None {name}"])

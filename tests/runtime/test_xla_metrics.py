@@ -1,17 +1,12 @@
 """Traces and counters of the XLA runtime, on one virtual device."""
-import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tests.runtime.xla_profile import NUM_STEPS
+from tests.support.processes import printed, run_on_xla
 
 pytest.importorskip("torch_xla")
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +17,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(folder):
     """The process: its counters and its log."""
-    environment = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.runtime.xla_profile", str(folder)], cwd=ROOT, env=environment,
-        capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1]), process.stderr
+    process = run_on_xla("tests.runtime.xla_profile", folder, flags=None)
+    return printed(process), process.stderr
 
 
 def test_compilations_are_counted_and_a_program_that_runs_again_adds_none(done):
@@ -51,7 +42,7 @@ def test_a_fallback_is_counted_and_warned_of_once_by_name(done):
     assert len(re.findall("aten::linalg_eig is not an XLA operation here: it runs on the CPU", after)) == 1
 
 
-def test_the_trace_is_where_tensorboards_profiler_looks_and_has_the_steps_and_no_others(done, folder):
+def test_the_trace_is_where_tensorboards_profiler_looks_with_the_steps_and_no_others(done, folder):
     profiler = pytest.importorskip("jax.profiler")
     (path,) = folder.glob("plugins/profile/*/*.xplane.pb")
     planes = {plane.name: plane for plane in profiler.ProfileData.from_file(str(path)).planes}

@@ -14,7 +14,7 @@ def write(path, value):
     return str(path)
 
 
-def test_it_gives_every_array_of_the_module_but_the_counters(tmp_path):
+def test_read_weights_gives_every_array_of_the_module_but_the_counters(tmp_path):
     state = torchvision.models.resnet18(num_classes=2).state_dict()
     found = torchvision_models.read_weights(write(tmp_path / "weights.pth", state))
     assert found.keys() == {name for name in state if "num_batches_tracked" not in name}

@@ -1,36 +1,11 @@
 """Tiny tokenizers with random parameters, and small real images."""
 import numpy as np
 import pytest
-import torch
 
-from vqim.contracts.context import Context
-from vqim.nn.module import spec
-from vqim.runtime.torch import TorchKernels
 from vqim.third_party.noto_emoji import find_dataset
 from vqim.tokenizer.model import ImageTokenizer
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
-
-
-@pytest.fixture(autouse=True)
-def same_draws():
-    """Every test draws the same inputs, whatever ran before it."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def draw_params():
-    """`draw_params(module)`: an array of N(0, 0.3^2) for each parameter; initial values have zero biases."""
-    def draw(module, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        return {name: 0.3 * torch.randn(leaf.shape, generator=generator) for name, leaf in spec(module).items()}
-    return draw
-
-
-@pytest.fixture
-def context():
-    """float32 and evaluation on the torch runtime."""
-    return Context(TorchKernels())
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.steps import RUNTIME, make_state, run_step
 from vqim.contracts.context import Context
 from vqim.contracts.learning import Advanced, Learner
 from vqim.nn.module import apply, statistic
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
-from vqim.runtime.torch import TorchRuntime
 from vqim.state import init
 from vqim.state.leaf import select
 from vqim.tokenizer.model import ImageTokenizer, Quantized
@@ -20,9 +20,7 @@ from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.terms import L2
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 from vqim.training.gradient_task import GradientTask
-from vqim.training.state import start
 
-RUNTIME = TorchRuntime()
 SEVEN = 7.0
 
 
@@ -55,15 +53,6 @@ def make_task(quantizer, ema_decay=None, num_micro_batches=1):
 @pytest.fixture(name="batch")
 def batch_of_emoji(emoji):
     return RUNTIME.put({"images": emoji, "labels": np.zeros(len(emoji), np.int32)})
-
-
-def make_state(task):
-    return start(task.init_spec(), 0, RUNTIME).arrays
-
-
-def run_step(task, state, batch, step=0):
-    scalars = RUNTIME.scalars({**task.host_scalars(step), "step": step, "seed": 0})
-    return task.train_step(state, batch, scalars, RUNTIME.kernels)
 
 
 def count_codes(task, state, batch, level=0):

@@ -1,28 +1,16 @@
 """An adversarial run on eight XLA devices: one program for each name, and the torch runtime's losses."""
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
+from tests.support.processes import printed, run_on_xla
+
 pytest.importorskip("torch_xla")
-ROOT = pathlib.Path(__file__).parents[2]
 TOLERANCE = 3e-5
 """Of metrics, relative. Measured: 2.3e-6."""
 
 
 @pytest.fixture(scope="module")
 def results():
-    environment = os.environ | {
-        "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "OMP_NUM_THREADS": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.tokenizer.xla_adversary"], cwd=ROOT, env=environment, capture_output=True,
-        text=True, timeout=600)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return printed(run_on_xla("tests.tokenizer.xla_adversary", num_devices=8, timeout=600))
 
 
 def test_each_program_is_compiled_once_when_it_is_first_needed(results):

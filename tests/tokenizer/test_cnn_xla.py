@@ -1,25 +1,14 @@
 """Convolutional networks on XLA: nothing leaves the device, and they compute what the torch runtime computes."""
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
+from tests.support.processes import printed, run_on_xla
+
 pytest.importorskip("torch_xla")
-SCRIPT = pathlib.Path(__file__).with_name("xla_cnn.py")
 
 
 @pytest.fixture(scope="module")
 def results():
-    environment = os.environ | {
-        "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1", "PYTHONPATH": str(SCRIPT.parents[2]),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    process = subprocess.run(
-        [sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return printed(run_on_xla("tests.tokenizer.xla_cnn"))
 
 
 @pytest.mark.parametrize("name", ["cnn", "dvae"])

@@ -1,26 +1,14 @@
 """Levels of tokens and drawn codes on XLA: one program whatever the temperature, and the torch runtime's codes."""
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
+from tests.support.processes import printed, run_on_xla
+
 pytest.importorskip("torch_xla")
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def results():
-    environment = os.environ | {
-        "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1", "OMP_NUM_THREADS": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.tokenizer.xla_levels"], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=600)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return printed(run_on_xla("tests.tokenizer.xla_levels", timeout=600))
 
 
 def test_codes_and_what_the_decoder_makes_of_them_are_those_of_the_torch_runtime(results):

@@ -7,30 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.steps import RUNTIME, Recorder, make_noisy_state, make_state, run_step
 from vqim.contracts.context import Context
 from vqim.contracts.learning import Learner
 from vqim.nn.module import apply
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
-from vqim.runtime.torch import TorchRuntime
 from vqim.state.leaf import select
 from vqim.tokenizer.objective import TokenizerObjective
 from vqim.tokenizer.terms import L2, LogitLaplace
 from vqim.training.gradient_task import GradientTask
-from vqim.training.state import start
-
-RUNTIME = TorchRuntime()
-
-
-class Recorder:
-    """An optimizer that keeps the gradients it is given and changes nothing."""
-
-    def init_spec(self, params, untrained=()):
-        return {}
-
-    def update(self, params, grads, slots, *, learning_rate, step, keep):
-        self.grads = grads
-        return {"update_norm": torch.zeros(())}
 
 
 @pytest.fixture
@@ -50,24 +36,6 @@ def make_task(make_tokenizer):
 def batch_of_emoji(emoji):
     return RUNTIME.put({"images": emoji, "labels": np.arange(len(emoji), dtype=np.int32),
                         "valid": np.arange(len(emoji)) < 30})
-
-
-def make_state(task, seed=0):
-    return start(task.init_spec(), seed, RUNTIME).arrays
-
-
-def make_noisy_state(task):
-    """A state in which blocks do something: they begin as the identity."""
-    state, generator = make_state(task), torch.Generator().manual_seed(0)
-    for name, array in state.items():
-        if name.startswith("params/tokenizer/"):
-            array += 0.3 * torch.randn(array.shape, generator=generator)
-    return state
-
-
-def run_step(task, state, batch, step=0, seed=0):
-    scalars = RUNTIME.scalars({**task.host_scalars(step), "step": step, "seed": seed})
-    return task.train_step(state, batch, scalars, RUNTIME.kernels)
 
 
 def reconstruct(task, state, batch):
@@ -101,7 +69,7 @@ def test_the_default_weight_of_the_quantizers_losses_is_the_papers():
 
 def test_terms_are_means_over_the_images_values(make_task, batch):
     task = make_task()
-    state = make_noisy_state(task)
+    state = make_noisy_state(task, "params/tokenizer/")
     items = reconstruct(task, state, batch)
     metrics = run_step(task, state, batch)
     x, location, log_scale = (
@@ -120,7 +88,7 @@ def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients(make_task, batc
         # Schedules: terms whose weight is the number 0 would leave the decoder without a loss.
         terms = [LogitLaplace(Constant(logit_laplace)), L2(Constant(l2))]
         task = make_task(terms, optimizer, quantizer_weight=quantizer)
-        run_step(task, make_noisy_state(task), batch)
+        run_step(task, make_noisy_state(task, "params/tokenizer/"), batch)
         return optimizer.grads
 
     weights = np.array([0.3, 5.0, 2.0])
@@ -133,7 +101,7 @@ def test_the_gradient_is_the_weighted_sum_of_the_terms_gradients(make_task, batc
 @pytest.mark.parametrize("num_micro_batches", [1, 4])
 def test_the_share_of_codes_in_use_is_that_of_the_whole_batch(make_task, batch, num_micro_batches):
     task = make_task(num_micro_batches=num_micro_batches)
-    state = make_noisy_state(task)
+    state = make_noisy_state(task, "params/tokenizer/")
     tokens = reconstruct(task, state, batch).tokens_BNK
     assert len(tokens[::4].unique()) < len(tokens.unique())
     assert run_step(task, state, batch)["codebook/batch_usage"].item() == pytest.approx(len(tokens.unique()) / 32)
@@ -141,7 +109,7 @@ def test_the_share_of_codes_in_use_is_that_of_the_whole_batch(make_task, batch, 
 
 def test_every_parameter_learns(make_task, batch):
     task = make_task()
-    state = make_noisy_state(task)
+    state = make_noisy_state(task, "params/tokenizer/")
     before = copy(state)
     run_step(task, state, batch)
     for name in task.init_spec():
@@ -166,7 +134,7 @@ def test_a_step_is_a_function_of_state_batch_step_and_seed(make_task, batch):
     task = make_task(dropout_rate=0.2)
 
     def loss(step, seed):
-        return run_step(task, make_noisy_state(task), batch, step, seed)["loss"].item()
+        return run_step(task, make_noisy_state(task, "params/tokenizer/"), batch, step, seed)["loss"].item()
 
     assert loss(3, 7) == loss(3, 7)
     assert len({loss(3, 7), loss(4, 7), loss(3, 8)}) == 3  # dropout differs
@@ -174,8 +142,8 @@ def test_a_step_is_a_function_of_state_batch_step_and_seed(make_task, batch):
 
 def test_bfloat16_computes_the_same_loss_less_exactly(make_task, batch):
     exact, rounded = make_task(), make_task(dtype="bfloat16")
-    state = make_noisy_state(rounded)
-    expected = run_step(exact, make_noisy_state(exact), batch)
+    state = make_noisy_state(rounded, "params/tokenizer/")
+    expected = run_step(exact, make_noisy_state(exact, "params/tokenizer/"), batch)
     metrics = run_step(rounded, state, batch)
     assert metrics["loss"].item() == pytest.approx(expected["loss"].item(), rel=0.05)
     assert metrics["loss"].item() != expected["loss"].item()
@@ -209,7 +177,7 @@ def test_data_of_another_size_or_grid_are_refused(make_task):
 
 def test_reconstructions_are_rounded_to_8_bits_as_a_file_is(make_task, batch):
     task = make_task()
-    state = make_noisy_state(task)
+    state = make_noisy_state(task, "params/tokenizer/")
     model, params = task.objective.tokenizer, select(state, "params/tokenizer/")
     images = batch["images"].permute(0, 3, 1, 2) / 255
     _, expected = apply(model.forward, params, images, Context(RUNTIME.kernels))
@@ -222,7 +190,7 @@ def test_reconstructions_are_rounded_to_8_bits_as_a_file_is(make_task, batch):
 
 def test_reconstructions_come_with_their_tokens_and_labels(make_task, batch):
     task = make_task()
-    state = make_noisy_state(task)
+    state = make_noisy_state(task, "params/tokenizer/")
     items = reconstruct(task, state, batch)
     model, params = task.objective.tokenizer, select(state, "params/tokenizer/")
     images = batch["images"].permute(0, 3, 1, 2) / 255
@@ -233,7 +201,7 @@ def test_reconstructions_come_with_their_tokens_and_labels(make_task, batch):
 
 def test_reconstructions_are_of_evaluation_and_float32_whatever_the_context(make_task, batch):
     task = make_task(dropout_rate=0.5)
-    state = make_noisy_state(task)
+    state = make_noisy_state(task, "params/tokenizer/")
     training = Context(RUNTIME.kernels, torch.bfloat16, key=torch.tensor(3, dtype=torch.int32))
     items = task.objective.reconstruct(state, batch, training)
     assert torch.equal(items.images_BCHW, reconstruct(task, state, batch).images_BCHW)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.steps import RUNTIME, make_state, run_step
 from vqim.contracts.context import Context
 from vqim.contracts.learning import Learner
 from vqim.frozen.alexnet import AlexNet
@@ -14,7 +15,6 @@ from vqim.frozen.vgg16 import VGG16
 from vqim.nn.module import apply
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
-from vqim.runtime.torch import TorchRuntime
 from vqim.state.leaf import select
 from vqim.third_party import lpips as pretrained
 from vqim.tokenizer.model import Reconstruction
@@ -22,8 +22,6 @@ from vqim.tokenizer.objective import TokenizerObjective
 from vqim.tokenizer.terms import L2, LogitLaplace, Perceptual
 from vqim.training.gradient_task import GradientTask
 from vqim.training.state import start
-
-RUNTIME = TorchRuntime()
 
 
 class Darkness:
@@ -55,11 +53,10 @@ def batch_of_emoji(emoji):
     return RUNTIME.put({"images": emoji[:4], "labels": np.zeros(4, np.int32)})
 
 
-def run_step(task, batch, step=0):
+def first_step(task, batch, step=0):
     """A fresh state, and the metrics of one step that it has made."""
-    state = start(task.init_spec(), 0, RUNTIME).arrays
-    scalars = RUNTIME.scalars({**task.host_scalars(step), "step": step, "seed": 0})
-    return state, task.train_step(state, batch, scalars, RUNTIME.kernels)
+    state = make_state(task)
+    return state, run_step(task, state, batch, step)
 
 
 def test_the_default_weights_are_the_papers():
@@ -76,7 +73,7 @@ def test_a_weight_below_zero_is_refused(term, weight):
 def test_a_term_of_weight_0_is_not_computed(make_task, batch):
     term = Darkness(0)
     task = make_task(L2(), term)
-    _, metrics = run_step(task, batch)
+    _, metrics = first_step(task, batch)
     assert term.calls == 0 and "loss/darkness" not in metrics
     assert "weight/darkness" not in task.host_scalars(0)
 
@@ -88,8 +85,8 @@ def test_a_term_of_weight_0_needs_no_networks(make_task):
 
 def test_a_term_whose_schedule_is_at_0_is_computed_and_counts_nothing(make_task, batch):
     term = Darkness(lambda step: 0.0)
-    _, metrics = run_step(make_task(L2(), term), batch)
-    _, expected = run_step(make_task(L2()), batch)
+    _, metrics = first_step(make_task(L2(), term), batch)
+    _, expected = first_step(make_task(L2()), batch)
     assert term.calls == 1 and metrics["loss/darkness"].item() > 0.1
     assert metrics["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-6)
     assert metrics["gradient_norm"].item() == pytest.approx(expected["gradient_norm"].item(), rel=1e-6)
@@ -97,7 +94,7 @@ def test_a_term_whose_schedule_is_at_0_is_computed_and_counts_nothing(make_task,
 
 def test_a_term_counts_with_the_weight_that_its_schedule_has_at_the_step(make_task, batch):
     task = make_task(L2(), Darkness(lambda step: 0.5 * step))
-    _, metrics = run_step(task, batch, step=3)
+    _, metrics = first_step(task, batch, step=3)
     expected = (metrics["loss/l2"] + 1.5 * metrics["loss/darkness"] + metrics["loss/codebook"]
                 + metrics["loss/commitment"])
     assert metrics["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
@@ -116,7 +113,7 @@ def test_a_distribution_is_asked_of_a_decoder_that_gives_none_in_vain():
 
 def test_the_perceptual_term_is_lpips_of_the_batch(make_task, batch):
     task = make_task(L2(), Perceptual(0.7))
-    state, metrics = run_step(task, batch)
+    state, metrics = first_step(task, batch)
     images = batch["images"].permute(0, 3, 1, 2) / 255
     model, context = task.objective.tokenizer, Context(RUNTIME.kernels)
     initial = select(start(task.init_spec(), 0, RUNTIME).arrays, "params/tokenizer/")
@@ -130,7 +127,7 @@ def test_the_perceptual_term_is_lpips_of_the_batch(make_task, batch):
 
 def test_a_step_leaves_the_networks_of_its_terms_as_they_are(make_task, batch):
     task = make_task(L2(), Perceptual())
-    state, _ = run_step(task, batch)
+    state, _ = first_step(task, batch)
     fresh = start(task.init_spec(), 0, RUNTIME).arrays
     frozen = [name for name in fresh if name.startswith("frozen/lpips/")]
     assert len(frozen) == 2 * 13 + 2 + 5 and all(torch.equal(state[name], fresh[name]) for name in frozen)
@@ -145,7 +142,7 @@ def test_terms_with_equal_networks_share_one_set_of_arrays(make_task, batch):
     task = make_task(L2(), Perceptual(), term)
     networks = {name.split("/")[1] for name in task.init_spec() if name.startswith("frozen/")}
     assert networks == {"lpips"}
-    state, _ = run_step(task, batch)
+    state, _ = first_step(task, batch)
     shared = select(state, "frozen/lpips/")
     assert term.frozen_arrays["lpips"].keys() == shared.keys()
     assert all(array is shared[name] for name, array in term.frozen_arrays["lpips"].items())
@@ -156,7 +153,7 @@ def test_terms_with_networks_of_different_names_have_both(make_task, batch):
     task = make_task(L2(), Perceptual(), term)
     networks = {name.split("/")[1] for name in task.init_spec() if name.startswith("frozen/")}
     assert networks == {"alexnet", "lpips"}
-    run_step(task, batch)
+    first_step(task, batch)
     assert term.frozen_arrays.keys() == {"alexnet"} and "conv5_1/bias_O" in term.frozen_arrays["alexnet"]
 
 
@@ -175,7 +172,7 @@ def test_a_network_of_a_term_of_weight_0_takes_no_name(make_task, tmp_path):
 
 def test_a_term_sees_the_decoders_distribution_and_the_images_in_0_to_1(make_task, batch):
     term = Darkness(1.0)
-    run_step(make_task(term), batch)
+    first_step(make_task(term), batch)
     assert torch.equal(term.images_BCHW, batch["images"].permute(0, 3, 1, 2).float() / 255)
     for array in (term.reconstruction.location_BCHW, term.reconstruction.log_scale_BCHW):
         assert array.shape == term.images_BCHW.shape and array.requires_grad

@@ -1,14 +1,9 @@
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
+from tests.support.processes import run_on_xla
 from vqim.checkpoint.manager import CheckpointManager
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Plans:
@@ -22,14 +17,7 @@ class Plans:
         plan, results = self.directory / "plan.json", self.directory / "results.json"
         plan.write_text(json.dumps(
             {"files": list(files), "settings": list(settings), "work": work, "results": str(results)}))
-        # XLA's CPU compiler without optimisation takes half as long.
-        environment = os.environ | {
-            "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(num_devices), "OMP_NUM_THREADS": "1",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        process = subprocess.run(
-            [sys.executable, "-m", "tests.training.plan", runtime, str(plan)], cwd=ROOT, env=environment,
-            capture_output=True, text=True, timeout=600)
-        assert process.returncode == returncode, process.stderr
+        run_on_xla("tests.training.plan", runtime, plan, num_devices=num_devices, returncode=returncode, timeout=600)
         return json.loads(results.read_text()) if returncode == 0 else None
 
     def rows(self, run, prefix):

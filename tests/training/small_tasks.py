@@ -4,6 +4,7 @@ import functools
 import numpy as np
 import torch
 
+from tests.support.steps import RUNTIME, Recorder
 from tests.tokenizer.small_discriminator import SmallDiscriminator
 from vqim.classifier.model import ImageClassifier
 from vqim.classifier.objective import ClassifierObjective
@@ -14,7 +15,6 @@ from vqim.prior.autoregressive import AutoregressivePrior
 from vqim.prior.objective import PriorObjective
 from vqim.probe.features import PixelFeatures
 from vqim.probe.objective import ProbeObjective
-from vqim.runtime.torch import TorchRuntime
 from vqim.third_party.noto_emoji import find_dataset
 from vqim.tokenizer.discriminator.adversary import Adversary
 from vqim.tokenizer.model import ImageTokenizer
@@ -25,21 +25,9 @@ from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 from vqim.training.gradient_task import GradientTask
 from vqim.training.state import start
 
-RUNTIME = TorchRuntime()
 OBJECTIVES = ("tokenizer", "adversarial tokenizer", "prior", "probe", "classifier")
 NUM_CLASSES, BATCH_SIZE = 3, 8
 SIZES = {"width": 16, "num_layers": 2, "num_heads": 2, "hidden": 24}
-
-
-class Recorder:
-    """An optimizer that keeps the gradients it is given and changes nothing."""
-
-    def init_spec(self, params, untrained=()):
-        return {}
-
-    def update(self, params, grads, slots, *, learning_rate, step, keep):
-        self.grads = grads
-        return {}
 
 
 def make_tokenizer():
@@ -88,12 +76,6 @@ def make_state(task):
         if name.startswith("params/"):
             array += 0.3 * torch.randn(array.shape, generator=generator)
     return state
-
-
-def run_step(task, state, batch, step=0):
-    """One update of `state`, in place; returns what is shown."""
-    scalars = RUNTIME.scalars({**task.host_scalars(step), "step": step, "seed": 0})
-    return task.train_step(state, batch, scalars, RUNTIME.kernels, task.objective.program(step))
 
 
 def gradients(task):

@@ -9,18 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.steps import Recorder, run_step
 from tests.training.small_tasks import (
     BATCH_SIZE,
     OBJECTIVES,
     SIZES,
-    Recorder,
     changed,
     copy,
     gradients,
     make_batch,
     make_state,
     make_task,
-    run_step,
 )
 from vqim.contracts.learning import Advanced, Computed, Learner, OneLearner
 from vqim.nn.module import parameter, spec, statistic

@@ -160,7 +160,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", range(1, NUM_STEPS + 1))
-def test_an_adversarial_run_that_is_resumed_at_any_step_has_the_bits_of_one_that_was_not_interrupted(runs, step):
+def test_an_adversarial_run_resumed_at_any_step_has_the_bits_of_an_uninterrupted_one(runs, step):
     whole, stopped = (CheckpointManager(runs / run / "checkpoints").open(step) for run in ("whole", "stopped"))
     assert {name: stopped.read(name).tobytes() for name in stopped.names()} == {
         name: whole.read(name).tobytes() for name in whole.names()}

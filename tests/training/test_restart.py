@@ -30,7 +30,7 @@ def runs(plans):
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_state_of_an_interrupted_run_ends_bit_for_bit_like_that_of_one_that_was_not(runs, stage, how):
+def test_an_interrupted_run_ends_bit_for_bit_with_the_state_of_an_uninterrupted_one(runs, stage, how):
     expected, _ = runs.checkpoint(f"{stage}/whole", NUM_STEPS)
     arrays, _ = runs.checkpoint(f"{stage}/{how}", NUM_STEPS)
     assert {name: array.tobytes() for name, array in arrays.items()} == {

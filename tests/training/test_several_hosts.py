@@ -1,7 +1,6 @@
 """Two processes that train together, one of which is sent SIGTERM; then one process goes on by itself."""
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -10,13 +9,12 @@ import time
 import numpy as np
 import pytest
 
+from tests.support.processes import ROOT
 from tests.training import one_host
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.data.order import shuffled
 from vqim.runtime.torch import TorchRuntime
 from vqim.training.loop import train
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Process:

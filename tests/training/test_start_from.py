@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.small_tasks import RUNTIME, make_batch, make_state, make_task, run_step
+from tests.support.steps import RUNTIME, run_step
+from tests.training.small_tasks import make_batch, make_state, make_task
 from vqim.checkpoint.errors import NoCheckpointError
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.data.images import Images
@@ -153,7 +154,7 @@ MISFITS = [
     (["a_w", "b_w"], ["a_w"], {"arrays": {"params/a/.*": "params/a/w"}},
      "first: params/b/w is not taken; name it in `left` if that is meant"),
     (["a_w", "b_w"], ["a_w"], {}, "first: params/b/w -> params/b/w: this run has no such array; name it in `left` if"),
-    (["a_w"], ["a_w", "b_w"], {}, "params/b/w: no run gives it; name it in `fresh` to start it anew"),
+    (["a_w"], ["a_w", "b_w"], {}, "params/b/w: no run gives it; name it in `fresh` to keep its initial values"),
     (["a_w"], ["a_w"], {"arrays": {"(.*)": r"\1", "params/c/.*": "params/c/w"}},
      "first: no array there matches 'params/c/.*'; it has params/a/w"),
     (["a_w", "b_w"], ["a_w"], {"arrays": {"params/./w": "params/a/w"}},

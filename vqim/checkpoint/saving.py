@@ -97,7 +97,8 @@ class Saving:
         if error is not None:
             raise error
         if not self._commit.is_committed(save.step):
-            raise OSError("process 0 did not commit it; its own message says why")
+            raise OSError(f"expected process 0 to commit step {save.step}, it did not: see the error in its log, and "
+                          "start the run again from the last committed step")
 
     def _abandon(self, step: int) -> None:
         """Removes the partial step; if that also fails, the next start removes it."""

@@ -100,7 +100,7 @@ class TokenCacheWriter:
         self._metadata = CacheMetadata(as_levels(levels), fingerprint, image_size, tuple(class_names), num_views, 0)
         self._folder = Path(path) / split
         if self._folder.exists():
-            raise FileExistsError(f"{self._folder} exists. Remove it to write the cache anew, or give another path.")
+            raise FileExistsError(f"{self._folder} exists. Remove it to write the cache again, or give another path.")
         self._unfinished = self._folder.with_name(f".{split}.unfinished")
         if self._unfinished.exists():  # what a killed run left
             shutil.rmtree(self._unfinished)
@@ -320,16 +320,18 @@ def _read_metadata(folder: Path) -> CacheMetadata:
         fields["class_names"] = tuple(fields["class_names"])
         return CacheMetadata(**fields)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the metadata of a token cache ({error!r}). Write the cache anew.") from error
+        raise ValueError(f"{path}: expected the metadata of a token cache, got {error!r}. Remove the cache and "
+                         "write it again by launch.cache_tokens.") from error
 
 
 def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: missing, truncated or damaged ({error}). Remove the cache and write it "
-                         "anew.") from error
+        raise ValueError(f"{path}: expected a whole NumPy array, it is missing, truncated or damaged ({error}). "
+                         "Remove the cache and write it again by launch.cache_tokens.") from error
     if array.shape != shape or array.dtype != dtype:
         raise ValueError(f"{path}: expected {dtype} {list(shape)} by its metadata, got {array.dtype} "
-                         f"{list(array.shape)}. Remove the cache and write it anew.")
+                         f"{list(array.shape)}. Remove the cache and write it again by "
+                         "launch.cache_tokens.")
     return array

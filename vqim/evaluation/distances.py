@@ -6,7 +6,6 @@ products, whose factors a TPU would round. They run on any device; `Averages` ga
     B batch, C channels, H height, W width; N images in a set
 """
 import functools
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,14 +33,9 @@ def psnr(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     """Peak signal-to-noise ratios_B in dB, at most `MAX_PSNR`.
 
     A set's PSNR, wherever this project reports one, is the mean of these over its images. That is more than the
-    PSNR of the set's pooled squared error, which some libraries report: `psnr_of_l2`.
+    PSNR of the set's pooled squared error, which some libraries report.
     """
     return -10 * torch.log10(l2(a_BCHW, b_BCHW).clamp(min=10 ** (-MAX_PSNR / 10)))
-
-
-def psnr_of_l2(mean_squared_error: float) -> float:
-    """PSNR in dB of a mean squared error, at most `MAX_PSNR`. For the error over a whole set, it is the pooled PSNR."""
-    return -10 * math.log10(max(mean_squared_error, 10 ** (-MAX_PSNR / 10)))
 
 
 def ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:

@@ -151,7 +151,8 @@ class _Judged:
         """See `Tally`."""
         labels_B, first = observed["labels"][valid_B], sum(map(len, self._labels))
         scores_MB, hits_MB = verdicts_of([observed[f"logits/{name}"][valid_B] for name in self._names], labels_B)
-        self._images |= {first + i: observed["images"][valid_B][i] for i in np.flatnonzero(labels_B < NUM_SHOWN)}
+        shown = np.flatnonzero(labels_B < NUM_SHOWN).tolist()
+        self._images |= {first + i: observed["images"][valid_B][i] for i in shown}
         for kept, found in ((self._labels, labels_B), (self._scores, scores_MB), (self._hits, hits_MB)):
             kept.append(found)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vqim.contracts.context import Context
 from vqim.frozen.trunk import standardised, trunk_spec
 from vqim.nn.layers import check_positive
-from vqim.nn.strips import add_neighbours, cut, join, zero_outside
+from vqim.nn.strips import add_neighbours, cut_strips, join_strips, zero_outside
 from vqim.state.leaf import Spec, State
 from vqim.third_party import lpips as pretrained
 
@@ -68,7 +68,7 @@ def vgg16_features(
 
     Returns:
       maps_BCHW with 64, 128, 256, 512, 512 channels, at 1, 1/2, 1/4, 1/8 and 1/16 of the images' size; with several
-      strips, the first two maps are those of strips (`vqim.nn.strips.cut`).
+      strips, the first two maps are those of strips (`vqim.nn.strips.cut_strips`).
 
     Raises:
       ValueError: images are too small, or their rows cannot be cut into these strips.
@@ -82,7 +82,7 @@ def vgg16_features(
                          f"got {num_strips} strips of {images_BCHW.shape[2]} rows")
     x_BCHW = standardised(arrays, images_BCHW).to(dtype)
     if num_strips > 1:
-        x_BCHW = cut(x_BCHW, num_strips, 0)
+        x_BCHW = cut_strips(x_BCHW, num_strips, 0)
     features = []
     for stage, convolutions in enumerate(pretrained.TRUNKS["vgg16"], start=1):
         kernels = [(arrays[f"conv{stage}_{i}/kernel_OIHW"].to(dtype), arrays[f"conv{stage}_{i}/bias_O"].to(dtype))
@@ -90,7 +90,7 @@ def vgg16_features(
         if stage > 1:
             x_BCHW = F.max_pool2d(x_BCHW, kernel_size=2)
         if num_strips > 1 and stage == _STAGES_IN_STRIPS + 1:
-            x_BCHW = join(x_BCHW, num_strips)
+            x_BCHW = join_strips(x_BCHW, num_strips)
         in_strips = num_strips > 1 and stage <= _STAGES_IN_STRIPS
         x_BCHW = _stage_in_strips(x_BCHW, kernels, num_strips) if in_strips else _stage(x_BCHW, kernels)
         features.append(x_BCHW)

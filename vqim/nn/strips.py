@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 
-def cut(x_BCHW: Tensor, num_strips: int, num_rows: int) -> Tensor:
+def cut_strips(x_BCHW: Tensor, num_strips: int, num_rows: int) -> Tensor:
     """Strips with `num_rows` more rows above and below, zeros where the image ends: [N, C, H/S + 2 num_rows, W]."""
     height = x_BCHW.shape[2] // num_strips
     x_BCHW = F.pad(x_BCHW, (0, 0, num_rows, num_rows))
@@ -17,14 +17,14 @@ def cut(x_BCHW: Tensor, num_strips: int, num_rows: int) -> Tensor:
 
 
 def add_neighbours(x_NCRW: Tensor, num_strips: int, num_rows: int) -> Tensor:
-    """Adds the rows from neighbouring strips, as `cut` does; strips need at least `num_rows` rows."""
+    """Adds the rows from neighbouring strips, as `cut_strips` does; strips need at least `num_rows` rows."""
     x_BSCRW = rearrange(x_NCRW, "(b s) c r w -> b s c r w", s=num_strips)
     above = F.pad(x_BSCRW[:, :-1, :, -num_rows:], (0, 0, 0, 0, 0, 0, 1, 0))
     below = F.pad(x_BSCRW[:, 1:, :, :num_rows], (0, 0, 0, 0, 0, 0, 0, 1))
     return rearrange(torch.cat([above, x_BSCRW, below], dim=3), "b s c r w -> (b s) c r w")
 
 
-def join(x_NCRW: Tensor, num_strips: int) -> Tensor:
+def join_strips(x_NCRW: Tensor, num_strips: int) -> Tensor:
     """Joins strips to whole images: [B, C, S R, W]."""
     return rearrange(x_NCRW, "(b s) c r w -> b c (s r) w", s=num_strips)
 
@@ -32,6 +32,7 @@ def join(x_NCRW: Tensor, num_strips: int) -> Tensor:
 def zero_outside(x_NCRW: Tensor, num_strips: int, num_rows: int) -> Tensor:
     """Sets to zero those of the `num_rows` rows above and below each strip that lie outside the image."""
     height = num_strips * (x_NCRW.shape[2] - 2 * num_rows)
-    inside_SCRW = cut(torch.ones((1, 1, height, 1), dtype=x_NCRW.dtype, device=x_NCRW.device), num_strips, num_rows)
+    ones_11H1 = torch.ones((1, 1, height, 1), dtype=x_NCRW.dtype, device=x_NCRW.device)
+    inside_SCRW = cut_strips(ones_11H1, num_strips, num_rows)
     x_BSCRW = rearrange(x_NCRW, "(b s) c r w -> b s c r w", s=num_strips) * inside_SCRW
     return rearrange(x_BSCRW, "b s c r w -> (b s) c r w")

@@ -3,7 +3,7 @@
 The algorithm is that of Shazeer and Stern (2018), in the form that authors of ViT-VQGAN published in praxis
 (`ShardedAdafactor`), but with T5X's row mean. docs/optimizers.md has the formulas and the choices.
 """
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -58,7 +58,6 @@ class Adafactor:
         weight_decay: float = 0.0,
         groups: Sequence[Group] = (Group(),),
         min_factored_size: int = 128,
-        factor_rules: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         """Checks and keeps the settings.
 
@@ -75,7 +74,6 @@ class Adafactor:
           weight_decay: weight decay of matrices and tables, scaled by the learning rate.
           groups: exceptions for parameters by name; they must cover every parameter exactly once.
           min_factored_size: the second moment is factored where the second largest dimension is at least this long.
-          factor_rules: exceptions: a regular expression for names -> the two axes to factor over, or () for none.
         """
         require(0 <= beta1 < 1, "beta1", "in [0, 1)", beta1)
         require(first_moment in FIRST_MOMENTS, "first_moment", f"one of {FIRST_MOMENTS}", first_moment)
@@ -94,7 +92,6 @@ class Adafactor:
         self.clip_threshold, self.scale_by_parameter = clip_threshold, scale_by_parameter
         self.weight_decay, self.groups = weight_decay, tuple(groups)
         self.min_factored_size = min_factored_size
-        self.factor_rules = dict(factor_rules or {})
         self._treatments: dict[str, Treatment] = {}
         self._layouts: dict[str, Layout] = {}
         self._slots: dict[str, list[str]] = {}
@@ -102,7 +99,7 @@ class Adafactor:
     def init_spec(self, params: Spec, untrained: Iterable[str] = ()) -> Spec:
         """The slots of each parameter; see `Optimizer.init_spec`."""
         self._treatments = assign(params, self.groups, self.weight_decay, untrained)
-        self._layouts = lay_out(params, self.min_factored_size, self.factor_rules)
+        self._layouts = lay_out(params, self.min_factored_size)
         slots = {name: self._first_moment_slots(layout) | _second_moment_slots(layout)
                  for name, layout in self._layouts.items()}
         self._slots = {name: list(leaves) for name, leaves in slots.items()}

@@ -59,7 +59,9 @@ def step(
         beta1, new_weight, learning_rate, learning_rate * weight_decay,
         math.inf if clip_threshold is None else clip_threshold)
     if failed:
-        raise MemoryError(f"Adafactor's step found no memory for a few rows of an array of shape {param_LRC.shape}")
+        raise MemoryError(
+            f"Adafactor's step needs memory for a few rows of an array of shape {list(param_LRC.shape)}, there is none "
+            "left: train with a smaller model or batch, or with fewer threads (OMP_NUM_THREADS)")
     return squared_norms.sum().sqrt().float()
 
 

@@ -1,7 +1,6 @@
 """The layout of Adafactor's slots for each parameter: what is factored, and which elements share a scale."""
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -34,32 +33,17 @@ class Layout:
         return Leaf(tuple(self.leaf.shape[d] for d in kept), axes=tuple(self.leaf.axes[d] for d in kept), dtype=dtype)
 
 
-def lay_out(params: Spec, min_factored_size: int, factor_rules: Mapping[str, tuple[str, ...]]) -> dict[str, Layout]:
+def lay_out(params: Spec, min_factored_size: int) -> dict[str, Layout]:
     """Chooses a layout for each parameter.
 
     Args:
       params: the parameters.
       min_factored_size: the second moment is factored where the second largest dimension is at least this long.
-      factor_rules: exceptions: a regular expression for whole names -> the two axes to factor over, or () for an
-        unfactored second moment.
-
-    Raises:
-      ValueError: a rule matches no parameter, two rules match a parameter, or a rule names axes that it does not have.
     """
-    unused = set(factor_rules)
     layouts = {}
     for name, leaf in params.items():
         inner = tuple(range(0 if leaf.num_layers is None else 1, len(leaf.shape)))
-        matching = [pattern for pattern in factor_rules if re.fullmatch(pattern, name)]
-        if len(matching) > 1:
-            raise ValueError(f"parameter {name!r} must match at most one of factor_rules, it matches {matching}")
-        unused.difference_update(matching)
-        factored = (
-            _named_dims(name, leaf, factor_rules[matching[0]]) if matching
-            else _largest_two(leaf, inner, min_factored_size))
-        layouts[name] = Layout(leaf, inner, factored, _sharing_dims(leaf, inner))
-    if unused and params:
-        raise ValueError(f"every pattern of factor_rules must fit a parameter, {sorted(unused)} fit none")
+        layouts[name] = Layout(leaf, inner, _largest_two(leaf, inner, min_factored_size), _sharing_dims(leaf, inner))
     return layouts
 
 
@@ -68,16 +52,6 @@ def _largest_two(leaf: Leaf, inner: tuple[int, ...], min_size: int) -> tuple[int
     if len(by_size) < 2 or leaf.shape[by_size[-2]] < min_size:
         return None
     row, column = sorted(by_size[-2:])
-    return row, column
-
-
-def _named_dims(name: str, leaf: Leaf, words: tuple[str, ...]) -> tuple[int, int] | None:
-    if not words:
-        return None
-    if len(set(words)) != 2 or "layers" in words or any(leaf.axes.count(word) != 1 for word in words):
-        raise ValueError(f"factor_rules for {name!r} must be () or two of its axes "
-                         f"{[a for a in leaf.axes if a != 'layers']}, got {words}")
-    row, column = sorted(leaf.axes.index(word) for word in words)
     return row, column
 
 

@@ -31,7 +31,8 @@ def flash_attention(
     """softmax(q k^T / sqrt(H)) v without an array of [T, S]; sums of products and softmax are in float32.
 
     Args:
-      q_BNTH: queries, with sizes on each device that `vqim.runtime.flash_blocks.cut` accepts; likewise keys and values.
+      q_BNTH: queries, with sizes on each device that `vqim.runtime.flash_blocks.choose_blocks` accepts; likewise keys
+        and values.
       k_BNSH: keys.
       v_BNSH: values.
       causal: whether a query t sees only the keys s <= t.

@@ -27,7 +27,7 @@ class Blocks:
     num_queries: int
 
 
-def cut(num_heads: int, head_size: int, num_queries: int, num_keys: int, itemsize: int) -> Blocks:
+def choose_blocks(num_heads: int, head_size: int, num_queries: int, num_keys: int, itemsize: int) -> Blocks:
     """The largest blocks that fit. Heads are grouped to fill registers: 2 heads of 64 features, 4 of 96, 8 of 80.
 
     Args:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from vqim.runtime.flash_blocks import cut
+from vqim.runtime.flash_blocks import choose_blocks
 
 Settings = tuple[int, bool]
 """The number of heads, and whether a query t sees only the keys s <= t."""
@@ -59,7 +59,7 @@ def _call(
     (num_heads, causal), queries, keys = settings, of_queries[0], of_keys[0]
     (batch, num_queries, size), num_keys = queries.shape, keys.shape[1]
     head_size = size // num_heads
-    blocks = cut(num_heads, head_size, num_queries, num_keys, queries.dtype.itemsize)
+    blocks = choose_blocks(num_heads, head_size, num_queries, num_keys, queries.dtype.itemsize)
     block = blocks.num_queries
     starts = range(0, num_queries, block)
     seen = [min(num_keys, start + block) if causal else num_keys for start in starts]

@@ -91,6 +91,10 @@ class Traced:
             raise
 
 
+_NOT_RUN = ("expected programs to be traced alone, got a request for values: for a topology nothing is run. Run it by "
+            "--runtime=torch or --runtime=xla on this machine's devices")
+
+
 class NothingComputedError(RuntimeError):
     """A value was requested where programs are only recorded."""
 
@@ -151,11 +155,11 @@ class TopologyRuntime(XlaRuntime):
 
     def fetch(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
         """Raises NothingComputedError: no values exist."""
-        raise NothingComputedError("programs for a topology are written down, not run")
+        raise NothingComputedError(_NOT_RUN)
 
     def shards(self, tensor: Tensor) -> Shards:
         """Raises NothingComputedError: no values exist."""
-        raise NothingComputedError("programs for a topology are written down, not run")
+        raise NothingComputedError(_NOT_RUN)
 
     def describe(self) -> dict[str, Any]:
         """See `Runtime.describe`."""

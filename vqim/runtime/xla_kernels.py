@@ -13,7 +13,7 @@ import torch_xla.distributed.spmd as xs
 from torch import Tensor
 
 from vqim.runtime.flash import allocate, flash_attention
-from vqim.runtime.flash_blocks import cut
+from vqim.runtime.flash_blocks import choose_blocks
 from vqim.runtime.plain import loop_scan, plain_attention, plain_linear
 from vqim.runtime.precision import split_matmul
 from vqim.runtime.settings import XlaSettings
@@ -72,7 +72,8 @@ class XlaKernels:
         """
         misfit = self._misfit(q_BNTH, k_BNSH)
         if self._attention == "flash" and misfit:
-            raise ValueError(f"attention = 'flash' needs {misfit}; 'auto' takes plain products there")
+            raise ValueError(f"attention = 'flash' needs {misfit}; set runtime.Xla.attention = 'auto', which "
+                             "takes plain products there, or change the sizes")
         long = min(q_BNTH.shape[2], k_BNSH.shape[2]) >= LONG_SEQUENCE
         if self._attention == "flash" or (self._attention == "auto" and self._pallas and long and not misfit):
             return flash_attention(q_BNTH, k_BNSH, v_BNSH, causal=causal, mesh=self._mesh, spec=HEADS,
@@ -117,7 +118,7 @@ class XlaKernels:
             if size % parts:
                 return f"{what} that is a multiple of {parts}, got {size}"
         try:
-            cut(heads // sizes["tensor"], head_size, queries, k_BNSH.shape[2], q_BNTH.dtype.itemsize)
+            choose_blocks(heads // sizes["tensor"], head_size, queries, k_BNSH.shape[2], q_BNTH.dtype.itemsize)
         except ValueError as error:
             return str(error)
         return None

@@ -63,7 +63,7 @@ class CNNEncoder(nn.Module):
         for i, multiplier in enumerate(multipliers):
             num_outputs, is_last = channels * multiplier, i == len(multipliers) - 1
             resample = None if is_last else Downsample(num_outputs, num_outputs)
-            self.levels.append(Level(num_inputs, num_outputs, num_blocks, resample, dropout_rate, norm,
+            self.levels.append(Stage(num_inputs, num_outputs, num_blocks, resample, dropout_rate, norm,
                                      attention if is_last else None))
             num_inputs = num_outputs
         self.middle = Middle(num_inputs, dropout_rate, norm, attention)
@@ -110,7 +110,7 @@ class CNNDecoder(nn.Module):
         for i, multiplier in enumerate(reversed(multipliers)):
             num_outputs, is_last = channels * multiplier, i == len(multipliers) - 1
             resample = None if is_last else Upsample(num_outputs, num_outputs)
-            self.levels.append(Level(num_inputs, num_outputs, num_blocks + 1, resample, dropout_rate, norm,
+            self.levels.append(Stage(num_inputs, num_outputs, num_blocks + 1, resample, dropout_rate, norm,
                                      attention if i == 0 else None))
             num_inputs = num_outputs
         self.head = Head(num_inputs, num_channels * (2 if logit_laplace else 1), norm)
@@ -134,7 +134,7 @@ class CNNDecoder(nn.Module):
         return array.chunk(2)[0] if self.logit_laplace and name.startswith("head/conv/") else array
 
 
-class Level(nn.Module):
+class Stage(nn.Module):
     """Residual blocks at one resolution, optionally each followed by attention, and a change of resolution.
 
     Args:

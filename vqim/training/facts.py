@@ -47,4 +47,4 @@ def read_facts(workdir: str | os.PathLike[str]) -> Facts:
         return Facts(found["image_size"], tuple(found["class_names"]), found["num_examples"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must say what the run's data are, as training writes it at its start; it cannot be "
-                         f"read: {error!r}. Start the run's training command again to write it anew") from error
+                         f"read: {error!r}. Start the run's training command again to write it") from error

@@ -85,12 +85,12 @@ def started_spec(spec: Spec, sources: Sequence[StartFrom]) -> tuple[Spec, list[d
     for name in spec:
         if name.startswith(_TAKEN) and name not in filled and not _any(
                 [pattern for source in sources for pattern in source.fresh], name):
-            problems.append(f"{name}: no run gives it; name it in `fresh` to start it anew")
+            problems.append(f"{name}: no run gives it; name it in `fresh` to keep its initial values")
     if problems:
         more = [f"and {len(problems) - 12} more"] if len(problems) > 12 else []
         raise StartFromError("start_from does not fit:\n  " + "\n  ".join(problems[:12] + more))
     fresh = [name for name in spec if name.startswith(_TAKEN) and name not in filled]
-    logging.info("Started anew: %s.", ", ".join(fresh) or "nothing but slots")
+    logging.info("With initial values: %s.", ", ".join(fresh) or "nothing but slots")
     return spec | filled, records
 
 
@@ -128,7 +128,7 @@ def _misfit(name: str, spec: Spec, filled: Spec, checkpoint: Checkpoint, there: 
     shape, dtype = checkpoint.spec(there)
     if shape != spec[name].shape or dtype != np.float32:
         return (f"expected float32 {list(spec[name].shape)}, it has {dtype} {list(shape)}; name it in `left`, and "
-                "here in `fresh`, to start it anew")
+                "here in `fresh`, to keep its initial values")
     return None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tokenizer.discriminator.steps import RUNTIME
+from tests.support.steps import RUNTIME
 from tests.tokenizer.small_discriminator import SmallDiscriminator
 from vqim.contracts.context import Context
 from vqim.contracts.learning import Learner
@@ -18,12 +18,6 @@ from vqim.tokenizer.discriminator.adversary import Adversary
 from vqim.tokenizer.objective import TokenizerObjective
 from vqim.tokenizer.terms import L2, LogitLaplace
 from vqim.training.gradient_task import GradientTask
-
-
-@pytest.fixture(autouse=True)
-def same_draws():
-    """Every test draws the same inputs, whatever ran before it."""
-    torch.manual_seed(0)
 
 
 @pytest.fixture

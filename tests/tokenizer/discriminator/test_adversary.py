@@ -5,13 +5,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.tokenizer.discriminator.steps import RUNTIME, make_state, part, run_step
+from tests.support.steps import RUNTIME, run_step
+from tests.tokenizer.discriminator.steps import make_state
 from tests.tokenizer.small_discriminator import SmallDiscriminator
 from vqim.contracts.context import Context
 from vqim.nn.module import apply
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import WarmupCosine
 from vqim.runtime.meta import step_flops
+from vqim.state.leaf import select
 from vqim.tokenizer.discriminator.adversary import Adversary
 from vqim.tokenizer.discriminator.stylegan2 import StyleGAN2Discriminator
 from vqim.tokenizer.losses import logit_laplace
@@ -61,13 +63,13 @@ def test_the_loss_has_the_adversarial_term_with_its_weight(make_task, batch):
 def test_the_adaptive_weight_is_measured_on_locations_of_the_named_layer(make_task, batch):
     task = make_task(weight=0.5, adaptive_layer=LAST_LAYER)
     state = make_state(task)
-    params = {name: array.clone().requires_grad_() for name, array in part(state, "params/tokenizer/").items()}
+    params = {name: array.clone().requires_grad_() for name, array in select(state, "params/tokenizer/").items()}
     x = batch["images"].permute(0, 3, 1, 2).float() / 255
     _, made = apply(task.objective.tokenizer.forward, params, x, Context(RUNTIME.kernels))
     reconstruction_loss = (x - made.mean_BCHW).square().mean() + 0.1 * logit_laplace(
         x, made.location_BCHW, made.log_scale_BCHW).mean()
     logits = apply(
-        task.objective.adversary.discriminator.forward, part(state, "params/discriminator/"), made.mean_BCHW,
+        task.objective.adversary.discriminator.forward, select(state, "params/discriminator/"), made.mean_BCHW,
         Context(RUNTIME.kernels))
     pull, push = (torch.autograd.grad(loss, params[LAST_LAYER], retain_graph=True)[0][:, :48].norm().item()
                   for loss in (reconstruction_loss, F.softplus(-logits).mean()))  # 48 values, then 48 log scales
@@ -112,8 +114,9 @@ def test_r1_in_bfloat16_gives_nearly_the_update_of_float32(make_task, batch):
         penalties.append(run_step(task, with_r1, batch, 0)["discriminator/r1"])
         run_step(task, without, batch, 1)
         # Adam's first moment is a tenth of the gradient: the difference is R1's.
-        moments = [torch.cat([array.flatten() for name, array in sorted(part(state, "optimizer/discriminator/").items())
-                              if name.startswith("m/")]) for state in (with_r1, without)]
+        moments = [
+            torch.cat([array.flatten() for _, array in sorted(select(state, "optimizer/discriminator/m/").items())])
+            for state in (with_r1, without)]
         updates.append(moments[0] - moments[1])
     assert penalties[1].dtype == torch.float32
     assert penalties[1].item() == pytest.approx(penalties[0].item(), rel=0.02)

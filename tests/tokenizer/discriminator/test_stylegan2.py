@@ -144,7 +144,7 @@ def test_bfloat16_gives_float32_logits_near_those_of_float32(discriminator, cont
 
 def test_an_int8_moment_has_a_scale_for_each_output_channel():
     params = spec(StyleGAN2Discriminator(32, 4096))
-    layouts = lay_out(params, min_factored_size=32, factor_rules={})
+    layouts = lay_out(params, min_factored_size=32)
     assert layouts["blocks/0/kernel_2_OIHW"].shared == (1, 2, 3)
     assert layouts["blocks/0/kernel_2_OIHW"].factored == (0, 1)
     assert layouts["hidden_kernel_IO"].shared == (0,)

@@ -5,10 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.tokenizer.discriminator.steps import RUNTIME, copy, make_state, part, run_step
+from tests.support.steps import RUNTIME, Recorder, copy, run_step
+from tests.tokenizer.discriminator.steps import make_state
 from tests.tokenizer.small_discriminator import SmallDiscriminator
 from vqim.contracts.context import Context
 from vqim.nn.module import apply
+from vqim.state.leaf import select
 from vqim.tokenizer.losses import logit_laplace
 from vqim.training.gradient_task import GradientTask
 
@@ -19,9 +21,10 @@ class Reference:
     def __init__(self, task, state, start_step, r1_every, generator_loss, discriminator_loss):
         self.task, self.start_step, self.r1_every = task, start_step, r1_every
         self.generator_loss, self.discriminator_loss = generator_loss, discriminator_loss
-        self.params = {name: array.clone().requires_grad_() for name, array in part(state, "params/tokenizer/").items()}
+        self.params = {
+            name: array.clone().requires_grad_() for name, array in select(state, "params/tokenizer/").items()}
         self.critic = {
-            name: array.clone().requires_grad_() for name, array in part(state, "params/discriminator/").items()}
+            name: array.clone().requires_grad_() for name, array in select(state, "params/discriminator/").items()}
         self.optimizer = torch.optim.AdamW(self.params.values(), lr=3e-3, eps=1e-2, weight_decay=0)
         self.critic_optimizer = torch.optim.AdamW(self.critic.values(), lr=2e-3, eps=1e-2, weight_decay=0)
 
@@ -68,7 +71,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("kind, patches", [("non_saturating", False), ("hinge", True)])
-def test_both_updates_equal_those_of_two_plain_pytorch_optimizers(make_task, batch, kind, patches):
+def test_updates_of_both_networks_equal_those_of_two_plain_pytorch_optimizers(make_task, batch, kind, patches):
     task = make_task(loss=kind, patches=patches, start_step=1, r1_every=2)
     state = make_state(task)
     before, reference = copy(state), Reference(task, state, 1, 2, *LOSSES[kind])
@@ -86,13 +89,13 @@ def test_before_the_start_a_step_is_that_of_a_task_without_adversary(make_task, 
     task = make_task(start_step=2)
     alone = GradientTask(make_objective())
     state, expected = make_state(task), make_state(alone)
-    critic = part(copy(state), "params/discriminator/")
+    critic = select(copy(state), "params/discriminator/")
     for step in range(2):
         metrics = run_step(task, state, batch, step)
         assert metrics == run_step(alone, expected, batch, step)
     assert all(torch.equal(state[name], array) for name, array in expected.items() if not name.startswith("health/"))
     assert all(torch.equal(state[f"params/discriminator/{name}"], array) for name, array in critic.items())
-    assert all(not array.any() for array in part(state, "optimizer/discriminator/").values())
+    assert all(not array.any() for array in select(state, "optimizer/discriminator/").values())
     assert task.host_scalars(1)["weight/adversarial"] == 0.0 and task.host_scalars(2)["weight/adversarial"] == 0.1
 
 
@@ -146,17 +149,6 @@ def test_flags_of_the_discriminator_stay_clear_before_its_start(make_task, batch
     assert state["health/first_bad_step"].item() == 9
 
 
-class Recorder:
-    """An optimizer that keeps the gradients it is given and changes nothing."""
-
-    def init_spec(self, params, untrained=()):
-        return {}
-
-    def update(self, params, grads, slots, *, learning_rate, step, keep):
-        self.grads, self.step, self.rate = grads, step.item(), learning_rate.item()
-        return {"update_norm": torch.zeros(())}
-
-
 def test_the_discriminators_gradients_are_scaled_down_to_their_own_largest_norm(make_task, batch):
     recorder = Recorder()
     task = make_task(optimizer=recorder, max_gradient_norm=1e-3)
@@ -172,7 +164,7 @@ def test_the_discriminators_optimizer_counts_from_the_adversarial_start(make_tas
     task = make_task(optimizer=recorder, start_step=7)
     for step in (7, 9):
         run_step(task, make_state(task), batch, step)
-        assert (recorder.step, recorder.rate) == (step - 7, pytest.approx(2e-3))
+        assert (recorder.step.item(), recorder.rate.item()) == (step - 7, pytest.approx(2e-3))
 
 
 @pytest.mark.parametrize("step", [0, 1])

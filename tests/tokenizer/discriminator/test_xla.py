@@ -1,25 +1,14 @@
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
+from tests.support.processes import printed, run_on_xla
+
 pytest.importorskip("torch_xla")
-ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
 def results():
-    environment = os.environ | {
-        "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "4", "OMP_NUM_THREADS": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.tokenizer.discriminator.xla_step"], cwd=ROOT, env=environment,
-        capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+    return printed(run_on_xla("tests.tokenizer.discriminator.xla_step", num_devices=4))
 
 
 @pytest.mark.parametrize("name", ["stylegan2", "patchgan"])

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from vqim.contracts.context import Context
 from vqim.nn.layers import check_positive
 from vqim.nn.module import parameter
-from vqim.nn.strips import add_neighbours, cut, join, zero_outside
+from vqim.nn.strips import add_neighbours, cut_strips, join_strips, zero_outside
 from vqim.state.init import Constant, Normal
 from vqim.tokenizer.discriminator.blocks import (
     from_blocks_to_blocks,
@@ -143,9 +143,9 @@ class StyleGAN2Discriminator(nn.Module):
         x, num_strips = self.from_rgb(x_BCHW), self.from_rgb.num_strips
         for block in self.blocks:
             if num_strips and not block.num_strips:
-                x, num_strips = join(x, num_strips), None
+                x, num_strips = join_strips(x, num_strips), None
             x = block(x)
-        return join(x, num_strips) if num_strips else x
+        return join_strips(x, num_strips) if num_strips else x
 
 
 class FromRGB(nn.Module):
@@ -165,7 +165,7 @@ class FromRGB(nn.Module):
         # The bias is the weight of a channel of ones, so that it is absent around the image.
         x_BCHW = torch.cat([x_BCHW, torch.ones_like(x_BCHW[:, :1])], dim=1)
         kernel_OIHW = torch.cat([kernel_OIHW, self.bias_O[:, None, None, None]], dim=1)
-        x_NChw = shift_columns(cut(x_BCHW, self.num_strips, _NEIGHBOURS))
+        x_NChw = shift_columns(cut_strips(x_BCHW, self.num_strips, _NEIGHBOURS))
         return F.leaky_relu(F.conv2d(x_NChw, within_blocks(kernel_OIHW).to(x_NChw.dtype)), _SLOPE) * _GAIN
 
 

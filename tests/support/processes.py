@@ -1,0 +1,36 @@
+"""Programs of tests in processes of their own: the number of virtual XLA devices is that of a process."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+"""The checkout."""
+
+UNOPTIMISED = "--xla_backend_optimization_level=0"
+"""XLA's CPU compiler without optimisation takes half as long."""
+
+
+def xla_environment(num_devices, flags=UNOPTIMISED):
+    """The environment of a process for which the CPU is so many XLA devices; without `flags`, XLA's own defaults."""
+    environment = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(num_devices), "OMP_NUM_THREADS": "1"}
+    return os.environ | environment | ({"XLA_FLAGS": flags} if flags else {})
+
+
+def run_on_xla(module, *arguments, num_devices=1, flags=UNOPTIMISED, returncode=0, timeout=300):
+    """Runs `python -m module arguments...` with so many XLA devices; returns the finished process.
+
+    Raises:
+      AssertionError: the process ended with another code; the message is what it wrote to stderr.
+    """
+    process = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, env=xla_environment(num_devices, flags),
+        capture_output=True, text=True, timeout=timeout)
+    assert process.returncode == returncode, process.stderr
+    return process
+
+
+def printed(process):
+    """The JSON that a process printed last."""
+    return json.loads(process.stdout.splitlines()[-1])
