@@ -36,7 +36,7 @@ def attend(x_CHW, arrays, name, is_seen):
     return x_CHW + out.T.reshape(x_CHW.shape)
 
 
-def test_it_is_regional_then_dilated_attention(draw_params, context):
+def test_a_pair_is_regional_then_dilated_attention(draw_params, context):
     module = RegionalDilatedAttention(CHANNELS)
     arrays = draw_params(module)
     x = torch.randn(2, CHANNELS, HEIGHT, WIDTH)
@@ -59,7 +59,7 @@ def test_any_position_influences_every_other(draw_params, context):
     assert (gradient.abs().sum((0, 1)) > 1e-5).all()
 
 
-def test_it_is_the_identity_before_training(context):
+def test_a_pair_is_the_identity_before_training(context):
     module = RegionalDilatedAttention(32)
     arrays = start(spec(module), 0, TorchRuntime()).arrays
     x = torch.randn(1, 32, 8, 8)
