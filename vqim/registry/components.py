@@ -15,10 +15,10 @@ from vqim.prior import objective as prior_objective
 from vqim.probe import features
 from vqim.probe import objective as probe_objective
 from vqim.runtime import settings
-from vqim.tokenizer import cnn, dvae, initial, model, semantic, terms, vit
+from vqim.tokenizer import cnn, dvae, initial, model, semantic, seq_gan, terms, vit
 from vqim.tokenizer import objective as tokenizer_objective
 from vqim.tokenizer.discriminator import adversary, patchgan, stylegan2
-from vqim.tokenizer.quantizer import gumbel, hierarchical, multichannel, residual, vector
+from vqim.tokenizer.quantizer import gumbel, hierarchical, kmeans, multichannel, residual, vector
 from vqim.training import experiment, gradient_task, start_from
 
 for module, components in {
@@ -28,8 +28,9 @@ for module, components in {
     "frozen": (vgg16.VGG16, vgg16_classifier.TorchvisionVGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet,
                efficientnet.EfficientNetLite0, from_run.FromRun),
     "tokenizer": (model.ImageTokenizer, vit.ViTEncoder, vit.ViTDecoder, cnn.CNNEncoder, cnn.CNNDecoder,
-                  dvae.DVAEEncoder, dvae.DVAEDecoder, vector.VectorQuantizer, gumbel.GumbelQuantizer,
-                  hierarchical.HierarchicalQuantizer, multichannel.MultichannelQuantizer, residual.ResidualQuantizer,
+                  dvae.DVAEEncoder, dvae.DVAEDecoder, seq_gan.SeQGANDecoder, vector.VectorQuantizer,
+                  gumbel.GumbelQuantizer, hierarchical.HierarchicalQuantizer, multichannel.MultichannelQuantizer,
+                  residual.ResidualQuantizer, kmeans.KMeans,
                   initial.FourierFeatures, initial.Sinusoids, initial.LearnedConstant,
                   terms.L1, terms.L2, terms.LogitLaplace, terms.Perceptual, semantic.SemanticPerceptual,
                   adversary.Adversary, stylegan2.StyleGAN2Discriminator, patchgan.PatchGANDiscriminator,
@@ -41,7 +42,7 @@ for module, components in {
     "classifier": (classifier_model.ImageClassifier, classifier_model.TrainedClassifier,
                    classifier_objective.ClassifierObjective),
     "optim": (adamw.AdamW, adafactor.Adafactor, groups.Group, schedules.Constant, schedules.WarmupCosine,
-              schedules.WarmupExponential),
+              schedules.WarmupExponential, schedules.WarmupLinear),
     "training": (gradient_task.GradientTask, learning.Learner, start_from.StartFrom),
     "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepBest),
     "evaluation": (passes.Reconstructions, passes.Predictions, passes.Classifications, passes.Samples,
