@@ -1,0 +1,176 @@
+"""Our measures beside those of other libraries on the same features and images; a script, not a test.
+
+    pip install --no-deps torch-fidelity torchmetrics lightning-utilities prdc pytorchfwd ptwt PyWavelets
+    pip install scikit-image scikit-learn
+    python -m tests.evaluation.peers values     # each value, theirs, and the difference
+    python -m tests.evaluation.peers costs      # seconds and memory on 10,000 x 2,048 features, a process each
+
+It needs what is above, which the tests do without: they compare with closed forms and slow loops.
+"""
+import contextlib
+import io
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+
+from vqim.data.source import Emoji
+from vqim.evaluation import distances
+from vqim.evaluation.frechet import Moments, frechet_distance
+from vqim.evaluation.inception_score import InceptionScore
+from vqim.evaluation.kid import kernel_distance
+from vqim.evaluation.neighbours import compare_neighbours
+from vqim.evaluation.wavelets import PacketMoments, haar_packets, scale, wavelet_distance
+
+
+def features(count: int, width: int, seed: int, shift: float) -> np.ndarray:
+    """Correlated non-negative rows with a spectrum that falls, as after a network's last rectifier."""
+    generator = np.random.default_rng(seed)
+    basis = np.random.default_rng(100).standard_normal((width, width)) * np.arange(1, width + 1) ** -0.6
+    rows = generator.standard_normal((count, width)) @ basis.T
+    return (np.maximum(rows + shift, 0) / rows.std()).astype(np.float32)
+
+
+def gaussian(rows: np.ndarray, batch_size: int = 64):  # type: ignore[no-untyped-def]
+    """Our mean and covariance."""
+    moments = Moments(rows.shape[1])
+    for start in range(0, len(rows), batch_size):
+        moments.add(rows[start:start + batch_size])
+    return moments.gaussian()
+
+
+def torchmetrics_fid(a: np.ndarray, b: np.ndarray, batch_size: int = 64) -> float:
+    """torchmetrics' accumulator with float64 sums, given features in place of images."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Given(torch.nn.Module):
+        num_features = a.shape[1]
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows
+
+    metric = FrechetInceptionDistance(feature=Given())
+    for rows, real in ((a, True), (b, False)):
+        for start in range(0, len(rows), batch_size):
+            metric.update(torch.from_numpy(rows[start:start + batch_size]), real=real)
+    return float(metric.compute())
+
+
+def torch_fidelity_fid(a: np.ndarray, b: np.ndarray) -> float:
+    """torch-fidelity's, on all features at once."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    statistics = [fid_features_to_statistics(torch.from_numpy(rows)) for rows in (a, b)]
+    return float(fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
+
+
+def show(name: str, ours: float, library: str, theirs: float) -> None:
+    """A row of the table."""
+    print(f"| {name} | {ours:.9g} | {library} | {theirs:.9g} | {ours - theirs:+.1e} |", flush=True)
+
+
+def values_on_features() -> None:
+    """FID, KID, IS, precision, recall, density and coverage of given features and logits."""
+    from prdc import compute_prdc
+    from pytorch_fid.fid_score import calculate_frechet_distance
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+    for count, width in ((3000, 512), (400, 512)):
+        a, b = features(count, width, 0, 0.3), features(count, width, 1, 0.2)
+        ours, name = frechet_distance(gaussian(a), gaussian(b)), f"Frechet, {count} x {width}"
+        show(name, ours, "torch-fidelity", torch_fidelity_fid(a.astype(np.float64), b.astype(np.float64)))
+        show(name, ours, "torchmetrics", torchmetrics_fid(a.astype(np.float64), b.astype(np.float64)))
+        one, other = gaussian(a), gaussian(b)
+        show(name, ours, "pytorch-fid", calculate_frechet_distance(
+            one.mean_D, one.covariance_DD, other.mean_D, other.covariance_DD))
+    a, b = features(1500, 512, 0, 0.3), features(1200, 512, 1, 0.2)
+    double = [torch.from_numpy(rows.astype(np.float64)) for rows in (b, a)]
+    theirs = kid_features_to_metric(*double, kid_subsets=100, kid_subset_size=1000, verbose=False)
+    for kind, value in zip(("mean", "std"), kernel_distance(b, a), strict=True):
+        show(f"KID {kind}", value, "torch-fidelity", theirs[f"kernel_inception_distance_{kind}"])
+    found = compare_neighbours(a, b)
+    theirs = prc_features_to_metric(*double, prc_neighborhood=3, prc_batch_size=10000, verbose=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        prdc = {k: compute_prdc(a.astype(np.float64), b.astype(np.float64), k) for k in (3, 5)}
+    for name in ("precision", "recall"):
+        show(name, getattr(found, name), "torch-fidelity", theirs[name])
+        show(name, getattr(found, name), "prdc", prdc[3][name])
+    for name in ("density", "coverage"):
+        show(name, getattr(found, name), "prdc", prdc[5][name])
+    logits = torch.from_numpy(features(1503, 200, 3, 0.3) * 3)
+    for shuffled in (False, True):
+        score = InceptionScore(*logits.shape, shuffled=shuffled)
+        score.add(logits.numpy())
+        theirs = isc_features_to_metric(logits, shuffle=shuffled)
+        for kind, value in zip(("mean", "std"), score.result(), strict=True):
+            show(f"IS {kind}, {'shuffled' if shuffled else 'in order'}", value, "torch-fidelity",
+                 theirs[f"inception_score_{kind}"])
+
+
+def emoji(split: str, count: int, step: int) -> torch.Tensor:
+    """Images [0, 1] of the emoji that ship with vqim."""
+    source = Emoji(split)
+    images = np.stack([np.asarray(source[i].image) for i in range(count)])[:, ::step, ::step]
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+
+
+def values_on_images() -> None:
+    """The wavelet distance and SSIM, PSNR of real images."""
+    from pytorchfwd.fwd import _compute_avg_frechet_distance, compute_packet_statistics
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+    for step in (4, 1):
+        sets = [emoji(split, 300, step) for split in ("train", "validation")]
+        packets = []
+        for images in sets:
+            moments = PacketMoments(256, images[0].numel() // 256)
+            moments.add(haar_packets(images).numpy())
+            packets.append(moments.gaussians(scale()))
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            (mean, covariance), (mean_b, covariance_b) = (
+                compute_packet_statistics([images.double()], "Haar", 4, False) for images in sets)
+            theirs = _compute_avg_frechet_distance(mean, mean_b, covariance, covariance_b)
+        show(f"FWD, 300 emoji, {64 // step}x{64 // step}", wavelet_distance(*packets), "pytorchfwd", theirs)
+    torch.set_default_dtype(torch.float32)  # pytorchfwd changes it
+    a, b = (emoji(split, 20, 1) for split in ("train", "validation"))
+    pairs = [(x.permute(1, 2, 0).double().numpy(), y.permute(1, 2, 0).double().numpy())
+             for x, y in zip(a, b, strict=True)]
+    show("SSIM, 20 pairs", distances.ssim(a, b).mean().item(), "scikit-image", float(np.mean([structural_similarity(
+        x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=2)
+        for x, y in pairs])))
+    show("PSNR, 20 pairs", distances.psnr(a, b).mean().item(), "scikit-image", float(np.mean([
+        peak_signal_noise_ratio(x, y, data_range=1) for x, y in pairs])))
+
+
+def costs() -> None:
+    """Seconds and the process's largest memory, for each library in a process of its own."""
+    for library in ("nothing", "vqim", "torchmetrics", "torch-fidelity"):
+        print(subprocess.run([sys.executable, "-m", "tests.evaluation.peers", "cost", library], check=True,
+                             capture_output=True, text=True).stdout.strip(), flush=True)
+
+
+def cost(library: str) -> None:
+    """Accumulates 10,000 features of two sets in batches of 64, and computes the distance."""
+    a, b = features(10000, 2048, 0, 0.3), features(10000, 2048, 1, 0.2)
+    with contextlib.suppress(ImportError):
+        import torch_fidelity.metric_fid
+        import torchmetrics.image.fid  # noqa: F401  loaded in every process, so that memory compares
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    value = {"nothing": lambda: 0.0, "vqim": lambda: frechet_distance(gaussian(a), gaussian(b)),
+             "torchmetrics": lambda: torchmetrics_fid(a, b), "torch-fidelity": lambda: torch_fidelity_fid(a, b),
+             }[library]()
+    seconds = time.perf_counter() - start
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"| {library} | {value:.6f} | {seconds:.1f} s | {more:.0f} MiB more |")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "cost":
+        cost(sys.argv[2])
+    elif sys.argv[1] == "costs":
+        costs()
+    else:
+        values_on_features()
+        values_on_images()
