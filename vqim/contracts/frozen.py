@@ -1,7 +1,26 @@
-"""A network that is not trained."""
+"""A network that is not trained.
+
+    B batch, C channels, H W size of a feature map, Y classes
+"""
+import dataclasses
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from vqim.state.leaf import Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Classified:
+    """What a frozen classifier of images gives.
+
+    Attributes:
+      maps: feature maps [B, C, H, W] in the context's dtype, the last ones last.
+      logits_BY: float32 logits of the classes.
+    """
+
+    maps: tuple[Tensor, ...]
+    logits_BY: Tensor
 
 
 class Frozen(Protocol):

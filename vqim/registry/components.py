@@ -7,7 +7,7 @@ from vqim.classifier import objective as classifier_objective
 from vqim.contracts import learning
 from vqim.data import folder, images, source, token_cache, transforms
 from vqim.evaluation import accuracy, image_metrics, passes, rejection, token_metrics
-from vqim.frozen import alexnet, from_run, lpips, resnet, vgg16
+from vqim.frozen import alexnet, efficientnet, from_run, lpips, resnet, vgg16
 from vqim.nn import convolution
 from vqim.optim import adafactor, adamw, groups, schedules
 from vqim.prior import autoregressive, sampler
@@ -25,7 +25,8 @@ for module, components in {
     "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, token_cache.Tokens,
              transforms.RandomCrop, transforms.RandomResizedCrop, transforms.CenterCrop, transforms.Resize),
     "nn": (convolution.GroupNorm, convolution.AttentionBlock),
-    "frozen": (vgg16.VGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet, from_run.FromRun),
+    "frozen": (vgg16.VGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet, efficientnet.EfficientNetLite0,
+               from_run.FromRun),
     "tokenizer": (model.ImageTokenizer, vit.ViTEncoder, vit.ViTDecoder, cnn.CNNEncoder, cnn.CNNDecoder,
                   dvae.DVAEEncoder, dvae.DVAEDecoder, vector.VectorQuantizer, gumbel.GumbelQuantizer,
                   hierarchical.HierarchicalQuantizer, terms.L2, terms.LogitLaplace, terms.Perceptual,
