@@ -9,6 +9,7 @@ program does not fit.
 """
 import collections
 import contextlib
+import functools
 import json
 import logging as python_logging
 import os
@@ -137,8 +138,7 @@ class OneBatch:
 
 def trace_sampling(experiment: Any, runtime: Any) -> list[compile_report.Program]:
     """The programs of launch.sample for a batch: the step that makes one draw, and the decoder."""
-    from vqim.evaluation.passes import bind_sampler
-    from vqim.evaluation.rejection import CandidateSampler
+    from vqim.evaluation.passes import bind_sampler, draw_batches
     from vqim.runtime.topology import NothingComputedError
     from vqim.state import sections
     from vqim.training.state import start
@@ -149,8 +149,19 @@ def trace_sampling(experiment: Any, runtime: Any) -> list[compile_report.Program
         raise ConfigError(f"--step=sample: {error}") from error
     arrays = start(sections.reading_spec(task.init_spec()), experiment.seed, runtime).arrays
     with contextlib.suppress(NothingComputedError):
-        next(CandidateSampler(task, runtime, draw, size)(arrays, np.zeros(size, np.int32), seed=0))
+        batch = next(draw_batches(draw, task, arrays, runtime, np.zeros(size, np.int32), size, seed=0))
+        runtime.fetch([runtime.compile(functools.partial(decode, task, runtime))(arrays, batch["tokens"])])
     return [compile_report.Program(traced.name, traced) for traced in runtime.traced]
+
+
+def decode(task: Any, runtime: Any, arrays: Any, tokens_BNK: Any) -> Any:
+    """The images of tokens, uint8 [B, H, W, C]."""
+    import torch
+
+    from vqim.contracts.context import Context
+    from vqim.tokenizer.model import float_to_images
+    with torch.no_grad():
+        return float_to_images(task.objective.images(arrays, tokens_BNK, Context(runtime.kernels)))
 
 
 def run() -> None:

@@ -20,8 +20,7 @@ from absl import logging
 from PIL import Image
 
 from vqim.checkpoint.errors import NoCheckpointError
-from vqim.evaluation.passes import bind_sampler
-from vqim.evaluation.rejection import Candidates, CandidateSampler, accepted, num_needed
+from vqim.evaluation.rejection import accept, num_needed
 from vqim.registry.config import ConfigError
 from vqim.trained import Trained
 from vqim.training.summaries import image_grid
@@ -42,9 +41,9 @@ GUIDANCE = absl_flags.DEFINE_float("guidance", None, "Scale of classifier-free g
 
 def main() -> None:
     """Draws and writes the images."""
-    config, run = session.open_run()
+    config, run = session.open_run(batch_size=BATCH_SIZE.value)
     try:
-        prior = run.prior
+        _ = run.prior
     except ValueError as error:
         raise ConfigError(f"--workdir: {error}") from error
     rejection = config.call("sample")
@@ -53,23 +52,27 @@ def main() -> None:
     labels_N = _labels(run)
     if rate < 1 and labels_N.min() < 0:
         raise ConfigError(f"sample.acceptance_rate {rate} needs a class for every image: there is none to judge by")
-    given = {"temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "guidance": GUIDANCE.value}
     try:
-        sampler = prior.sampler.with_settings(**{name: value for name, value in given.items() if value is not None})
-        draw = bind_sampler(run.experiment.task, run.runtime, BATCH_SIZE.value, sampler)
+        run.draw(**settings())
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
     try:
-        candidates = CandidateSampler(run.experiment.task, run.runtime, draw, BATCH_SIZE.value,
-                                      rejection.classifier if rate < 1 else None)
+        judge = run.judge(rejection.classifier) if rate < 1 else None
     except (ValueError, NoCheckpointError) as error:
         raise ConfigError(f"sample.classifier: {error}") from error
     out = Path(OUT.value or Path(session.run_directory()) / "samples")
     out.mkdir(parents=True, exist_ok=True)
+    # Candidates of a class follow one another, so that it is complete before the next one is drawn.
+    classes, counts = np.unique(labels_N, return_counts=True)
+    candidates_M = labels_N if judge is None else np.repeat(classes, [num_needed(count, rate) for count in counts])
     places = {label: iter(np.flatnonzero(labels_N == label).tolist()) for label in set(labels_N.tolist())}
     drawn: dict[int, np.ndarray] = {}
-    for batch in _draw(candidates, run, labels_N, rate):
-        for image, label in zip(batch.images_BHWC, batch.labels_B.tolist(), strict=True):
+    for first, labels_B in groups(candidates_M, BATCH_SIZE.value, split_classes=judge is None):
+        images_BHWC = run.sample(labels_B, seed=SEED.value, first=first, **settings())
+        if judge is not None:
+            kept_B = accept(judge(images_BHWC, labels_B)[0], labels_B, rate)
+            images_BHWC, labels_B = images_BHWC[kept_B], labels_B[kept_B]
+        for image, label in zip(images_BHWC, labels_B.tolist(), strict=True):
             number = next(places[label])
             word = names[label].replace(" ", "_").replace("/", "_") if label >= 0 else "any"
             if run.runtime.process_index == 0:  # every host has all images
@@ -82,13 +85,24 @@ def main() -> None:
         print(f"{len(drawn)} images in {out}")
 
 
-def _draw(candidates: CandidateSampler, run: Trained, labels_N: np.ndarray, rate: float) -> Iterator[Candidates]:
-    """An image for each label, in any order. With a rate below 1, more candidates are drawn and the best accepted."""
-    if rate == 1:
-        return candidates(run.arrays, labels_N, SEED.value)
-    labels, counts = np.unique(labels_N, return_counts=True)
-    needed_N = np.repeat(labels, [num_needed(count, rate) for count in counts])
-    return accepted(candidates(run.arrays, needed_N, SEED.value), rate)
+def settings() -> dict[str, float | int]:
+    """The sampler's settings that were given on the command line."""
+    given = {"temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "guidance": GUIDANCE.value}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def groups(labels_N: np.ndarray, size: int, split_classes: bool) -> Iterator[tuple[int, np.ndarray]]:
+    """Parts of at least `size` labels, except the last, each with the number of its first one.
+
+    Without `split_classes`, labels are sorted, and a class is in one part.
+    """
+    start = 0
+    while start < len(labels_N):
+        end = min(start + size, len(labels_N))
+        if not split_classes:
+            end = int(np.searchsorted(labels_N, labels_N[end - 1], side="right"))
+        yield start, labels_N[start:end]
+        start = end
 
 
 def _labels(run: Trained) -> np.ndarray:

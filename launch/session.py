@@ -112,11 +112,12 @@ def experiment_without_data(config: Config) -> Experiment:
     return experiment
 
 
-def open_run(needs_data: bool = False) -> tuple[Config, Trained]:
+def open_run(needs_data: bool = False, batch_size: int = 64) -> tuple[Config, Trained]:
     """The run that --workdir names; --gin_file and --gin_bindings override its configuration.
 
     Args:
       needs_data: whether its data have to be available.
+      batch_size: the number of images to process at a time.
 
     Raises:
       ConfigError: there is no run, or it has no checkpoint yet.
@@ -124,7 +125,8 @@ def open_run(needs_data: bool = False) -> tuple[Config, Trained]:
     workdir = run_directory()
     config = read_config(workdir, flags.GIN_FILE.value, flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
     return config, trained_run(
-        config, workdir, make_runtime(config, flags.RUNTIME.value), needs_data=needs_data)
+        config, workdir, make_runtime(config, flags.RUNTIME.value), needs_data=needs_data,
+        batch_size=batch_size)
 
 
 def run_directory() -> str:

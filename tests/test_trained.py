@@ -14,7 +14,8 @@ from vqim.contracts.context import Context
 from vqim.nn.module import apply
 from vqim.registry.config import ConfigError
 from vqim.runtime.torch import TorchKernels
-from vqim.state.leaf import select
+from vqim.state.init import Constant
+from vqim.state.leaf import Leaf, select
 from vqim.third_party.noto_emoji import find_dataset
 
 SECOND_DECODER = ("train.start_from = [@training.StartFrom()]", "training.StartFrom.run = 'tokenizer'",
@@ -186,6 +187,10 @@ def test_an_image_of_a_seed_is_the_same_however_many_are_drawn(prior):
     np.testing.assert_array_equal(prior.sample_tokens(LABELS[:2]), prior.sample_tokens(LABELS)[:2])
 
 
+def test_images_from_a_number_on_are_the_later_images_of_a_seed(prior):
+    np.testing.assert_array_equal(prior.sample_tokens(LABELS[4:], first=4), prior.sample_tokens(LABELS)[4:])
+
+
 def test_another_seed_draws_other_tokens(prior):
     assert (prior.sample_tokens(LABELS, seed=1) != prior.sample_tokens(LABELS, seed=2)).mean() > 0.1
 
@@ -229,6 +234,28 @@ def test_given_tokens_are_checked(prior):
                                   ((7, 16, 1), 64, "tokens must be from -1 to 63, got 64")):
         with pytest.raises(ValueError, match=message):
             prior.sample(LABELS, given=np.full(shape, value))
+
+
+class Brightness:
+    """Nine classes; of a class is what is as bright as its number says."""
+
+    num_classes, image_size = 9, 16
+
+    def init_spec(self):
+        return {"scale": Leaf((), Constant(8.0))}
+
+    def __call__(self, arrays, images_BCHW, *, context):
+        return arrays["scale"] * images_BCHW.mean((1, 2, 3))[:, None] * torch.arange(9)
+
+
+def test_a_judge_gives_log_probabilities_of_wanted_classes_and_hits(load):
+    prior, images = load("prior", batch_size=3), np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
+    wanted = np.array([0, 1, 2, 3, 4, 8, 8])
+    logits = 8 * (images / 255).mean((1, 2, 3))[:, None] * np.arange(9)
+    expected = np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))[np.arange(7), wanted]
+    scores, hits = prior.judge(Brightness())(images, wanted)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert hits.tolist() == [False] * 5 + [True] * 2  # the brighter, the likelier the last class
 
 
 def test_features_are_each_layers_output_averaged_over_positions(prior, emoji, runs):

@@ -20,12 +20,14 @@ from torch import Tensor
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
 from vqim.checkpoint.errors import NoCheckpointError
 from vqim.checkpoint.manager import CheckpointManager
+from vqim.classifier.model import Classifier
 from vqim.contracts.context import Context
 from vqim.contracts.placing import own_rows
-from vqim.contracts.prior import Featuring
+from vqim.contracts.prior import Draw, Featuring
 from vqim.contracts.runtime import Runtime
 from vqim.data.image_arrays import to_image_arrays, to_rgb
-from vqim.evaluation.passes import draw_batches
+from vqim.evaluation.passes import bind_sampler, draw_batches, place_frozen
+from vqim.evaluation.rejection import check_classifier, verdicts_of
 from vqim.nn.module import apply
 from vqim.prior.objective import PriorObjective
 from vqim.registry.config import Config, ConfigError, forget
@@ -131,7 +133,7 @@ class Trained:
                                   else sections.network_arrays(arrays, objective.name))
         self._context = Context(runtime.kernels)
         self._compiled: dict[str, Callable[..., Any]] = {}
-        self._draws: dict[Any, Any] = {}
+        self._draws: dict[Any, Draw] = {}
 
     @property
     def tokenizer(self) -> ImageTokenizer:
@@ -189,7 +191,7 @@ class Trained:
         return self.images(self.tokens(images))
 
     def sample(
-        self, labels: Sequence[str | int] | int, *, seed: int = 0, given: np.ndarray | None = None,
+        self, labels: Sequence[str | int] | int, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
         **settings: float | int | None,
     ) -> np.ndarray:
         """Draws images, uint8 [N, H, W, 3].
@@ -197,13 +199,14 @@ class Trained:
         Args:
           labels: class names or numbers, one for each image; or the number of images, for a run without classes.
           seed: seed for the draws; image number i from one seed is the same in any call.
+          first: the number of the first image.
           given: int64 tokens [N, P, K] to keep; -1 where they are to be drawn.
           settings: settings for the run's sampler, such as temperature, top_k, top_p, guidance.
         """
-        return self.images(self.sample_tokens(labels, seed=seed, given=given, **settings))
+        return self.images(self.sample_tokens(labels, seed=seed, first=first, given=given, **settings))
 
     def sample_tokens(
-        self, labels: Sequence[str | int] | int, *, seed: int = 0, given: np.ndarray | None = None,
+        self, labels: Sequence[str | int] | int, *, seed: int = 0, first: int = 0, given: np.ndarray | None = None,
         **settings: float | int | None,
     ) -> np.ndarray:
         """As `sample`, but returns the tokens, int64 [N, P, K]."""
@@ -212,13 +215,38 @@ class Trained:
             given = check_tokens(np.asarray(given), self.tokenizer, may_be_missing=True)
             if len(given) != len(labels_N):
                 raise ValueError(f"given must have tokens for each of {len(labels_N)} images, got {len(given)}")
+        batches = draw_batches(self.draw(**settings), self.experiment.task, self.arrays, self.runtime, labels_N,
+                               self._batch_size, seed, given, first)
+        return np.concatenate([self.runtime.fetch([batch["tokens"]])[0] for batch in batches])[:len(labels_N)]
+
+    def draw(self, **settings: float | int | None) -> Draw:
+        """The function that draws a batch of tokens with these settings; ValueError for one that does not fit."""
         key = tuple(sorted(settings.items()))
         if key not in self._draws:
-            self._draws[key] = self.prior.sampler.with_settings(**settings).bind(
-                self.prior.prior, self.runtime, self._batch_size, self.experiment.task.dtype)
-        batches = draw_batches(self._draws[key], self.experiment.task, self.arrays, self.runtime, labels_N,
-                               self._batch_size, seed, given)
-        return np.concatenate([self.runtime.fetch([batch["tokens"]])[0] for batch in batches])[:len(labels_N)]
+            sampler = self.prior.sampler.with_settings(**settings)
+            self._draws[key] = bind_sampler(self.experiment.task, self.runtime, self._batch_size, sampler)
+        return self._draws[key]
+
+    def judge(self, classifier: Classifier) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """A function of images, uint8 [N, H, W, 3], and their wanted classes [N]: what a classifier says of them.
+
+        It gives the log-probabilities of the wanted classes [N], and whether these are the likeliest ones [N].
+
+        Raises:
+          ValueError: the classifier is for other classes or images than the prior's.
+        """
+        check_classifier(classifier, self.prior.num_classes, self.tokenizer.image_size)
+        arrays = select(place_frozen({"classifier": classifier}, self.runtime), sections.frozen("classifier"))
+
+        def logits(arrays: State, batch: dict[str, Tensor]) -> Tensor:
+            return classifier(arrays, images_to_float(batch["images"]), context=self._context)
+
+        def verdicts(images_NHWC: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            found = self._over(f"judged by {id(classifier)}", {"images": images_NHWC}, logits, arrays)
+            (scores_N,), (hits_N,) = verdicts_of(found, labels_N)
+            return scores_N, hits_N
+
+        return verdicts
 
     def labels(self, classes: Sequence[str | int]) -> np.ndarray:
         """Class names or numbers as int32 numbers; -1 is an image whose class is not told."""

@@ -2,7 +2,7 @@
 
     python -m tests.classifier.xla_scores FOLDER
 
-FOLDER has resnet.pth, a ResNet-18 of three classes, and a run of `make_network`. Prints JSON: how far the scores are
+FOLDER has resnet.pth, a ResNet-18 of three classes, and a run of `make_network`. Prints JSON: how far the logits are
 from those of the same images on the torch runtime, whether these images are drawn there too, what torch_xla counted
 after each batch, and of samplers with other settings whether they drew what torch draws and what each compiled.
 """
@@ -16,8 +16,8 @@ import torch_xla.debug.metrics as xla_metrics
 from tests.evaluation.test_rejection import make_state, make_task
 from vqim.classifier.model import ImageClassifier, TrainedClassifier
 from vqim.contracts.context import Context
-from vqim.evaluation.passes import bind_sampler
-from vqim.evaluation.rejection import CandidateSampler
+from vqim.evaluation.passes import Samples, evaluate
+from vqim.evaluation.rejection import Rejection
 from vqim.frozen.resnet import TorchvisionResNet
 from vqim.prior.sampler import StepwiseSampler
 from vqim.runtime.arrays import to_tensor
@@ -41,7 +41,38 @@ def make_network() -> ImageClassifier:
 
 def num_compiled() -> int:
     """How many programs have been compiled so far."""
-    return xla_metrics.metric_data("CompileTime")[0]
+    return (xla_metrics.metric_data("CompileTime") or (0,))[0]
+
+
+class Seen(Rejection):
+    """What a rejection observes, in arrays of all samples, and what was compiled after each batch."""
+
+    def tally(self, about):
+        self.all: dict[str, list[np.ndarray]] = {}
+        return self
+
+    def add(self, observed, valid_B):
+        for name, value in {**observed, "compiled": np.array([num_compiled()])}.items():
+            self.all.setdefault(name, []).append(value)
+
+    def result(self):
+        return {}
+
+
+class OnlyImages(Seen):
+    """Samples without a classifier."""
+
+    frozen = {}
+
+    def __init__(self):
+        self._classifiers = {}
+
+
+def observe(task, state, runtime, metric: Seen, batch_size: int) -> dict[str, np.ndarray]:
+    """Four samples of each class, as a metric sees them."""
+    samples = Samples([metric], num_images=4, batch_size=batch_size)
+    evaluate(samples.begin(task, None, state, runtime))
+    return {name: np.concatenate(values)[:12] for name, values in metric.all.items()}
 
 
 def main(folder: str) -> None:
@@ -50,24 +81,15 @@ def main(folder: str) -> None:
     state = {name: there.place(name, Leaf(tuple(array.shape), axes=("features",) * array.ndim),
                                lambda index, array=array: array.numpy()[index])
              for name, array in on_host.items()}
-    images = np.concatenate([batch.images_BHWC for batch in CandidateSampler(
-        task, here, bind_sampler(task, here, 5), 5)(on_host, LABELS, 0)])
+    images = observe(task, on_host, here, OnlyImages(), 5)["images"]
     results = []
     for classifier in (TorchvisionResNet(f"{folder}/resnet.pth", 8, 18, NUM_CLASSES),
                        TrainedClassifier(make_network(), folder)):
-        sampler = CandidateSampler(task, there, bind_sampler(task, there, 4), 4, classifier)
-        frozen, batches, compiled, gaps = start(classifier.init_spec(), 0, here).arrays, [], [], []
-        for batch in sampler(state, LABELS, 0):
-            batches.append(batch)
-            compiled.append(num_compiled())
-            images_BCHW = images_to_float(to_tensor(batch.images_BHWC))
-            logits_BY = classifier(frozen, images_BCHW, context=Context(here.kernels))
-            expected_B = logits_BY.log_softmax(-1).detach().numpy()[np.arange(len(images_BCHW)), batch.labels_B]
-            gaps.append(float(np.abs(batch.scores_MB[0] - expected_B).max()))
-        results.append({
-            "gaps": gaps, "compiled": compiled,
-            "spread": float(np.concatenate([batch.scores_MB[0] for batch in batches]).std()),
-            "drawn_alike": bool((np.concatenate([batch.images_BHWC for batch in batches]) == images).all())})
+        seen = observe(task, state, there, Seen(classifier), 4)
+        frozen, logits = start(classifier.init_spec(), 0, here).arrays, seen["logits/classifier"]
+        expected = classifier(frozen, images_to_float(to_tensor(seen["images"])), context=Context(here.kernels))
+        results.append({"gap": float(np.abs(logits - expected.detach().numpy()).max()), "spread": float(logits.std()),
+                        "compiled": seen["compiled"].tolist(), "drawn_alike": bool((seen["images"] == images).all())})
     drawn = []
     for settings in SETTINGS:
         before, tokens = num_compiled(), []

@@ -1,5 +1,4 @@
-"""Rejection sampling: the choice by a slow one, streams that hold little, rates and judges, on an untrained prior."""
-import dataclasses
+"""Rejection sampling: the choice by a slow one, rates and judges, on an untrained prior."""
 import functools
 
 import numpy as np
@@ -10,8 +9,8 @@ from hypothesis import strategies as st
 
 from vqim.contracts.learning import Learner
 from vqim.evaluation import rejection
-from vqim.evaluation.passes import Samples, bind_sampler, evaluate
-from vqim.evaluation.rejection import Acceptance, Candidates, CandidateSampler, Rejection, accept
+from vqim.evaluation.passes import Samples, bind_sampler, draw_batches, evaluate
+from vqim.evaluation.rejection import Acceptance, Rejection, accept
 from vqim.frozen.from_run import FromRun
 from vqim.nn.module import spec
 from vqim.optim import schedules
@@ -58,44 +57,6 @@ def test_as_many_candidates_as_needed_give_as_many_as_wanted(wanted, rate):
     num_candidates = rejection.num_needed(wanted, rate)
     assert accept(np.zeros(num_candidates), np.zeros(num_candidates, int), rate).sum() == wanted
     assert num_candidates - wanted / rate < 1
-
-
-def make_candidates(labels):
-    """An image of each label that holds its number."""
-    numbers = np.arange(len(labels))
-    images = np.broadcast_to(numbers[:, None, None, None].astype(np.uint8), (len(labels), 2, 2, 3))
-    scores = np.random.default_rng(0).normal(size=(2, len(labels))).astype(np.float32)
-    return Candidates(np.array(labels), images, scores, scores > 0)
-
-
-def part(candidates, where):
-    return Candidates(*(getattr(candidates, field.name)[(slice(None),) * field.name.endswith("MB") + (where,)]
-                        for field in dataclasses.fields(candidates)))
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 50])
-def test_a_stream_of_candidates_is_accepted_as_all_of_them_at_once(batch_size):
-    candidates = make_candidates([0] * 10 + [2] * 4 + [3] * 13)
-    batches = (part(candidates, slice(i, i + batch_size)) for i in range(0, 27, batch_size))
-    found = list(rejection.accepted(batches, 0.3))
-    expected = part(candidates, accept(candidates.scores_MB[0], candidates.labels_B, 0.3))
-    for field in dataclasses.fields(Candidates):
-        axis = 1 if field.name.endswith("MB") else 0
-        joined = np.concatenate([getattr(batch, field.name) for batch in found], axis)
-        np.testing.assert_array_equal(joined, getattr(expected, field.name))
-    assert len(expected.labels_B) == 3 + 1 + 3
-
-
-def test_accepted_images_of_a_class_come_before_the_next_class_is_drawn():
-    candidates, drawn = make_candidates([0] * 4 + [1] * 4 + [2] * 4), []
-
-    def batches():
-        for i in range(0, 12, 2):
-            drawn.append(i)
-            yield part(candidates, slice(i, i + 2))
-
-    stream = rejection.accepted(batches(), 0.5)
-    assert next(stream).labels_B.tolist() == [0, 0] and drawn == [0, 2, 4]
 
 
 class Reddest:
@@ -152,9 +113,15 @@ def make_state(task):
                                       for name, leaf in spec(task.objective.prior).items()})
 
 
-def draw_candidates(task, labels, batch_size, classifier=None, seed=0):
-    sampler = CandidateSampler(task, RUNTIME, bind_sampler(task, RUNTIME, batch_size), batch_size, classifier)
-    return list(sampler(make_state(task), np.asarray(labels, np.int32), seed))
+def sampled(task, num_images, classifier):
+    """Samples of three classes in turn, drawn one by one: uint8 images, classes, log-probabilities of these classes."""
+    labels, state = np.repeat(np.arange(3), num_images).astype(np.int32), make_state(task)
+    batches = draw_batches(bind_sampler(task, RUNTIME, 1), task, state, RUNTIME, labels, 1, seed=0)
+    images = torch.cat([task.objective.images(state, batch["tokens"], None) for batch in batches])
+    logits = classifier({"sign": torch.tensor(classifier.sign)}, images, context=None).double().numpy()
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    pictures = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return pictures, labels, np.log(probabilities[np.arange(len(labels)), labels]), probabilities.argmax(1) == labels
 
 
 def measure(task, num_images=20, **arguments):
@@ -162,42 +129,10 @@ def measure(task, num_images=20, **arguments):
     return evaluate(evaluator.begin(task, None, make_state(task), RUNTIME))
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_scores_are_log_probabilities_and_hits_the_likeliest_class(sign):
-    batches = draw_candidates(make_task(), [0, 1, 1, 2, 0], 2, Reddest(sign=sign))
-    assert [len(batch.labels_B) for batch in batches] == [2, 2, 1]
-    for batch in batches:
-        pictures = torch.from_numpy(batch.images_BHWC.astype(np.float32) / 255).permute(0, 3, 1, 2)
-        logits = Reddest()({"sign": torch.tensor(sign)}, pictures, context=None).double().numpy()
-        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        of_label = probabilities[np.arange(len(logits)), batch.labels_B]
-        np.testing.assert_allclose(batch.scores_MB, np.log(of_label)[None], rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(batch.hits_MB, (probabilities.max(1) == of_label)[None])
-
-
-def test_the_same_seed_draws_the_same_images_in_any_batches_with_and_without_a_classifier():
-    task, labels = make_task(), [0, 1, 2, 1]
-
-    def draw(classifier, seed, batch_size):
-        batches = draw_candidates(task, labels, batch_size, classifier, seed)
-        return np.concatenate([batch.images_BHWC for batch in batches])
-
-    for batch_size in (1, 3, 4):
-        np.testing.assert_array_equal(draw(Reddest(), 0, batch_size), draw(None, 0, 3))
-    assert (draw(None, 0, 3) != draw(None, 1, 3)).any()
-
-
-def test_without_a_classifier_there_are_no_scores():
-    batch, = draw_candidates(make_task(num_classes=0), [-1, -1], 2)
-    assert batch.scores_MB.shape == batch.hits_MB.shape == (0, 2) and batch.images_BHWC.shape == (2, 8, 8, 3)
-
-
 def test_at_rate_one_the_figures_are_those_of_all_samples():
     task = make_task()
     results = measure(task, rates=(1.0,))
-    batches = draw_candidates(task, np.repeat(np.arange(3), 20), 16, Reddest())
-    hits = np.concatenate([batch.hits_MB[0] for batch in batches])
-    scores = np.concatenate([batch.scores_MB[0] for batch in batches])
+    _, _, scores, hits = sampled(task, 20, Reddest())
     assert results["samples/rejection/classifier_top1_at_1"] == pytest.approx(hits.mean())
     assert results["samples/rejection/classifier_probability_at_1"] == pytest.approx(np.exp(scores).mean(), rel=1e-5)
     assert results["images/accepted_at_1"].shape == (3, 8, 8, 3)
@@ -206,15 +141,13 @@ def test_at_rate_one_the_figures_are_those_of_all_samples():
 def test_figures_at_a_rate_are_those_of_the_accepted_and_of_each_class_one_is_shown():
     task = make_task()
     results = measure(task, rates=(0.25,), judge=Reddest(sign=-1.0))
-    labels = np.repeat(np.arange(3), 20)
-    batches = {sign: draw_candidates(task, labels, 16, Reddest(sign=sign)) for sign in (1.0, -1.0)}
-    scores, against = (np.concatenate([batch.scores_MB[0] for batch in batches[sign]]) for sign in (1.0, -1.0))
+    images, labels, scores, _ = sampled(task, 20, Reddest())
+    against = sampled(task, 20, Reddest(sign=-1.0))[2]
     accepted = accept(scores, labels, 0.25)
     assert accepted.sum() == 15
     for name, values in (("classifier", scores), ("judge", against)):
         found = results[f"samples/rejection/{name}_probability_at_0.25"]
         assert found == pytest.approx(np.exp(values[accepted]).mean(), rel=1e-5)
-    images = np.concatenate([batch.images_BHWC for batch in batches[1.0]])
     first = [np.flatnonzero(accepted & (labels == label))[0] for label in range(3)]
     np.testing.assert_array_equal(results["images/accepted_at_0.25"], images[first])
 
@@ -253,7 +186,7 @@ def test_a_classifier_of_other_images_or_classes_is_refused(arguments, message):
         with pytest.raises(ValueError, match=f"{name} {message}"):
             measure(make_task(), **{name: Reddest(**arguments)})
     with pytest.raises(ValueError, match=f"classifier {message}"):
-        draw_candidates(make_task(), [0, 1], 2, Reddest(**arguments))
+        rejection.check_classifier(Reddest(**arguments), 3, 8)
 
 
 @pytest.mark.parametrize("rates", [(1.0, 0.0), (1.5,), (float("nan"),)])

@@ -186,11 +186,11 @@ def _of_a_prior(task: Task) -> Any:
 
 def draw_batches(
     draw: Draw, task: Task, state: State, runtime: Runtime, labels_N: np.ndarray, batch_size: int, seed: int,
-    given_NPK: np.ndarray | None = None,
+    given_NPK: np.ndarray | None = None, first: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
     """Tokens, labels and validity on the device, [batch_size, ...] each, until there is one for each label.
 
-    Image number i from one seed is the same in batches of any size.
+    The images are numbered from `first` on; image number i from one seed is the same in batches of any size.
     """
     arrays: State = task.objective.prior_arrays(state)  # type: ignore[attr-defined]
     own = own_rows(batch_size, runtime)
@@ -199,7 +199,7 @@ def draw_batches(
         valid_B = numbers_B < len(labels_N)
         rows_B = np.minimum(numbers_B, len(labels_N) - 1)
         labels_B = labels_N[rows_B]
-        tokens_BNK = draw(arrays, labels_B, numbers_B, seed, None if given_NPK is None else given_NPK[rows_B])
+        tokens_BNK = draw(arrays, labels_B, first + numbers_B, seed, None if given_NPK is None else given_NPK[rows_B])
         yield {"tokens": tokens_BNK, **runtime.put({"labels": labels_B[own], "valid": valid_B[own]})}
 
 
