@@ -86,6 +86,11 @@ def values_on_features() -> None:
         one, other = gaussian(a), gaussian(b)
         show(name, ours, "pytorch-fid", calculate_frechet_distance(
             one.mean_D, one.covariance_DD, other.mean_D, other.covariance_DD))
+        centred = [rows.astype(np.float64) - rows.mean(0, dtype=np.float64) for rows in (a, b)]
+        overlap = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+        squares = sum((rows**2).sum() for rows in centred)
+        show(name, ours, "features' own singular values",
+             np.sum((one.mean_D - other.mean_D) ** 2) + (squares - 2 * overlap) / (count - 1))
     a, b = features(1500, 512, 0, 0.3), features(1200, 512, 1, 0.2)
     double = [torch.from_numpy(rows.astype(np.float64)) for rows in (b, a)]
     theirs = kid_features_to_metric(*double, kid_subsets=100, kid_subset_size=1000, verbose=False)
@@ -166,6 +171,53 @@ def cost(library: str) -> None:
     print(f"| {library} | {value:.6f} | {seconds:.1f} s | {more:.0f} MiB more |")
 
 
+def values_of_networks() -> None:
+    """Inception with random weights, and its resize, beside torch-fidelity's."""
+    import hashlib
+    import pathlib
+    import tempfile
+
+    import torchvision
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    from vqim.contracts.context import Context
+    from vqim.frozen.inception import Inception, tensorflow_resize_matrix
+    from vqim.runtime.torch import TorchKernels, TorchRuntime
+    from vqim.training.state import start
+    images = emoji("train", 4, 1)
+    matrix = torch.from_numpy(tensorflow_resize_matrix(64, 299))
+    theirs = interpolate_bilinear_2d_like_tensorflow1x((images * 255).round(), size=(299, 299), align_corners=False)
+    difference = (matrix @ (images * 255).round() @ matrix.T - theirs).abs().max()
+    print(f"TensorFlow 1's resize, 64 to 299: largest difference {difference:.1e} of 255")
+    torch.manual_seed(0)
+    state = torchvision.models.inception_v3(
+        weights=None, aux_logits=False, num_classes=1008, init_weights=False).state_dict()
+    for name, array in state.items():
+        if name.endswith(("running_mean", "bias")):
+            array.normal_(0, 0.1)
+        elif "running_var" in name or array.ndim == 1 and name.endswith("weight"):
+            array.uniform_(0.5, 1.5)
+        elif array.ndim == 4:
+            array.normal_(0, (2 / array[0].numel()) ** 0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "weights.pth"
+        torch.save(state, path)
+        network = Inception(64, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        extractor = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
+        spatial: list[torch.Tensor] = []
+        extractor.Mixed_6d.branch1x1.register_forward_hook(lambda *call: spatial.append(call[2]))
+        with torch.no_grad():
+            pooled, logits = extractor((images * 255).round().to(torch.uint8))
+            found = network(start(network.init_spec(), 0, TorchRuntime()).arrays, images,
+                            context=Context(TorchKernels()))
+    for name, ours, theirs in (("pooled", found.pooled_BC, pooled), ("logits_unbiased", found.logits_BY, logits), (
+            "spatial", found.spatial_BC, spatial[0][:, :7].permute(0, 2, 3, 1).flatten(1))):
+        print(f"Inception, random weights, {name}: largest difference {(ours - theirs).abs().max():.2e} of values up to "
+              f"{theirs.abs().max():.3g}")
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "cost":
         cost(sys.argv[2])
@@ -174,3 +226,4 @@ if __name__ == "__main__":
     else:
         values_on_features()
         values_on_images()
+        values_of_networks()
