@@ -22,28 +22,36 @@ from absl import flags as absl_flags
 from absl import logging
 
 from vqim.checkpoint.manager import CheckpointManager
+from vqim.classifier.model import ImageClassifier, TrainedClassifier
+from vqim.classifier.objective import ClassifierObjective
+from vqim.evaluation.copies import measure_copies
 from vqim.evaluation.distances import downscaled_copy, mean_image_psnr, psnr, unit_range
 from vqim.evaluation.passes import evaluate
-from vqim.evaluation.report import Bar, Measure, ProbeAccuracies, Report, write_report
+from vqim.evaluation.report import Bar, Measure, Neighbours, ProbeAccuracies, Report, write_report
 from vqim.registry.config import load
 from vqim.registry.runtimes import make_runtime
-from vqim.tokenizer.objective import TokenizerObjective
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
-from vqim.trained import open_run
-from vqim.training.experiment import Experiment
+from vqim.trained import Trained, open_run
 from vqim.training.summaries import read_metrics
 
 from . import flags
 
 GIN_FOLDER = absl_flags.DEFINE_string(
-    "gin_folder", "gin/exp/quickstart", "Folder of tokenizer.gin, prior.gin, probe.gin and pixel_probe.gin.")
+    "gin_folder", "gin/exp/quickstart", "Folder of tokenizer.gin, prior.gin, probe.gin, pixel_probe.gin and judge.gin.")
 
 STAGES = {
     "tokenizer": "Stage 1",
     "prior": "Stage 2",
     "probe": "Probe",
     "pixel_probe": "Pixel probe",
+    "judge": "Judge of samples",
 }
+
+NUM_SAMPLES = 100
+"""Samples of each class that are judged."""
+
+NUM_SHOWN = 8
+"""Samples of each class that the report shows: the first ones."""
 
 
 def main() -> None:
@@ -85,9 +93,11 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
     """The report's content and the summary, from the runs' newest checkpoints and their metrics."""
     tokenizer, stage1 = _evaluate(workdir / "tokenizer")
     prior, stage2 = _evaluate(workdir / "prior")
+    judge_objective = cast(ClassifierObjective, _evaluate(workdir / "judge")[0].experiment.task.objective)
+    judge = TrainedClassifier(cast(ImageClassifier, judge_objective.network), str(workdir / "judge"))
     probe = _last(workdir / "probe")
     raw_pixels = _last(workdir / "pixel_probe")["evaluation/top1"]
-    names = tokenizer.data.class_names
+    names = tokenizer.facts.class_names
     training_NHWC, _ = _images(tokenizer, "train")
     validation_NHWC, labels_N = _images(tokenizer, "validation")
     copies_NHWC = downscaled_copy(validation_NHWC, 4)
@@ -101,21 +111,23 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
         "probe_top1": probe["evaluation/top1"],
         "raw_pixel_probe_top1": raw_pixels,
     }
+    samples_NHWC, neighbours, figures = _judge(prior, judge, training_NHWC, validation_NHWC, labels_N)
+    summary |= figures
     measures = _measures(summary)
     summary["bars_passed"] = {m.name: all(bar.passed(m.value) for bar in m.bars) for m in measures}
-    model = cast(TokenizerObjective, tokenizer.task.objective).tokenizer
+    model = tokenizer.tokenizer
     level, quantizer = model.grid.levels[0], cast(VectorQuantizer, model.quantizer)
     summary |= {
         "image_size": model.image_size, "patch_size": model.image_size // level.height, "codes": level.vocabulary,
         "code_dim": quantizer.codebook_VZ.shape[1], "l2_normalized": quantizer.normalize,
-        "parameters": {**tokenizer.task.describe(), **prior.task.describe()},
+        "parameters": {**tokenizer.experiment.task.describe(), **prior.experiment.task.describe()},
         "steps": {stage: _last(workdir / stage)["step"] for stage in STAGES},
     }
     # Rows of eight originals, each above the row of their reconstructions.
     rows = stage1["images/reconstructions"]
     pairs = rows.reshape(-1, 2, 8, *rows.shape[1:])
     originals_BHWC, reconstructions_BHWC = (pairs[:, i].reshape(-1, *rows.shape[1:]) for i in (0, 1))
-    samples = stage2["images/samples"].reshape(len(names), -1, *rows.shape[1:])
+    samples = samples_NHWC.reshape(len(names), NUM_SAMPLES, *rows.shape[1:])[:, :NUM_SHOWN]
     report = {
         "title": "vqim quickstart",
         "summary": (f"A ViT-VQGAN with {level.height * level.width} tokens of {level.vocabulary} codes, a transformer "
@@ -130,12 +142,43 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
         "code_counts_K": np.bincount(stage1["codebook/histogram"].values, minlength=level.vocabulary),
         "loss_curves": {STAGES[stage]: _losses(workdir / stage) for stage in ("tokenizer", "prior", "probe")},
         "samples": dict(zip(names, samples, strict=True)),
+        "neighbours": neighbours,
         "probe": ProbeAccuracies(list(range(len(probe["evaluation/top1_by_layer"]))),
                                  [100 * value for value in probe["evaluation/top1_by_layer"]], 100 * raw_pixels),
         "commands": [shlex.join(command) for command in commands],
         "config": "\n".join((workdir / stage / "config.gin").read_text() for stage in STAGES),
     }
     return report, summary
+
+
+def _judge(
+    prior: Trained, judge: TrainedClassifier, training_NHWC: np.ndarray, validation_NHWC: np.ndarray,
+    labels_N: np.ndarray,
+) -> tuple[np.ndarray, Neighbours, dict[str, float]]:
+    """Samples of all classes, some of them beside their nearest training images, and figures of all of them."""
+    classes_M = np.repeat(np.arange(prior.prior.num_classes, dtype=np.int32), NUM_SAMPLES)
+    samples_MHWC = prior.sample(classes_M)
+    verdicts = prior.judge(judge)
+    shown = training_NHWC[:len(validation_NHWC)]
+    errors = unit_range(prior.reconstruct(shown)) - unit_range(shown)
+    threshold = 1.25 * np.median(np.sqrt((errors ** 2).mean((1, 2, 3)))).item()
+    copies = measure_copies(samples_MHWC, training_NHWC, validation_NHWC, threshold)
+    figures = {
+        "samples_top1": verdicts(samples_MHWC, classes_M)[1].mean().item(),
+        "real_images_top1": verdicts(validation_NHWC, labels_N)[1].mean().item(),
+        "samples_nearest_training_image": copies.median_ratio,
+        "samples_near_duplicates": copies.near_duplicates,
+        "real_images_near_duplicates": copies.real_near_duplicates,
+        "samples_spread": copies.spread_ratio,
+    }
+    every = np.arange(0, len(classes_M), NUM_SAMPLES // 2)
+    note = (f"Below {threshold:.3f}, 1.25 times what the tokenizer itself changes, a sample counts as a "
+            f"near-duplicate: {copies.near_duplicates:.1%} of the samples and {copies.real_near_duplicates:.1%} of the "
+            f"validation images. The median distance of samples is {copies.median_ratio:.2f} times that of validation "
+            "images.")
+    neighbours = Neighbours(samples_MHWC[every], training_NHWC[copies.nearest_N[every]], copies.to_nearest_N[every],
+                            note)
+    return samples_MHWC, neighbours, figures
 
 
 def _measures(summary: dict[str, float]) -> list[Measure]:
@@ -148,25 +191,32 @@ def _measures(summary: dict[str, float]) -> list[Measure]:
         Measure("Codes used", 100 * summary["codebook_usage"], "%", {}, [Bar("at least", 90.0)], 1),
         Measure("Prior, bits per token", summary["prior_bits_per_token"], "bits", {"unigram entropy": unigram},
                 [Bar("at most", 0.75 * unigram, "25% below the unigram entropy")]),
+        Measure("Samples that a classifier recognises", 100 * summary["samples_top1"], "%",
+                {"real validation images": 100 * summary["real_images_top1"]},
+                [Bar("at least", 75 * summary["real_images_top1"], "0.75 of real images")], 1),
+        Measure("Samples' distance to the nearest training image", summary["samples_nearest_training_image"],
+                "times that of validation images", {}, [Bar("at least", 0.8, "lower would be copies")]),
+        Measure("Samples' distance to each other", summary["samples_spread"], "times that of validation images", {},
+                [Bar("at least", 0.8, "lower would be all alike")]),
         Measure("Probe, top-1", 100 * summary["probe_top1"], "%", {"raw pixels": raw_pixels},
                 [Bar("above", raw_pixels, "a probe on raw pixels")], 1),
     ]
 
 
-def _evaluate(workdir: Path) -> tuple[Experiment, dict[str, Any]]:
-    """A stage's experiment, and its evaluators' results for its newest checkpoint."""
+def _evaluate(workdir: Path) -> tuple[Trained, dict[str, Any]]:
+    """A stage's run, and its evaluators' results for its newest checkpoint."""
     config = load([str(workdir / "config.gin")], [], [])
     run = open_run(config, str(workdir), make_runtime(config, flags.RUNTIME.value), needs_data=True)
     experiment = run.experiment
     results: dict[str, Any] = {}
     for evaluator in experiment.evaluators:
         results |= evaluate(evaluator.begin(experiment.task, experiment.data, run.arrays, run.runtime))
-    return experiment, results
+    return run, results
 
 
-def _images(experiment: Experiment, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _images(run: Trained, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All images in a split as evaluation sees them, uint8 [N, H, W, 3], and their labels."""
-    batches = list(experiment.data.evaluation(256, split=split))
+    batches = list(run.experiment.data.evaluation(256, split=split))
     return (np.concatenate([batch["images"][batch["valid"]] for batch in batches]),
             np.concatenate([batch["labels"][batch["valid"]] for batch in batches]))
 

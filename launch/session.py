@@ -23,7 +23,7 @@ READING_BINDINGS = (*RUNTIME_BINDINGS, r"data\.")
 
 MAY_CHANGE = (
     r"vqim\.train\.(num_steps|log_every|save_every|keep|evaluators)$", r"evaluation\.", r"checkpoint\.", r"runtime\.",
-    r"prior\.PriorObjective\.sampler$", r"prior\.StepwiseSampler\.",
+    r"prior\.PriorObjective\.sampler$", r"prior\.(StepwiseSampler|MaskedSampler|GuidanceSchedule)\.",
     r"data\.Images\.num_threads$",
 )
 """Bindings whose values may change when a run is resumed: none of them changes what an update computes."""

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.evaluation.browser import find_browser, visit
 from vqim.data.source import Emoji
 from vqim.evaluation import distances
-from vqim.evaluation.report import Bar, Measure, ProbeAccuracies, Report, write_report
+from vqim.evaluation.report import Bar, Measure, Neighbours, ProbeAccuracies, Report, write_report
 
 in_browser = pytest.mark.skipif(
     find_browser() is None, reason="no Chromium on PATH: apt-get install chromium, or install Google Chrome")
@@ -36,6 +36,7 @@ def make_report() -> Report:
         loss_curves={"stage 1": {"total": (range(50), decay), "l2": (range(50), decay / 9)},
                      "stage 2": {"train": (range(50), 4 + decay)}, "probe": {"train": (range(50), 1 + decay)}},
         samples={name: originals[4 * i:4 * i + 4] for i, name in enumerate(("Flags", "Food & Drink"))},
+        neighbours=Neighbours(originals[:4], originals[4:8], np.array([0.1, 0.2, 0.3, 0.4]), "Real ones have 0.25."),
         probe=ProbeAccuracies(range(4), [40.0, 61.0, 55.0, 50.0], 63.5),
         commands=["make quickstart"], config="train.num_steps = 50\n")
 
@@ -71,7 +72,7 @@ def test_a_visitor_sees_all_images_and_no_errors(report, tmp_path, width, dark):
     seen = visit(written(tmp_path, report), tmp_path / "screenshot.png", width=width, dark=dark)
     assert seen.errors == []
     assert seen.requests == []
-    assert len(seen.images) == 2 * 16 + 2 * 4
+    assert len(seen.images) == 2 * 16 + 2 * 4 + 2 * 4
     assert all(image["width"] == image["height"] == 32 and image["shown"] > 32 and image["alt"]
                for image in seen.images)
     assert seen.overflow <= 0
@@ -106,14 +107,16 @@ def test_images_are_in_the_page_pixel_by_pixel(report, tmp_path):
                 for source in page.attributes("src")]
     np.testing.assert_array_equal(pictures[:32:2], report.originals_BHWC)
     np.testing.assert_array_equal(pictures[1:32:2], report.reconstructions_BHWC)
-    np.testing.assert_array_equal(pictures[32:], np.concatenate(list(report.samples.values())))
+    np.testing.assert_array_equal(pictures[32:40], np.concatenate(list(report.samples.values())))
+    np.testing.assert_array_equal(pictures[40::2], report.neighbours.samples_BHWC)
+    np.testing.assert_array_equal(pictures[41::2], report.neighbours.training_BHWC)
 
 
 def test_every_image_and_chart_has_an_alternative_text(report, tmp_path):
     page = Page(written(tmp_path, report))
     texts = [attributes.get("alt") or attributes.get("aria-label") for tag, attributes in page.elements
              if tag in ("img", "svg")]
-    assert len(texts) == 40 + 5
+    assert len(texts) == 48 + 5
     assert all(texts) and len(set(texts)) == len(texts)
 
 

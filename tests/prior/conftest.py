@@ -9,6 +9,7 @@ from vqim.contracts.grid import Level, TokenGrid
 from vqim.frozen.from_run import FromRun
 from vqim.nn.module import spec
 from vqim.prior.autoregressive import AutoregressivePrior
+from vqim.prior.masked import MaskedPrior
 from vqim.prior.sampler import StepwiseSampler
 from vqim.runtime.torch import TorchKernels, TorchRuntime
 from vqim.state.leaf import prefixed
@@ -47,6 +48,21 @@ def make_prior():
         return AutoregressivePrior(
             grid, num_classes, **{"width": 8, "num_layers": 2, "num_heads": 2, "hidden": 12, **kwargs})
     return make
+
+
+@pytest.fixture
+def make_masked():
+    """`make_masked(...)`: by default 2x3 tokens with 2 codes of 11 each, 4 classes, two layers."""
+    def make(levels=(Level(2, 3, 2, 11),), num_classes=4, **kwargs):
+        return MaskedPrior(
+            TokenGrid(levels), num_classes, **{"width": 8, "num_layers": 2, "num_heads": 2, "hidden": 12, **kwargs})
+    return make
+
+
+@pytest.fixture
+def runtime():
+    """The torch runtime."""
+    return TorchRuntime()
 
 
 @pytest.fixture

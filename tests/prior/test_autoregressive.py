@@ -204,11 +204,6 @@ def test_the_papers_dropout_is_the_default(make_prior):
     assert make_prior().blocks.block.dropout_rate == 0.1
 
 
-def test_several_codes_a_position_are_refused():
-    with pytest.raises(ValueError, match="AutoregressivePrior models one code a position, this tokenizer gives 2"):
-        AutoregressivePrior(TokenGrid((Level(2, 2, 2, 8),)), 0, width=8, num_layers=1, num_heads=2, hidden=8)
-
-
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"num_classes": -1}, "num_classes must be at least 0, got -1"),
     ({"class_dropout_rate": 1.0}, "class_dropout_rate must be at least 0 and below 1, got 1.0"),

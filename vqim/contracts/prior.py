@@ -100,12 +100,30 @@ class Stepwise(Prior, Protocol):
         ...
 
 
+class Filling(Prior, Protocol):
+    """A prior that tells all codes of an image at once, given those that are known."""
+
+    def logits(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
+        """Logits of every code, float32 [B, N, K, V]; -inf for codes that a level does not have.
+
+        Args:
+          tokens_BNK: the known tokens; -1 where one is masked. Logits of known ones mean nothing.
+          labels_B: classes; -1 or None where they are not told.
+          context: a context without a key.
+        """
+        ...
+
+
 Draw = Callable[..., Tensor]
 """draw(arrays, labels_B, numbers_B, seed, given_BNK=None): int64 tokens [B, N, K] on the device. See `Sampler.bind`."""
 
 
 class Sampler(Protocol):
-    """A method of drawing from a prior, with its settings, which a gin file binds once."""
+    """A method of drawing from a prior, with its settings, which a gin file binds once.
+
+    A class attribute `any_order` that is True says that given tokens may lie anywhere, and that what is drawn depends on
+    all of them. Without it, a token is drawn knowing only those before it.
+    """
 
     def bind(self, prior: Any, runtime: Runtime, batch_size: int, dtype: torch.dtype) -> Draw:
         """A function that draws images' tokens.
@@ -119,7 +137,7 @@ class Sampler(Protocol):
         """
         ...
 
-    def with_settings(self, **settings: float | int | None) -> "Sampler":
+    def with_settings(self, **settings: Any) -> "Sampler":
         """The same sampler with other values for some settings; ValueError for a setting that it does not have."""
         ...
 

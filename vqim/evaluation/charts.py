@@ -60,17 +60,23 @@ def loss_curves(curves: Mapping[str, Curve], title: str) -> str:
 
 
 def code_frequencies(counts_K: np.ndarray, title: str) -> str:
-    """Each code's share of the tokens, most frequent first, with the even share 1/K as a line."""
+    """Each code's share of the tokens, most frequent first, with the even share 1/K as a line.
+
+    Both axes are logarithmic: one code, such as that of a white background, can occur a thousand times as often as
+    others. Codes that never occur are left out.
+    """
     shares_K = np.sort(counts_K)[::-1] / max(counts_K.sum(), 1)
-    ranks = np.unique(np.linspace(0, len(shares_K) - 1, _MAX_POINTS).astype(int))
+    ranks = np.unique(np.geomspace(1, len(shares_K), _MAX_POINTS).astype(int)) - 1
+    ranks = ranks[shares_K[ranks] > 0]
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new_chart()
-        axes.fill_between(ranks + 1, 100 * shares_K[ranks], step="mid", color=_SERIES[0], linewidth=0, alpha=0.85)
+        axes.plot(ranks + 1, 100 * shares_K[ranks], color=_SERIES[0])
         axes.axhline(100 / len(shares_K), color=_SERIES[1], linestyle=(0, (4, 2)), label="all codes alike")
         axes.set_xlabel("codes, most frequent first")
         axes.set_ylabel("share of tokens, %")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
         axes.set_xlim(1, len(shares_K))
-        axes.set_ylim(bottom=0)
         axes.legend(loc="upper right")
         return _to_svg(figure, title)
 

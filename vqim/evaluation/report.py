@@ -70,6 +70,23 @@ class ProbeAccuracies:
 
 
 @dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """Samples beside the training images nearest to them.
+
+    Attributes:
+      samples_BHWC: uint8 samples.
+      training_BHWC: uint8, for each sample the nearest training image.
+      distances_B: root mean square of their difference, of values in [0, 1].
+      note: what the distances are to be compared with.
+    """
+
+    samples_BHWC: np.ndarray
+    training_BHWC: np.ndarray
+    distances_B: np.ndarray
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The content of a report. Sections whose content is empty or None are left out.
 
@@ -86,6 +103,7 @@ class Report:
       code_counts_K: how often each code occurs in the validation set's tokens.
       loss_curves: for each run (stage 1, stage 2, probe) its curves by name, each (steps, values).
       samples: uint8 generated images [B, H, W, C] by class name, not selected by hand (the caption says so).
+      neighbours: some samples beside their nearest training images.
       probe: accuracies by layer.
       commands: command lines that repeat this run.
       config: the operative configuration.
@@ -103,6 +121,7 @@ class Report:
     code_counts_K: np.ndarray | None = None
     loss_curves: Mapping[str, Mapping[str, charts.Curve]] = dataclasses.field(default_factory=dict)
     samples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    neighbours: Neighbours | None = None
     probe: ProbeAccuracies | None = None
     commands: Sequence[str] = ()
     config: str = ""
@@ -132,6 +151,7 @@ def write_report(path: str | pathlib.Path, report: Report) -> None:
     numbered = _Numbering()
     sections = [
         _measures(report), _reconstructions(report, numbered), _samples(report, numbered),
+        _neighbours(report, numbered),
         f'<div class="beside">{_codebook(report, numbered)}{_probe(report, numbered)}</div>',
         _losses(report, numbered), _how(report)]
     template = importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
@@ -220,6 +240,22 @@ def _samples(report: Report, numbered: _Numbering) -> str:
         + "</dd></div>" for name, images in report.samples.items())
     caption = numbered.caption("Generated images, a row for each class: the first that were drawn, none picked out.")
     return f'<section><h2>Samples by class</h2><figure><dl class="classes">{rows}</dl>{caption}</figure></section>'
+
+
+def _neighbours(report: Report, numbered: _Numbering) -> str:
+    found = report.neighbours
+    if found is None:
+        return ""
+    pairs = "".join(
+        f'<div class="pair">{_image(sample, f"sample {i}")}{_image(image, f"its nearest training image, {i}")}'
+        f"<p><span>{distance:.3f}</span></p></div>"
+        for i, (sample, image, distance) in enumerate(
+            zip(found.samples_BHWC, found.training_BHWC, found.distances_B, strict=True), start=1))
+    caption = numbered.caption(
+        f"Samples (left of each pair) beside their nearest training images (right), with the root mean square of their "
+        f"difference. {found.note}")
+    figure = f'<figure><div class="pairs">{pairs}</div>{caption}</figure>'
+    return f"<section><h2>Nearest training images</h2>{figure}</section>"
 
 
 def _codebook(report: Report, numbered: _Numbering) -> str:

@@ -15,7 +15,7 @@ from vqim.contracts.context import Context
 from vqim.nn.layers import check_positive
 from vqim.state.init import FromArray
 from vqim.state.leaf import Leaf, Spec, State
-from vqim.third_party import torchvision_resnet as pretrained
+from vqim.third_party import torchvision_models as pretrained
 
 DEPTHS = (18, 34, 50, 101, 152)
 INPUT_SIZE = 224

@@ -23,11 +23,7 @@ def trunk_spec(network: str, weights_path: str | None) -> Spec:
       FileNotFoundError: see `pretrained.find_weights`.
     """
     leaf = weight_leaf(network, weights_path)
-    spec: Spec = {  # constants too are state: one made inside the step would be sent to the device at every step
-        "input/shift_C": Leaf((3,), FromArray(lambda: np.array(_SHIFT, np.float32)), ("features",), saved=False),
-        "input/scale_C": Leaf((3,), FromArray(lambda: np.array(_SCALE, np.float32)), ("features",), saved=False),
-    }
-    num_inputs = 3
+    spec, num_inputs = input_spec(), 3
     for stage, convolutions in enumerate(pretrained.TRUNKS[network], start=1):
         for i, (kernel_size, num_outputs) in enumerate(convolutions, start=1):
             kernel, bias = f"conv{stage}_{i}/kernel_OIHW", f"conv{stage}_{i}/bias_O"
@@ -35,6 +31,14 @@ def trunk_spec(network: str, weights_path: str | None) -> Spec:
             spec[bias] = leaf(bias, (num_outputs,), ("features",))
             num_inputs = num_outputs
     return spec
+
+
+def input_spec() -> Spec:
+    """The constants of `standardised`."""
+    return {  # constants too are state: one made inside the step would be sent to the device at every step
+        "input/shift_C": Leaf((3,), FromArray(lambda: np.array(_SHIFT, np.float32)), ("features",), saved=False),
+        "input/scale_C": Leaf((3,), FromArray(lambda: np.array(_SCALE, np.float32)), ("features",), saved=False),
+    }
 
 
 def weight_leaf(

@@ -1,20 +1,22 @@
 """Draws token sequences from priors that give one code at a time, in raster, channel or depth order.
 
-    B images in a batch, G branches of guidance, N positions, K codes a position, S = N K draws, V vocabulary
+    B images in a batch, N positions, K codes a position, S = N K draws, V vocabulary
 """
 import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from vqim.contracts.context import Context
+from vqim.contracts.grid import TokenGrid
 from vqim.contracts.placing import own_rows
 from vqim.contracts.prior import Draw, Sampler, Stepwise, check_numbers
 from vqim.contracts.runtime import Runtime
 from vqim.nn.module import apply
+from vqim.prior.guidance import GuidanceSchedule, check_can_guide, check_guidance, guided_logits, has_branch
 from vqim.prior.sampling import check_sampling, sample_logits
 from vqim.state.leaf import State
 from vqim.state.random import fold_key, step_key, uniform_rows
@@ -33,20 +35,24 @@ class StepwiseSampler:
       top_k: keeps only the k likeliest codes; None keeps all.
       top_p: keeps only the likeliest codes whose probabilities first sum to p; None keeps all.
       guidance: the scale s of classifier-free guidance: logits c + (s - 1) (c - u), with c from the class and u without
-        it. With 1.0 there is no second branch. The prior must have been trained with a `class_dropout_rate`.
+        it. A constant 1.0 has no second branch. The prior must have been trained with a `class_dropout_rate`.
+      guidance_schedule: how the scale changes with the steps; by default it does not.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     guidance: float = 1.0
+    guidance_schedule: GuidanceSchedule = GuidanceSchedule()
+
+    any_order = False
+    """See `Sampler`: not a setting."""
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.top_k, self.top_p)
-        if not self.guidance >= 0:
-            raise ValueError(f"guidance must be at least 0, got {self.guidance}")
+        check_guidance(self.guidance)
 
-    def with_settings(self, **settings: float | int | None) -> Sampler:
+    def with_settings(self, **settings: Any) -> Sampler:
         """See `Sampler.with_settings`."""
         return with_settings(self, **settings)
 
@@ -55,11 +61,10 @@ class StepwiseSampler:
         missing = [name for name in STEPWISE if not hasattr(prior, name)]
         if missing:
             raise ValueError(f"sampler must fit the prior: StepwiseSampler draws code by code, and "
-                             f"{type(prior).__name__} has no {', '.join(missing)}")
-        if batch_size % runtime.num_batch_shards:
-            raise ValueError(f"batch_size must be a multiple of {runtime.num_batch_shards}, got {batch_size}")
-        if self.guidance != 1.0 and not prior.num_classes:
-            raise ValueError(f"guidance must be 1.0 for a prior without classes, got {self.guidance}")
+                             f"{type(prior).__name__} has no {', '.join(missing)}; a masked prior needs "
+                             f"prior.PriorObjective.sampler = @prior.MaskedSampler()")
+        check_batch_size(batch_size, runtime)
+        check_can_guide(self.guidance, self.guidance_schedule, prior)
         return _StepwiseDraw(self, prior, runtime, batch_size, dtype)
 
 
@@ -71,7 +76,7 @@ class _StepwiseDraw:
     ):
         self._sampler, self._prior, self._runtime = sampler, prior, runtime
         self._batch_size, self._dtype = batch_size, dtype
-        self._branches = 1 if sampler.guidance == 1.0 else 2
+        self._has_branch = has_branch(sampler.guidance, sampler.guidance_schedule)
         self._has_top_p = sampler.top_p is not None and sampler.top_p < 1  # at 1, rounding would remove the far tail
         self._program = runtime.compile(self._step)
 
@@ -80,24 +85,17 @@ class _StepwiseDraw:
         given_BNK: np.ndarray | None = None,
     ) -> Tensor:
         """See `Sampler.bind`."""
-        runtime, grid = self._runtime, self._prior.grid
-        check_numbers(labels_B, self._batch_size, "labels_B")
-        check_numbers(numbers_B, self._batch_size)
-        shape = (self._batch_size, grid.num_positions, grid.num_channels)
-        given_BNK = np.full(shape, -1, np.int64) if given_BNK is None else given_BNK
-        if given_BNK.shape != shape:
-            raise ValueError(f"given_BNK must have shape {shape}, -1 where tokens are to be drawn; got "
-                             f"{given_BNK.shape}")
-        own = own_rows(self._batch_size, runtime)
-        device = runtime.put({
-            "labels": labels_B[own].astype(np.int32), "numbers": numbers_B[own].astype(np.int32),
-            "drawn": rearrange(given_BNK[own], "b n k -> b (n k)").astype(np.int64)})
-        empty = self._prior.empty_cache(self._branches * self._batch_size, self._dtype, device["drawn"].device)
+        sampler, runtime, grid = self._sampler, self._runtime, self._prior.grid
+        device, _ = put_images(runtime, grid, self._batch_size, labels_B, numbers_B, given_BNK)
+        num_sequences = (2 if self._has_branch else 1) * self._batch_size
+        empty = self._prior.empty_cache(num_sequences, self._dtype, device["drawn"].device)
         cache = dict(zip(empty, runtime.cut(list(empty.values()), axis=1), strict=True))
-        settings = {"temperature": self._sampler.temperature, "guidance": self._sampler.guidance,
-                    "top_p": self._sampler.top_p or 1.0}
-        for step in range(self._prior.num_steps):
-            self._program(arrays, device, cache, runtime.scalars({"step": step, "seed": seed, **settings}))
+        settings = {"temperature": sampler.temperature, "top_p": sampler.top_p or 1.0}
+        num_steps = self._prior.num_steps
+        for step in range(num_steps):
+            guidance = sampler.guidance_schedule.scale(sampler.guidance, step, num_steps)
+            self._program(arrays, device, cache, runtime.scalars(
+                {"step": step, "seed": seed, "guidance": guidance, **settings}))
         return rearrange(device["drawn"], "b (n k) -> b n k", k=grid.num_channels)
 
     def _step(
@@ -121,22 +119,40 @@ class _StepwiseDraw:
         self, arrays: State, drawn_BS: Tensor, labels_B: Tensor, cache: dict[str, Tensor], step: Tensor,
         scalars: dict[str, Tensor],
     ) -> Tensor:
-        """Logits of this step's codes. With guidance, an image's two branches are neighbours, on the same device."""
+        """Logits of this step's codes, float32 [B, V]."""
         context = Context(self._runtime.kernels, self._dtype)
-        known_BS = drawn_BS.clamp_min(0)
-        if self._branches == 1:
-            return apply(self._prior.step, arrays, known_BS, labels_B, cache, step, context)
-        untold_B = torch.full_like(labels_B, -1)
-        labels_G = rearrange([labels_B, untold_B], "g b -> (b g)")
-        both_GV = apply(
-            self._prior.step, arrays, repeat(known_BS, "b s -> (b g) s", g=2), labels_G, cache, step, context)
-        with_BV, without_BV = rearrange(both_GV, "(b g) v -> g b v", g=2)
-        guided_BV = with_BV + (scalars["guidance"] - 1) * (with_BV - without_BV)
-        # -inf - -inf is NaN, so codes that a level does not have keep their -inf.
-        return torch.where(torch.isinf(with_BV), with_BV, guided_BV)
+        return guided_logits(
+            lambda tokens, labels: apply(self._prior.step, arrays, tokens, labels, cache, step, context),
+            drawn_BS.clamp_min(0), labels_B, scalars["guidance"] if self._has_branch else None)
 
 
-def with_settings(sampler: Any, **settings: float | int | None) -> Any:
+def put_images(
+    runtime: Runtime, grid: TokenGrid, batch_size: int, labels_B: np.ndarray, numbers_B: np.ndarray,
+    given_BNK: np.ndarray | None,
+) -> tuple[dict[str, Tensor], np.ndarray]:
+    """A batch on the devices: `labels`, `numbers`, and `drawn` [B, S], which has the given tokens and -1 elsewhere.
+
+    Its other result is `drawn` on the host. Raises ValueError where a shape is wrong.
+    """
+    check_numbers(labels_B, batch_size, "labels_B")
+    check_numbers(numbers_B, batch_size)
+    shape = (batch_size, grid.num_positions, grid.num_channels)
+    given_BNK = np.full(shape, -1, np.int64) if given_BNK is None else given_BNK
+    if given_BNK.shape != shape:
+        raise ValueError(f"given_BNK must have shape {shape}, -1 where tokens are to be drawn; got {given_BNK.shape}")
+    given_BS = rearrange(given_BNK, "b n k -> b (n k)").astype(np.int64)
+    own = own_rows(batch_size, runtime)
+    return runtime.put({"labels": labels_B[own].astype(np.int32), "numbers": numbers_B[own].astype(np.int32),
+                        "drawn": given_BS[own]}), given_BS
+
+
+def check_batch_size(batch_size: int, runtime: Runtime) -> None:
+    """Raises ValueError unless all devices can have the same number of images."""
+    if batch_size % runtime.num_batch_shards:
+        raise ValueError(f"batch_size must be a multiple of {runtime.num_batch_shards}, got {batch_size}")
+
+
+def with_settings(sampler: Any, **settings: Any) -> Any:
     """A sampler (a dataclass) with other settings; ValueError for settings that it does not have."""
     names = [field.name for field in dataclasses.fields(sampler)]
     unknown = sorted(settings.keys() - set(names))

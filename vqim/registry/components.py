@@ -7,15 +7,15 @@ from vqim.classifier import objective as classifier_objective
 from vqim.contracts import learning
 from vqim.data import folder, images, source, token_cache, transforms
 from vqim.evaluation import accuracy, image_metrics, passes, rejection, token_metrics
-from vqim.frozen import alexnet, efficientnet, from_run, lpips, resnet, vgg16
+from vqim.frozen import alexnet, efficientnet, from_run, lpips, resnet, vgg16, vgg16_classifier
 from vqim.nn import convolution
 from vqim.optim import adafactor, adamw, groups, schedules
-from vqim.prior import autoregressive, sampler
+from vqim.prior import autoregressive, guidance, masked, masked_sampler, rq_transformer, sampler
 from vqim.prior import objective as prior_objective
 from vqim.probe import features
 from vqim.probe import objective as probe_objective
 from vqim.runtime import settings
-from vqim.tokenizer import cnn, dvae, model, terms, vit
+from vqim.tokenizer import cnn, dvae, model, semantic, terms, vit
 from vqim.tokenizer import objective as tokenizer_objective
 from vqim.tokenizer.discriminator import adversary, patchgan, stylegan2
 from vqim.tokenizer.quantizer import gumbel, hierarchical, vector
@@ -25,14 +25,17 @@ for module, components in {
     "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, token_cache.Tokens,
              transforms.RandomCrop, transforms.RandomResizedCrop, transforms.CenterCrop, transforms.Resize),
     "nn": (convolution.GroupNorm, convolution.AttentionBlock),
-    "frozen": (vgg16.VGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet, efficientnet.EfficientNetLite0,
-               from_run.FromRun),
+    "frozen": (vgg16.VGG16, vgg16_classifier.TorchvisionVGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet,
+               efficientnet.EfficientNetLite0, from_run.FromRun),
     "tokenizer": (model.ImageTokenizer, vit.ViTEncoder, vit.ViTDecoder, cnn.CNNEncoder, cnn.CNNDecoder,
                   dvae.DVAEEncoder, dvae.DVAEDecoder, vector.VectorQuantizer, gumbel.GumbelQuantizer,
-                  hierarchical.HierarchicalQuantizer, terms.L2, terms.LogitLaplace, terms.Perceptual,
+                  hierarchical.HierarchicalQuantizer, terms.L1, terms.L2, terms.LogitLaplace, terms.Perceptual,
+                  semantic.SemanticPerceptual,
                   adversary.Adversary, stylegan2.StyleGAN2Discriminator, patchgan.PatchGANDiscriminator,
                   tokenizer_objective.TokenizerObjective),
-    "prior": (autoregressive.AutoregressivePrior, sampler.StepwiseSampler, prior_objective.PriorObjective),
+    "prior": (autoregressive.AutoregressivePrior, rq_transformer.RQTransformer, masked.MaskedPrior,
+              sampler.StepwiseSampler, masked_sampler.MaskedSampler, guidance.GuidanceSchedule,
+              prior_objective.PriorObjective),
     "probe": (features.PriorFeatures, features.PixelFeatures, probe_objective.ProbeObjective),
     "classifier": (classifier_model.ImageClassifier, classifier_model.TrainedClassifier,
                    classifier_objective.ClassifierObjective),

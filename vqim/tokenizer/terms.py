@@ -67,6 +67,26 @@ class L2:
         return (images_BCHW - reconstruction.mean_BCHW).square().mean()
 
 
+class L1:
+    """The mean absolute error over all values of an image, in [0, 1].
+
+    Args:
+      weight: weight of the term. VQGAN's released baseline has 1 for images in [-1, 1], that is 2 here.
+    """
+
+    name = "l1"
+    frozen: Mapping[str, Frozen] = {}
+
+    def __init__(self, weight: float | Schedule = 2.0):
+        self.weight = checked_weight(weight)
+
+    def __call__(
+        self, images_BCHW: Tensor, reconstruction: Reconstruction, frozen: Mapping[str, State], context: Context,
+    ) -> Tensor:
+        """See `Term`."""
+        return (images_BCHW - reconstruction.mean_BCHW).abs().mean()
+
+
 class LogitLaplace:
     """The negative log-likelihood under the decoder's logit-Laplace distribution, in nats per value.
 

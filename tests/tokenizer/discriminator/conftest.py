@@ -1,5 +1,6 @@
 """Random parameters for discriminators, as initial values have zero biases, and tasks of a tokenizer with one."""
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -27,11 +28,19 @@ def same_draws():
 
 @pytest.fixture
 def draw_params():
-    """`draw_params(module, dtype)`: an array of N(0, 1) for each parameter."""
+    """`draw_params(module, dtype)`: N(0, 1) for each parameter, kernels divided by the root of their fan-in."""
     def draw(module, dtype=torch.float32):
         generator = torch.Generator().manual_seed(0)
-        return {name: torch.randn(leaf.shape, dtype=dtype, generator=generator) for name, leaf in spec(module).items()}
+        return {name: torch.randn(leaf.shape, dtype=dtype, generator=generator) * fan_in(leaf) ** -0.5
+                for name, leaf in spec(module).items()}
     return draw
+
+
+def fan_in(leaf):
+    """The number of inputs of an output; 1 for what is no kernel."""
+    if "out" not in leaf.axes:
+        return 1
+    return math.prod(size for size, axis in zip(leaf.shape, leaf.axes, strict=True) if axis != "out")
 
 
 @pytest.fixture

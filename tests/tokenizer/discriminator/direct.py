@@ -9,9 +9,8 @@ TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
 
 
 def convolve(params, name, x, **settings):
-    """A convolution with equalised learning rate."""
-    kernel = params[name]
-    return F.conv2d(x, kernel / kernel[0].numel() ** 0.5, **settings)
+    """A convolution without a bias."""
+    return F.conv2d(x, params[name], **settings)
 
 
 def activate(params, name, x):
@@ -27,9 +26,8 @@ def blur(x, padding):
 
 
 def dense(params, name, x):
-    """A matrix product with equalised learning rate."""
-    kernel = params[name]
-    return x @ (kernel / len(kernel) ** 0.5)
+    """A matrix product without a bias."""
+    return x @ params[name]
 
 
 def logits(params, images, group_size=4):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tests.tokenizer.discriminator import direct
+from tests.tokenizer.discriminator.conftest import fan_in
 from tests.tokenizer.parameters import count_parameters
 from vqim.nn.module import apply, spec
 from vqim.optim.layout import lay_out
@@ -114,7 +115,7 @@ def test_the_number_of_parameters_follows_from_the_channels(image_size, channel_
 
 def test_kernels_start_from_the_standard_normal_and_biases_from_zero():
     for name, leaf in spec(StyleGAN2Discriminator(32, 256)).items():
-        assert leaf.init == (Constant(0.0) if "bias" in name else Normal(1.0)), name
+        assert leaf.init == (Constant(0.0) if "bias" in name else Normal(fan_in(leaf) ** -0.5)), name
 
 
 def test_an_image_changes_the_logits_of_its_group_and_no_others(context, draw_params):

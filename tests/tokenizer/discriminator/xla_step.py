@@ -11,6 +11,7 @@ import torch
 import torch_xla.debug.metrics as xla_metrics
 from torch import Tensor
 
+from tests.tokenizer.discriminator.conftest import fan_in
 from vqim.contracts.context import Context
 from vqim.nn.module import apply, spec
 from vqim.runtime.settings import XlaSettings
@@ -33,7 +34,8 @@ def run(discriminator: torch.nn.Module, runtime: TorchRuntime | XlaRuntime) -> d
     """Logits, their gradients, and R1's, as a training step takes them."""
     leaves = spec(discriminator)
     params = {
-        name: runtime.place(name, leaf, lambda index, n=name, leaf=leaf: Normal(1.0)(n, leaf.shape, 0, index))
+        name: runtime.place(name, leaf, lambda index, n=name, leaf=leaf: Normal(fan_in(leaf) ** -0.5)(
+            n, leaf.shape, 0, index))
         for name, leaf in leaves.items()}
     size = discriminator.image_size
     images = np.random.default_rng(0).random((BATCH_SIZE, 3, size, size), np.float32)

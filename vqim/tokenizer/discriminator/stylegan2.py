@@ -3,6 +3,10 @@
 ViT-VQGAN trains with it (section 3.3). Details that the paper leaves open are as in the authors' program
 (NVlabs/stylegan2, training/networks_stylegan2.py, `D_stylegan2`).
 
+One thing differs: the learning rate is not equalised. Equalised weights need a rate some 20 times larger, such as
+StyleGAN2's 2e-3. At ViT-VQGAN's 1e-4 (section 5.1) they learn little, and ordinary weights well (docs/results.md). The
+initial network is the same.
+
 The direct form (zeros, blur, convolution of stride 2) leaves most of a TPU idle. This file differs from it:
 
 - No convolution has a stride: they run over 2x2 blocks of pixels (blocks.py).
@@ -102,11 +106,11 @@ class StyleGAN2Discriminator(nn.Module):
             ResidualBlock(num_inputs, num_outputs, block_strips)
             for (num_inputs, num_outputs), block_strips in zip(itertools.pairwise(channels), strips, strict=False))
         last = channels[-1]
-        self.kernel_OIHW = parameter((last, last + 1, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
+        self.kernel_OIHW = _kernel(last, last + 1, 3, 3)
         self.bias_O = parameter((last,), Constant(0.0), "features")
-        self.hidden_kernel_IO = parameter((last * SMALLEST**2, last), Normal(1.0), "in", "out")
+        self.hidden_kernel_IO = _dense_kernel(last * SMALLEST**2, last)
         self.hidden_bias_O = parameter((last,), Constant(0.0), "features")
-        self.logit_kernel_IO = parameter((last, 1), Normal(1.0), "in", "out")
+        self.logit_kernel_IO = _dense_kernel(last, 1)
         self.logit_bias = parameter((), Constant(0.0))
 
     def check_batch(self, batch_size: int) -> None:
@@ -128,11 +132,11 @@ class StyleGAN2Discriminator(nn.Module):
         x_BCHW = self._features((2 * images_BCHW - 1).to(dtype))
         deviation_B1HW = _group_deviation(x_BCHW.to(wide), self.group_size)
         x_BCHW = torch.cat([x_BCHW, deviation_B1HW.to(dtype)], dim=1)
-        x_BCHW = _activate(F.conv2d(x_BCHW, _equalise(self.kernel_OIHW).to(dtype), padding=1), self.bias_O)
+        x_BCHW = _activate(F.conv2d(x_BCHW, self.kernel_OIHW.to(dtype), padding=1), self.bias_O)
         x_BI = rearrange(x_BCHW, "b c h w -> b (c h w)")
-        x_BI = _activate(x_BI @ _equalise_dense(self.hidden_kernel_IO).to(dtype), self.hidden_bias_O)
+        x_BI = _activate(x_BI @ self.hidden_kernel_IO.to(dtype), self.hidden_bias_O)
         # A sum of products rather than a matrix product: a TPU would round the factors of the latter to bfloat16.
-        return (x_BI.to(wide) * _equalise_dense(self.logit_kernel_IO)[:, 0]).sum(1) + self.logit_bias
+        return (x_BI.to(wide) * self.logit_kernel_IO[:, 0]).sum(1) + self.logit_bias
 
     def _features(self, x_BCHW: Tensor) -> Tensor:
         """The residual blocks' output for images, [B, C, 4, 4]."""
@@ -150,12 +154,12 @@ class FromRGB(nn.Module):
     def __init__(self, num_inputs: int, num_outputs: int, num_strips: int | None):
         super().__init__()
         self.num_strips = num_strips
-        self.kernel_OIHW = parameter((num_outputs, num_inputs, 1, 1), Normal(1.0), "out", "in", "kh", "kw")
+        self.kernel_OIHW = _kernel(num_outputs, num_inputs, 1, 1)
         self.bias_O = parameter((num_outputs,), Constant(0.0), "features")
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, I, H, W] to [B, O, H, W], or in strips to [N, 4 O, n + 3, w + 1] for `ResidualBlock`."""
-        kernel_OIHW = _equalise(self.kernel_OIHW)
+        kernel_OIHW = self.kernel_OIHW
         if self.num_strips is None:
             return _activate(F.conv2d(x_BCHW, kernel_OIHW.to(x_BCHW.dtype)), self.bias_O)
         # The bias is the weight of a channel of ones, so that it is absent around the image.
@@ -174,11 +178,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, num_inputs: int, num_outputs: int, num_strips: int | None):
         super().__init__()
         self.num_strips = num_strips
-        self.kernel_1_OIHW = parameter((num_inputs, num_inputs, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
+        self.kernel_1_OIHW = _kernel(num_inputs, num_inputs, 3, 3)
         self.bias_1_O = parameter((num_inputs,), Constant(0.0), "features")
-        self.kernel_2_OIHW = parameter((num_outputs, num_inputs, 3, 3), Normal(1.0), "out", "in", "kh", "kw")
+        self.kernel_2_OIHW = _kernel(num_outputs, num_inputs, 3, 3)
         self.bias_2_O = parameter((num_outputs,), Constant(0.0), "features")
-        self.skip_kernel_OIHW = parameter((num_outputs, num_inputs, 1, 1), Normal(1.0), "out", "in", "kh", "kw")
+        self.skip_kernel_OIHW = _kernel(num_outputs, num_inputs, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, I, H, W] to [B, O, h, w]; strips [N, I, 2n, W], or those of `FromRGB`, to strips [N, O, n, w]."""
@@ -191,21 +195,21 @@ class ResidualBlock(nn.Module):
     def _with_blur(self, x_BCHW: Tensor) -> Tensor:
         """The blur as a separate pass."""
         dtype = x_BCHW.dtype
-        hidden_BCHW = F.conv2d(x_BCHW, _equalise(self.kernel_1_OIHW).to(dtype), padding=1)
+        hidden_BCHW = F.conv2d(x_BCHW, self.kernel_1_OIHW.to(dtype), padding=1)
         hidden_BCHW = blur(_activate(hidden_BCHW, self.bias_1_O), 2, 3)  # 3 for an even size; the added row meets zeros
-        kernel_OIHW = F.pad(_equalise(self.kernel_2_OIHW), (0, 1, 0, 1)).to(dtype)
+        kernel_OIHW = F.pad(self.kernel_2_OIHW, (0, 1, 0, 1)).to(dtype)
         out_BChw = F.conv2d(space_to_depth(hidden_BCHW), space_to_depth(kernel_OIHW))
-        skip_BChw = F.conv2d(blur(x_BCHW, 1, 1, stride=2), _equalise(self.skip_kernel_OIHW).to(dtype))
+        skip_BChw = F.conv2d(blur(x_BCHW, 1, 1, stride=2), self.skip_kernel_OIHW.to(dtype))
         return self._merge(out_BChw, skip_BChw)
 
     def _in_strips(self, x_NChw: Tensor, num_strips: int) -> Tensor:
         """The blur folded into kernels. Takes strips with neighbours, in shifted blocks, [N, 4 I, n + 3, w + 1]."""
         dtype = x_NChw.dtype
-        kernel_OIHW = from_blocks_to_blocks(_equalise(self.kernel_1_OIHW)).to(dtype)
+        kernel_OIHW = from_blocks_to_blocks(self.kernel_1_OIHW).to(dtype)
         hidden_NChw = _activate(F.conv2d(x_NChw, kernel_OIHW), repeat(self.bias_1_O, "o -> (pixel o)", pixel=4))
         hidden_NChw = zero_outside(hidden_NChw, num_strips, 1)
-        kernel_OIHW = space_to_depth(fold_blur(_equalise(self.kernel_2_OIHW))).to(dtype)
-        skip_kernel_OIHW = space_to_depth(fold_blur(_equalise(self.skip_kernel_OIHW))).to(dtype)
+        kernel_OIHW = space_to_depth(fold_blur(self.kernel_2_OIHW)).to(dtype)
+        skip_kernel_OIHW = space_to_depth(fold_blur(self.skip_kernel_OIHW)).to(dtype)
         return self._merge(F.conv2d(hidden_NChw, kernel_OIHW, padding=(0, 1)),
                            F.conv2d(x_NChw[:, :, 1:-1], skip_kernel_OIHW))
 
@@ -247,13 +251,13 @@ def _group_deviation(x_BCHW: Tensor, group_size: int) -> Tensor:
     return repeat(deviation_NCHW.mean((1, 2, 3)), "n -> (n g) 1 h w", g=size, h=height, w=width)
 
 
-def _equalise(kernel_OIHW: Tensor) -> Tensor:
-    """Equalised learning rate: the kernel is stored as N(0, 1), and divided by the root of the fan-in when used."""
-    return kernel_OIHW * kernel_OIHW[0].numel() ** -0.5
+def _kernel(*shape_OIHW: int) -> Tensor:
+    """A convolution's kernel; initial values are divided by the root of the number of inputs of an output."""
+    return parameter(shape_OIHW, Normal(math.prod(shape_OIHW[1:]) ** -0.5), "out", "in", "kh", "kw")
 
 
-def _equalise_dense(kernel_IO: Tensor) -> Tensor:
-    return kernel_IO * len(kernel_IO) ** -0.5
+def _dense_kernel(num_inputs: int, num_outputs: int) -> Tensor:
+    return parameter((num_inputs, num_outputs), Normal(num_inputs ** -0.5), "in", "out")
 
 
 def _activate(x: Tensor, bias_O: Tensor) -> Tensor:
