@@ -8,10 +8,14 @@
 It needs what is above, which the tests do without: they compare with closed forms and slow loops.
 """
 import contextlib
+import hashlib
+import importlib
 import io
+import pathlib
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -151,17 +155,19 @@ def values_on_images() -> None:
 
 def costs() -> None:
     """Seconds and the process's largest memory, for each library in a process of its own."""
-    for library in ("nothing", "vqim", "torchmetrics", "torch-fidelity"):
-        print(subprocess.run([sys.executable, "-m", "tests.evaluation.peers", "cost", library], check=True,
-                             capture_output=True, text=True).stdout.strip(), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, seed, shift in (("a", 0, 0.3), ("b", 1, 0.2)):
+            np.save(pathlib.Path(folder) / f"{name}.npy", features(10000, 2048, seed, shift))
+        for library in ("nothing", "vqim", "torchmetrics", "torch-fidelity"):
+            print(subprocess.run([sys.executable, "-m", "tests.evaluation.peers", "cost", library, folder], check=True,
+                                 capture_output=True, text=True).stdout.strip(), flush=True)
 
 
-def cost(library: str) -> None:
+def cost(library: str, folder: str) -> None:
     """Accumulates 10,000 features of two sets in batches of 64, and computes the distance."""
-    a, b = features(10000, 2048, 0, 0.3), features(10000, 2048, 1, 0.2)
-    with contextlib.suppress(ImportError):
-        import torch_fidelity.metric_fid
-        import torchmetrics.image.fid  # noqa: F401  loaded in every process, so that memory compares
+    a, b = (np.load(pathlib.Path(folder) / f"{name}.npy") for name in "ab")
+    for module in ("torch_fidelity.metric_fid", "torchmetrics.image.fid"):
+        importlib.import_module(module)  # in every process, so that memory compares
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     value = {"nothing": lambda: 0.0, "vqim": lambda: frechet_distance(gaussian(a), gaussian(b)),
              "torchmetrics": lambda: torchmetrics_fid(a, b), "torch-fidelity": lambda: torch_fidelity_fid(a, b),
@@ -173,10 +179,6 @@ def cost(library: str) -> None:
 
 def values_of_networks() -> None:
     """Inception with random weights, and its resize, beside torch-fidelity's."""
-    import hashlib
-    import pathlib
-    import tempfile
-
     import torchvision
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
@@ -214,13 +216,13 @@ def values_of_networks() -> None:
                             context=Context(TorchKernels()))
     for name, ours, theirs in (("pooled", found.pooled_BC, pooled), ("logits_unbiased", found.logits_BY, logits), (
             "spatial", found.spatial_BC, spatial[0][:, :7].permute(0, 2, 3, 1).flatten(1))):
-        print(f"Inception, random weights, {name}: largest difference {(ours - theirs).abs().max():.2e} of values up to "
-              f"{theirs.abs().max():.3g}")
+        print(f"Inception, random weights, {name}: largest difference {(ours - theirs).abs().max():.2e} of values "
+              f"up to {theirs.abs().max():.3g}")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "cost":
-        cost(sys.argv[2])
+        cost(*sys.argv[2:])
     elif sys.argv[1] == "costs":
         costs()
     else:

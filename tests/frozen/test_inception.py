@@ -1,4 +1,4 @@
-"""FID's Inception beside torchvision's module with the poolings of the graph of 2015; the file's checksum; the resize."""
+"""FID's Inception beside torchvision's module with the graph's poolings; the file's checksum; the resize."""
 import hashlib
 
 import numpy as np
@@ -67,7 +67,9 @@ def slow_resize(image_HW, size):
     return found
 
 
-def test_features_are_those_of_torchvisions_module_with_the_graphs_poolings(tmp_path, poolings_of_the_graph, monkeypatch):
+def test_features_are_those_of_torchvisions_module_with_the_graphs_poolings(
+    tmp_path, poolings_of_the_graph, monkeypatch,
+):
     module = random_module()
     path, checksum = save(module, tmp_path / "weights.pth")
     network = Inception(64, path, checksum)
@@ -102,7 +104,7 @@ def test_a_size_of_299_is_left_as_it_is():
 
 def test_without_a_file_the_message_says_which_one_and_how_to_get_it(tmp_path):
     for path in (None, str(tmp_path / "missing.pth")):
-        with pytest.raises(FileNotFoundError, match=r"pt_inception-2015-12-05-6726825d\.pth once .*mseitzer.*proxy_fid"):
+        with pytest.raises(FileNotFoundError, match=r"pt_inception-2015-12-05-6726825d\.pth once .*mseitzer"):
             Inception(64, path)
 
 

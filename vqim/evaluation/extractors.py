@@ -133,3 +133,9 @@ def file_checksum(path: str) -> str:
     """The first 16 hexadecimal digits of a file's sha256."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def named(names: Mapping[str, str], measure: str) -> str:
+    """The name of a result such as 'kid_std': the extractor's for the measure it begins with."""
+    base = max((base for base in MEASURES if measure == base or measure.startswith(f"{base}_")), key=len)
+    return names[base] + measure.removeprefix(base)

@@ -188,7 +188,7 @@ class Samples(Pass):
 def _beside(
     drawn: Iterable[dict[str, Tensor]], real: Iterable[dict[str, Tensor]], runtime: Runtime,
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of samples and of real images side by side; the shorter of the two is filled up by what does not count."""
+    """Batches of samples and of real images side by side; the shorter one is filled up by what does not count."""
     last: dict[str, dict[str, Tensor]] = {}
     for one, other in itertools.zip_longest(drawn, real):
         for name, batch in (("drawn", one), ("real", other)):

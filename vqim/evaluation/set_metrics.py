@@ -14,7 +14,7 @@ from torch import Tensor
 from vqim.contracts.context import Context
 from vqim.contracts.evaluation import About, Items, Tally
 from vqim.contracts.frozen import Frozen
-from vqim.evaluation.extractors import MEASURES, Extractor, file_checksum
+from vqim.evaluation.extractors import Extractor, file_checksum, named
 from vqim.evaluation.feature_sets import NUM_KEPT, FeatureSet, Statistics, compare
 from vqim.evaluation.protocol import Fingerprint, as_text, image_checksums
 from vqim.evaluation.statistics_files import read_statistics
@@ -92,9 +92,9 @@ class _FeatureTally:
 
     def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
         """See `Tally`."""
-        self._images.add(*_rows(observed, "images", valid_B))
+        self._images.add(**_rows(observed, "images", valid_B))
         if rows_B := self._real.add(observed, valid_B):
-            self._real_set.add(*_rows(observed, _REAL, rows_B[0]))
+            self._real_set.add(**_rows(observed, _REAL, rows_B[0]))
 
     def result(self) -> dict[str, Any]:
         """The measures by the extractor's names, and their protocol."""
@@ -107,7 +107,7 @@ class _FeatureTally:
         else:
             reference, protocol = self._real_set.statistics(), self._real.protocol()
         found = compare(images, reference, self._metric.measures) | self._images.inception_score()
-        results = {_named(names, measure): value for measure, value in found.items()}
+        results = {named(names, measure): value for measure, value in found.items()}
         protocol = _protocol(", ".join(results), self._metric.extractor.describe(), protocol, self._about)
         return {**results, f"protocol/{next(iter(results))}": as_text(protocol)}
 
@@ -217,16 +217,11 @@ def _read_reference(path: str, extractor: Extractor) -> tuple[Statistics, dict[s
     return statistics, said
 
 
-def _rows(observed: Mapping[str, np.ndarray], name: str, valid_B: np.ndarray) -> list[np.ndarray | None]:
-    """Pooled and spatial features and logits of the rows that count."""
-    arrays = [observed.get(f"{name}/{part}") for part in ("pooled", "spatial", "logits")]
-    return [None if array is None else array[valid_B] for array in arrays]
-
-
-def _named(names: Mapping[str, str], measure: str) -> str:
-    """The name of a result such as 'kid_std': the extractor's for the measure it begins with."""
-    base = max((base for base in MEASURES if measure == base or measure.startswith(f"{base}_")), key=len)
-    return names[base] + measure.removeprefix(base)
+def _rows(observed: Mapping[str, np.ndarray], name: str, valid_B: np.ndarray) -> dict[str, np.ndarray]:
+    """What `FeatureSet.add` takes, of the rows that count."""
+    parts = {"pooled_BC": "pooled", "spatial_BS": "spatial", "logits_BY": "logits"}
+    return {argument: observed[f"{name}/{part}"][valid_B] for argument, part in parts.items()
+            if f"{name}/{part}" in observed}
 
 
 def _count(statistics: Statistics) -> int:

@@ -1,4 +1,4 @@
-"""Statistics of sets of images in `.npz` files: ADM's, with `mu, sigma, mu_s, sigma_s`, and ours, which say what they are.
+"""Statistics of sets of images in `.npz` files: ADM's, with `mu, sigma, mu_s, sigma_s`, and ours, which say more.
 
 Files of ours have ADM's arrays too, so that its evaluator reads them as a reference.
 
@@ -54,9 +54,10 @@ def read_statistics(path: str | os.PathLike[str]) -> tuple[Statistics, dict[str,
                              f"{', '.join(sorted(names)[:6]) or 'none'}")
         count = int(arrays["count"]) if "count" in names else 0
         protocol = json.loads(str(arrays[_PROTOCOL])) if _PROTOCOL in names else {}
-        gaussians = [Gaussian(arrays[f"mu{ending}"].astype(np.float64), arrays[f"sigma{ending}"].astype(np.float64),
-                              count) if f"mu{ending}" in names else None for ending in ("", "_s")]
-        return Statistics(*gaussians, arrays["features"] if "features" in names else None), protocol
+        pooled, spatial = (
+            Gaussian(arrays[f"mu{ending}"].astype(np.float64), arrays[f"sigma{ending}"].astype(np.float64), count)
+            if f"mu{ending}" in names else None for ending in ("", "_s"))
+        return Statistics(pooled, spatial, arrays["features"] if "features" in names else None), protocol
 
 
 def read_images(path: str | os.PathLike[str]) -> np.ndarray:
@@ -81,7 +82,10 @@ def write_images(path: str | os.PathLike[str], images_BHWC: np.ndarray, labels_B
 
     ADM's Inception score takes splits in the file's order: images that are sorted by class score too little.
     """
-    np.savez(path, arr_0=images_BHWC, **({} if labels_B is None else {"arr_1": labels_B}))
+    if labels_B is None:
+        np.savez(path, arr_0=images_BHWC)
+    else:
+        np.savez(path, arr_0=images_BHWC, arr_1=labels_B)
 
 
 def has_statistics(path: str | os.PathLike[str]) -> bool:
