@@ -34,9 +34,9 @@ class GivenKernels(TorchKernels):
         return self._uniform
 
 
-def training(temperature=1.0, kernels=None, dtype=torch.float32, seed=0):
+def training(temperature=1.0, kernels=None, dtype=torch.float32, seed=0, kl_weight=1.0):
     return Context(kernels or TorchKernels(), dtype, torch.tensor(seed, dtype=torch.int32),
-                   {"temperature": torch.tensor(temperature)})
+                   {"temperature": torch.tensor(temperature), "kl_weight": torch.tensor(kl_weight)})
 
 
 def softmax(x):
@@ -144,14 +144,18 @@ def test_the_divergence_is_the_expected_logarithm_of_the_ratio_to_uniform(vocabu
 
 
 def test_the_divergence_counts_with_its_weight_as_a_mean_over_positions(draw_params, context):
-    quantizer = make_quantizer(kl_weight=0.3)
+    quantizer = make_quantizer()
     params, latents = draw_params(quantizer), torch.randn(2, 3, 4, 6)
     logits = latents @ params["logits/kernel_IO"] + params["logits/bias_O"]
-    expected = 0.3 * divergence_from_uniform(logits).mean()
-    for mode in (context, training()):
-        losses = apply(quantizer.forward, params, latents, mode).losses
-        assert set(losses) == {"kl"}
-        torch.testing.assert_close(losses["kl"], expected)
+    losses = apply(quantizer.forward, params, latents, training(kl_weight=0.3)).losses
+    assert set(losses) == {"kl"} and apply(quantizer.forward, params, latents, context).losses == {}
+    torch.testing.assert_close(losses["kl"], 0.3 * divergence_from_uniform(logits).mean())
+
+
+def test_the_weight_of_the_divergence_is_a_number_or_a_ramp():
+    ramp = make_quantizer(kl_weight=Constant(0.3, warmup_steps=4))
+    assert [ramp.host_scalars(step)["kl_weight"] for step in (0, 1, 3, 9)] == pytest.approx([0.075, 0.15, 0.3, 0.3])
+    assert make_quantizer(kl_weight=0.2).host_scalars(7)["kl_weight"] == 0.2
 
 
 def test_without_a_projection_latents_are_the_logits(draw_params, context):
@@ -188,13 +192,13 @@ def make_tokenizer(quantizer):
 def test_the_temperature_of_a_step_reaches_the_quantizer_through_the_tokenizer(draw_params):
     tokenizer = make_tokenizer(make_quantizer(straight_through=False, temperature=WarmupCosine(1.0, 1 / 16, 0, 100)))
     assert tokenizer.grid.levels == (Level(2, 2, 1, 16),)
-    assert tokenizer.host_scalars(0) == {"quantizer/temperature": 1.0}
+    assert tokenizer.host_scalars(0) == {"quantizer/temperature": 1.0, "quantizer/kl_weight": 5e-4}
     assert tokenizer.host_scalars(50)["quantizer/temperature"] == pytest.approx((1 + 1 / 16) / 2)
     assert tokenizer.host_scalars(10**6)["quantizer/temperature"] == pytest.approx(1 / 16)
     params, images = draw_params(tokenizer), torch.rand(1, 3, 8, 8)
 
     def encode(temperature):
-        scalars = {"quantizer/temperature": torch.tensor(temperature), "learning_rate": torch.tensor(1.0)}
+        scalars = {"quantizer/temperature": torch.tensor(temperature), "quantizer/kl_weight": torch.tensor(1.0)}
         context = Context(TorchKernels(), key=torch.tensor(0, dtype=torch.int32), scalars=scalars)
         return apply(tokenizer.encode, params, images, context).codes.latents_BhwD
 

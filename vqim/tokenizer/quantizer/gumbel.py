@@ -14,6 +14,7 @@ from vqim.contracts.optimizer import Schedule
 from vqim.nn.gumbel import gumbel_noise
 from vqim.nn.layers import Dense, check_positive
 from vqim.nn.module import parameter
+from vqim.optim.schedules import Constant
 from vqim.state.init import Normal
 from vqim.tokenizer.model import Codes, Quantized
 
@@ -38,13 +39,14 @@ class GumbelQuantizer(nn.Module):
       vocabulary: the number of codes.
       temperature: a schedule for the temperature, above 0 at every step.
       straight_through: whether the decoder sees one code at each position also in training.
-      kl_weight: the weight of the divergence from the uniform distribution, in nats per position.
+      kl_weight: the weight of the divergence from the uniform distribution, in nats per position; a number or a
+        schedule.
       project: whether latents are projected to logits. False takes them as logits; width_in must then be `vocabulary`.
     """
 
     def __init__(
         self, width_in: int, width_out: int, vocabulary: int, temperature: Schedule,
-        straight_through: bool = True, kl_weight: float = 5e-4, project: bool = True,
+        straight_through: bool = True, kl_weight: float | Schedule = 5e-4, project: bool = True,
     ):
         super().__init__()
         check_positive(width_in=width_in, width_out=width_out, vocabulary=vocabulary)
@@ -53,10 +55,11 @@ class GumbelQuantizer(nn.Module):
                              f"got {width_in}")
         if not temperature(0) > 0:
             raise ValueError(f"temperature must be above 0, got {temperature(0)} at step 0")
-        if kl_weight < 0:
+        if not callable(kl_weight) and kl_weight < 0:
             raise ValueError(f"kl_weight must be at least 0, got {kl_weight}")
+        self.kl_weight = kl_weight if callable(kl_weight) else Constant(kl_weight)
         self.width_in, self.width_out, self.vocabulary = width_in, width_out, vocabulary
-        self.temperature, self.straight_through, self.kl_weight = temperature, straight_through, kl_weight
+        self.temperature, self.straight_through = temperature, straight_through
         self.logits = Dense(width_in, vocabulary) if project else None
         self.codebook_VD = parameter((vocabulary, width_out), Normal(1.0), "vocabulary", "features")
         self.widening = ("codebook_VD",)  # only the logits determine tokens
@@ -66,17 +69,16 @@ class GumbelQuantizer(nn.Module):
         return (Level(height, width, 1, self.vocabulary),)
 
     def host_scalars(self, step: int) -> dict[str, float]:
-        """The temperature."""
-        return {"temperature": self.temperature(step)}
+        """The temperature and the weight of the divergence."""
+        return {"temperature": self.temperature(step), "kl_weight": self.kl_weight(step)}
 
     def forward(self, latents_BhwD: Tensor, context: Context) -> Quantized:
-        """Latents [B, h, w, width_in] to codes: drawn if the context has a key, else the likeliest."""
+        """Latents [B, h, w, width_in] to codes: drawn if the context has a key, else the likeliest, without losses."""
         logits_BhwV = (latents_BhwD if self.logits is None else self.logits(latents_BhwD, context)).float()
-        losses = {"kl": self.kl_weight * divergence_from_uniform(logits_BhwV).mean()}
         key = context.fold("noise").key
         if key is None:
             indices = (logits_BhwV.argmax(-1)[..., None],)
-            return Quantized(self.lookup(indices, context), indices, losses)
+            return Quantized(self.lookup(indices, context), indices, {})
         uniform_BhwV = context.kernels.uniform(key, tuple(logits_BhwV.shape), logits_BhwV.device)
         noisy_BhwV = logits_BhwV + gumbel_noise(uniform_BhwV)
         weights_BhwV = (noisy_BhwV / context.scalars["temperature"]).softmax(-1)
@@ -84,6 +86,7 @@ class GumbelQuantizer(nn.Module):
         if self.straight_through:
             chosen_BhwV = (indices_Bhw1 == torch.arange(self.vocabulary, device=indices_Bhw1.device)).float()
             weights_BhwV = chosen_BhwV - weights_BhwV.detach() + weights_BhwV
+        losses = {"kl": context.scalars["kl_weight"] * divergence_from_uniform(logits_BhwV).mean()}
         vectors_BhwD = weights_BhwV.to(context.dtype) @ self.codebook_VD.to(context.dtype)
         return Quantized(Codes(vectors_BhwD, vectors_BhwD), (indices_Bhw1,), losses)
 
