@@ -20,7 +20,6 @@ from vqim.frozen.efficientnet import EfficientNetLite0
 from vqim.frozen.inception import Inception
 from vqim.frozen.vgg16 import VGG16
 from vqim.state.leaf import State
-from vqim.third_party import efficientnet_lite0, fid_inception, lpips
 
 MEASURES = ("fid", "sfid", "inception_score", "kid", "precision", "recall", "density", "coverage")
 _SPATIAL_CHANNELS = 40  # of EfficientNet-Lite0's last 7x7 map, for about as many values as sFID has
@@ -78,7 +77,7 @@ class InceptionFeatures:
     def describe(self) -> dict[str, str]:
         """See `Extractor`."""
         return {"extractor": "FID's Inception v3 of 2015-12-05, TensorFlow 1's bilinear resize to 299x299, 8 bits",
-                "weights": f"sha256 {file_checksum(fid_inception.find_weights(self.network.weights_path))}"}
+                "weights": f"sha256 {file_checksum(self.network.weights_file)}"}
 
 
 class ProxyFeatures:
@@ -104,7 +103,7 @@ class ProxyFeatures:
         """See `Extractor`."""
         size = self.network.input_size
         return {"extractor": f"EfficientNet-Lite0 in Inception's place, antialiased bilinear resize to {size}x{size}",
-                "weights": f"sha256 {file_checksum(efficientnet_lite0.find_weights(self.network.weights_path))}"}
+                "weights": f"sha256 {file_checksum(self.network.weights_file)}"}
 
 
 class VGG16Features:
@@ -124,8 +123,8 @@ class VGG16Features:
 
     def describe(self) -> dict[str, str]:
         """See `Extractor`."""
-        path = lpips.find_weights(self.network.name, self.network.weights_path)
-        return {"extractor": "VGG16's last convolution, no resize", "weights": f"sha256 {file_checksum(path)}"}
+        return {"extractor": "VGG16's last convolution, no resize",
+                "weights": f"sha256 {file_checksum(self.network.weights_file)}"}
 
 
 @functools.lru_cache(maxsize=16)

@@ -60,6 +60,11 @@ class Inception:
         check_positive(image_size=self.image_size)
         pretrained.find_weights(self.weights_path)
 
+    @property
+    def weights_file(self) -> str:
+        """The path of the file with its weights."""
+        return pretrained.find_weights(self.weights_path)
+
     def init_spec(self) -> Spec:
         """The 23.8 million constants, read from the file when the runtime fills them, and fixed matrices."""
         resize = functools.partial(tensorflow_resize_matrix, self.image_size, INPUT_SIZE)
