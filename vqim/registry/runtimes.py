@@ -21,8 +21,8 @@ def make_runtime(config: Config, name: str) -> Runtime:
         try:
             from vqim.runtime.xla import XlaRuntime
         except ImportError as error:
-            raise ConfigError(f"--runtime=xla needs torch_xla, which is there for Linux alone: pip install torch_xla "
-                              f"({error})") from error
+            raise ConfigError(f"--runtime=xla needs torch_xla, which is there for Linux alone: pip install "
+                              f"'vqim[xla]' ({error})") from error
         return XlaRuntime(config.call("runtime.Xla"))
     except ValueError as error:
         raise ConfigError(str(error)) from error
