@@ -154,7 +154,7 @@ def values_on_images() -> None:
 
 
 def costs() -> None:
-    """Seconds and the process's largest memory, for each library in a process of its own."""
+    """Seconds of one core and the process's largest memory, for each library in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         for name, seed, shift in (("a", 0, 0.3), ("b", 1, 0.2)):
             np.save(pathlib.Path(folder) / f"{name}.npy", features(10000, 2048, seed, shift))
@@ -168,11 +168,11 @@ def cost(library: str, folder: str) -> None:
     a, b = (np.load(pathlib.Path(folder) / f"{name}.npy") for name in "ab")
     for module in ("torch_fidelity.metric_fid", "torchmetrics.image.fid"):
         importlib.import_module(module)  # in every process, so that memory compares
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     value = {"nothing": lambda: 0.0, "vqim": lambda: frechet_distance(gaussian(a), gaussian(b)),
              "torchmetrics": lambda: torchmetrics_fid(a, b), "torch-fidelity": lambda: torch_fidelity_fid(a, b),
              }[library]()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"| {library} | {value:.6f} | {seconds:.1f} s | {more:.0f} MiB more |")
 
