@@ -79,7 +79,7 @@ def _extractors(image_size: tuple[int, int]) -> list[Extractor]:
     try:
         found.append(ProxyFeatures(EfficientNetLite0(image_size[0])))
     except FileNotFoundError as error:
-        logging.info("Without proxy_fid: %s", error)
+        logging.warning("Without proxy_fid: %s", error)
     return found
 
 

@@ -181,6 +181,16 @@ def test_samples_without_a_reference_are_refused(prior_run, data):
             measure(Samples([metric], 4, 8), prior_run(), data)
 
 
+def test_samples_of_a_run_over_cached_tokens_need_a_file(prior_run, data):
+    class Tokens(type(data)):
+        def evaluation(self, *args, **kwargs):
+            for batch in super().evaluation(*args, **kwargs):
+                yield {"tokens": np.zeros((len(batch["valid"]), 16, 1), np.int64), "valid": batch["valid"]}
+
+    with pytest.raises(ValueError, match="reference_split: this run's data are tokens"):
+        measure(Samples([WaveletDistance()], 4, 8, reference_split="validation"), prior_run(), Tokens())
+
+
 def test_a_measure_that_the_network_lacks_is_refused():
     with pytest.raises(ValueError, match="measures: VGG16Features has fid, kid, .* got 'inception_score'"):
         FeatureDistances(VGG, ("fid", "inception_score"))

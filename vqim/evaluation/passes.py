@@ -194,6 +194,9 @@ def _beside(
         for name, batch in (("drawn", one), ("real", other)):
             # Once all are drawn, the last batch is decoded again: one program serves every batch.
             last[name] = batch or last[name] | none_valid(len(last[name]["valid"]), runtime)
+        if "images" not in last["real"]:
+            raise ValueError("reference_split: this run's data are tokens, without the images that samples could be "
+                             "compared with; give evaluation.FeatureDistances a reference file")
         yield last["drawn"] | {"references": last["real"]["images"], "references_valid": last["real"]["valid"]}
 
 
