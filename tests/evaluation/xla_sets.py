@@ -2,8 +2,8 @@
 
     python -m tests.evaluation.xla_sets RESULTS.json
 
-A tiny tokenizer's reconstructions of 50 emoji, 16 at a time, so that the last batch is filled up. Writes the results, how
-often each batch made XLA compile, and what fell back to the host.
+A tiny tokenizer's reconstructions of 50 emoji, 16 at a time, so that the last batch is filled up. Writes the results,
+how often each batch made XLA compile, and what fell back to the host.
 """
 import json
 import sys

@@ -82,6 +82,17 @@ def test_a_file_of_statistics_stands_for_its_images(compare):
     assert "fwd needs images on both sides" in " ".join(found["notes"])
 
 
+@needs_proxy
+def test_the_images_in_a_file_of_statistics_serve_what_needs_single_images(compare):
+    # As ADM's references: statistics of one set, here of b, and some of its images, here all.
+    assert compare("compare", "b", "--write_statistics=whole.npz").code == 0
+    with np.load(compare.directory / "whole.npz") as arrays:
+        kept = {name: arrays[name] for name in arrays.files if name != "features"}
+    np.savez(compare.directory / "adm_like.npz", arr_0=emoji("validation"), **kept)
+    whole, found = results(compare, "a", "b"), results(compare, "a", "adm_like.npz")
+    assert found["results"] == pytest.approx(whole["results"], rel=1e-6)
+
+
 def test_grey_images_are_the_same_as_three_equal_channels(compare):
     for name, mode in (("grey", "L"), ("three", "RGB")):
         (compare.directory / name).mkdir()

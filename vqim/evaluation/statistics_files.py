@@ -94,6 +94,12 @@ def has_statistics(path: str | os.PathLike[str]) -> bool:
         return {"mu", "sigma"} <= set(arrays.files)
 
 
+def has_images(path: str | os.PathLike[str]) -> bool:
+    """Whether an `.npz` file holds images, as ADM's references do beside their statistics."""
+    with open_npz(path) as arrays:
+        return "arr_0" in arrays.files
+
+
 def open_npz(path: str | os.PathLike[str]) -> Any:
     """The arrays of a file, which cannot run code; FileNotFoundError without it, ValueError for another file."""
     if not pathlib.Path(path).is_file():
