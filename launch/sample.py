@@ -5,7 +5,7 @@
 Writes one PNG for each image, named <number>_<class>.png, and grid.png. Labels are class numbers or names, used in
 turn; without --labels, a prior with classes uses all of them in turn.
 
-With an image and a mask, it draws a part of that image anew: inpainting, outpainting, another class in a box. The mask
+With an image and a mask, it draws a part of that image again: inpainting, outpainting, another class in a box. The mask
 is an image of the same size, white (128 or more) where pixels are to be drawn, or a box of the run's pixels, given as
 left, top, right and bottom:
 
