@@ -36,6 +36,7 @@ def main() -> None:
     # Results that an earlier call wrote for this step are replaced.
     summaries = Summaries(out / "evaluation", run.step - 1, enabled=run.runtime.process_index == 0)
     numbers: dict[str, float] = {"step": run.step}
+    protocols: dict[str, dict[str, str]] = {}
     shown: set[str] = set()
     for evaluator in experiment.evaluators:
         results = evaluate(evaluator.begin(experiment.task, experiment.data, run.arrays, run.runtime))
@@ -44,9 +45,11 @@ def main() -> None:
         shown |= results.keys()
         summaries.write(run.step, results)
         numbers |= {name: value for name, value in results.items() if isinstance(value, int | float)}
+        protocols |= {name: json.loads(value) for name, value in results.items()
+                      if isinstance(value, str) and "protocol/" in name}
     summaries.close()
     if run.runtime.process_index == 0:
-        (out / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n")
+        (out / "evaluation.json").write_text(json.dumps(numbers | protocols, indent=2) + "\n")
         for name, value in numbers.items():
             print(f"{name}: {value:.6g}")
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from vqim.checkpoint.policy import KeepBest
 from vqim.contracts.runtime import Runtime
+from vqim.evaluation.passes import Pass
+from vqim.evaluation.rehearsal import rehearse as rehearse_pass
 from vqim.registry.config import Config, ConfigError
 from vqim.runtime.arrays import to_tensor
 from vqim.runtime.meta import MetaKernels, step_flops
@@ -28,14 +30,14 @@ def rehearse(config: Config, experiment: Experiment, runtime: Runtime) -> None:
     all_known = True
     for evaluator in experiment.evaluators:
         words = f"train.evaluators: {type(evaluator).__name__}"
-        if not hasattr(evaluator, "rehearse"):
+        if not isinstance(evaluator, Pass):
             all_known = False
             continue
-        if getattr(evaluator, "batch_size", 0) % runtime.num_batch_shards:
+        if evaluator.batch_size % runtime.num_batch_shards:
             raise ConfigError(f"{words}: batch_size must be a multiple of {runtime.num_batch_shards}, the devices that "
                               f"share a batch; got {evaluator.batch_size}" + lines(config, evaluator, "batch_size"))
         try:
-            names = evaluator.rehearse(experiment.task, experiment.data, MetaKernels())
+            names = rehearse_pass(evaluator, experiment.task, experiment.data, MetaKernels())
         except (ValueError, RuntimeError, AssertionError, KeyError, IndexError, TypeError, AttributeError) as error:
             parts = [evaluator, *getattr(evaluator, "metrics", ())]
             raise ConfigError(f"{words} cannot measure what this run makes: {_reason(error)}"

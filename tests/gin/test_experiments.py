@@ -42,7 +42,7 @@ def run(name, folder):
     workdir = folder / name.replace("gin/exp/", "runs/").removesuffix(".gin")
     if not (workdir / "metrics.jsonl").exists():
         bindings = ["NUM_CLASSES = 9"] if "NUM_CLASSES = 1000" in whole_text(name) else []
-        for macro, needed in re.findall(r"^(TOKENIZER_RUN|PRIOR_RUN) = '(.*)'", whole_text(name), re.MULTILINE):
+        for macro, needed in re.findall(r"^(TOKENIZER_RUN|PRIOR_RUN|START_RUN) = '(.*)'", whole_text(name), re.M):
             needed = STAND_INS.get(needed, needed)
             run(f"{needed.replace('runs/', 'gin/exp/')}.gin", folder)
             bindings.append(f"{macro} = {str(folder / needed)!r}")

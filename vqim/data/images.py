@@ -118,6 +118,11 @@ class Images:
         """The number of classes; 0 without classes."""
         return len(self.class_names)
 
+    @property
+    def evaluation_crop(self) -> str:
+        """How images are cropped and resized for evaluation, as a result's protocol says it."""
+        return repr(self._evaluation_transform)
+
     def num_examples(self, split: str) -> int:
         """The number of images in one split, over all processes."""
         check_split(split)
