@@ -25,7 +25,7 @@ from vqim.checkpoint.errors import CheckpointError
 from vqim.checkpoint.exported import export
 from vqim.checkpoint.files import open_files
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.checkpoint.policy import KeepEvery, KeepLatest, Saved, kept_steps
+from vqim.checkpoint.policy import Keep, KeepEvery, KeepLatest, Saved, kept_steps
 from vqim.checkpoint.reader import Checkpoint, read_saved
 from vqim.registry.config import ConfigError
 from vqim.training.facts import read_facts
@@ -122,7 +122,7 @@ def _copy(workdir: str, manager: CheckpointManager) -> None:
 
 
 def _prune(workdir: str, manager: CheckpointManager) -> None:
-    policies = [*([KeepLatest(KEEP_LATEST.value)] if KEEP_LATEST.value else []),
+    policies: list[Keep] = [*([KeepLatest(KEEP_LATEST.value)] if KEEP_LATEST.value else []),
                 *([KeepEvery(KEEP_EVERY.value)] if KEEP_EVERY.value else [])]
     if not policies:
         raise ConfigError("--keep_latest or --keep_every must say what stays; got neither")
