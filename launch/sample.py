@@ -26,7 +26,6 @@ It has to make the same tokens. compare.png then has each image by the prior's o
 """
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from absl import logging
 from PIL import Image
 
 from vqim.checkpoint.errors import NoCheckpointError
-from vqim.evaluation.rejection import accept, num_needed
+from vqim.evaluation.rejection import accept, groups, num_needed
 from vqim.registry.config import ConfigError
 from vqim.trained import Trained, load
 from vqim.training.summaries import image_grid
@@ -144,20 +143,6 @@ def settings() -> dict[str, Any]:
     """The sampler's settings that were given on the command line."""
     given = {"temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value, "guidance": GUIDANCE.value}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def groups(labels_N: np.ndarray, size: int, split_classes: bool) -> Iterator[tuple[int, np.ndarray]]:
-    """Parts of at least `size` labels, except the last, each with the number of its first one.
-
-    Without `split_classes`, labels are sorted, and a class is in one part.
-    """
-    start = 0
-    while start < len(labels_N):
-        end = min(start + size, len(labels_N))
-        if not split_classes:
-            end = int(np.searchsorted(labels_N, labels_N[end - 1], side="right"))
-        yield start, labels_N[start:end]
-        start = end
 
 
 def _labels(run: Trained) -> np.ndarray:

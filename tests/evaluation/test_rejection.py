@@ -59,6 +59,16 @@ def test_as_many_candidates_as_needed_give_as_many_as_wanted(wanted, rate):
     assert num_candidates - wanted / rate < 1
 
 
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60).map(sorted), st.integers(1, 20), st.booleans())
+def test_groups_of_labels_are_all_labels_and_keep_a_class_together(labels, size, split_classes):
+    found = list(rejection.groups(np.array(labels), size, split_classes))
+    assert [first for first, _ in found] == np.cumsum([0, *(len(part) for _, part in found[:-1])]).tolist()
+    assert np.concatenate([part for _, part in found]).tolist() == labels
+    assert all(len(part) >= size for _, part in found[:-1])
+    if not split_classes:
+        assert sum(len(set(part)) for _, part in found) == len(set(labels))
+
+
 class Reddest:
     """Class 1 as surely as an image is red, class 0 otherwise; class 2 never."""
 

@@ -58,7 +58,7 @@ def test_a_mask_file_is_the_same_as_its_box(edit, verbs):
     Image.fromarray(mask).save(verbs.directory / "mask.png")
     assert edit(MASKED, "--mask=mask.png", "--num_images=2").code == 0
     by_file = drawn(verbs)
-    assert edit(MASKED, "--mask=4,8,12,16", "--num_images=2").code == 0
+    assert edit(MASKED, "--mask=4,8,12,16", "--num_images=2", "--overwrite").code == 0
     assert (drawn(verbs) == by_file).all()
 
 

@@ -4,11 +4,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from launch.sample import groups
 from vqim.classifier.model import ImageClassifier
 from vqim.contracts.context import Context
 from vqim.nn.module import apply
@@ -24,16 +21,6 @@ CLASSIFIER = ["--gin_file=gin/debug/classifier_model.gin", "--gin_file=gin/run/r
 def images(folder):
     """The PNGs of a folder by name, without the grid."""
     return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("0*.png"))}
-
-
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=60).map(sorted), st.integers(1, 20), st.booleans())
-def test_groups_of_labels_are_all_labels_and_keep_a_class_together(labels, size, split_classes):
-    found = list(groups(np.array(labels), size, split_classes))
-    assert [first for first, _ in found] == np.cumsum([0, *(len(part) for _, part in found[:-1])]).tolist()
-    assert np.concatenate([part for _, part in found]).tolist() == labels
-    assert all(len(part) >= size for _, part in found[:-1])
-    if not split_classes:
-        assert sum(len(set(part)) for _, part in found) == len(set(labels))
 
 
 @pytest.fixture

@@ -64,6 +64,11 @@ temperature/optim.WarmupCosine:
     "dVAE": """
 include 'gin/model/dvae_tokenizer.gin'
 include 'gin/debug/shrink_dvae.gin'
+temperature/optim.WarmupCosine:
+    peak = 1.0
+    final = 0.1
+    warmup_steps = 0
+    total_steps = 100
 """,
 }
 """What stands in a tokenizer's file after gin/debug/tokenizer_tiny.gin, and again in the file of a prior over it."""

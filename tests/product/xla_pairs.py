@@ -24,7 +24,7 @@ from vqim.runtime.settings import XlaSettings
 from vqim.runtime.torch import TorchRuntime
 from vqim.runtime.xla import XlaRuntime
 from vqim.state.init import Normal
-from vqim.training.loop import Programs
+from vqim.training.programs import Programs
 from vqim.training.state import start
 
 BATCH_SIZE = 8

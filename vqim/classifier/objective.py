@@ -29,7 +29,7 @@ class ClassifierObjective(OneLearner):
     name = "classifier"
 
     def __init__(self, network: ImageClassifier, learner: MakeLearner):
-        self.network = network
+        self.network, self.num_classes = network, network.num_classes
         self.learner = learner(name=self.name, module=network)
 
     def check_data(self, data: Dataset) -> None:

@@ -4,7 +4,7 @@
 """
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,20 @@ def accept(scores_N: np.ndarray, labels_N: np.ndarray, rate: float) -> np.ndarra
 def num_needed(num_wanted: int, rate: float) -> int:
     """The number of candidates in a class that are needed to accept the wanted number."""
     return math.ceil(round(num_wanted / rate, 6))
+
+
+def groups(labels_N: np.ndarray, size: int, split_classes: bool) -> Iterator[tuple[int, np.ndarray]]:
+    """Parts of at least `size` labels, except the last, each with the number of its first one.
+
+    Without `split_classes`, labels are sorted, and a class is in one part.
+    """
+    start = 0
+    while start < len(labels_N):
+        end = min(start + size, len(labels_N))
+        if not split_classes:
+            end = int(np.searchsorted(labels_N, labels_N[end - 1], side="right"))
+        yield start, labels_N[start:end]
+        start = end
 
 
 def check_rate(name: str, rate: float) -> None:

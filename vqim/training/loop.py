@@ -78,7 +78,7 @@ def train(
         f"{workdir}/checkpoints", keep=experiment.keep, process_index=runtime.process_index,
         process_count=runtime.process_count, barrier=runtime.hosts.wait)
     state, unmeasured = _begin(experiment, spec, runtime, manager, loader, restore_step)
-    if 0 < state.step < num_steps:
+    if manager.latest_step() is not None and state.step < num_steps:
         logging.info("Going on from step %d of %s.", state.step, workdir)
     done = evaluators_done(workdir, state.step) if unmeasured else set()
     progress = Progress(state.step, num_steps, batch_size, runtime.peak_flops)
