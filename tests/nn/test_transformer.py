@@ -100,16 +100,16 @@ def test_a_new_stack_is_the_identity(context):
     assert (params["block/attention/value/kernel_IO"] != 0).all() and (params["block/expand/kernel_IO"] != 0).all()
 
 
-def test_steps_through_a_stack_give_what_the_whole_sequence_gives(draw_params, context):
+@pytest.mark.parametrize("cut", [False, True])
+def test_steps_through_a_stack_give_what_the_whole_sequence_gives(draw_params, context, cut):
     stack = make_stack(causal=True)
     params, x = draw_params(stack), torch.randn(2, TOKENS, WIDTH)
     whole = apply(stack.forward, params, x, context)
     garbage = torch.full((LAYERS, 2, HEADS, TOKENS, WIDTH // HEADS), 1e4)
     cache = Cache(garbage.clone(), garbage.clone())
     for t in range(TOKENS):
-        out, new = apply(stack.step, params, x[:, t:t + 1], cache, torch.tensor(t), context)
+        out = apply(stack.step, params, x[:, t:t + 1], cache, torch.tensor(t), context, t if cut else None)
         torch.testing.assert_close(out[:, 0], whole[:, t])
-        cache.keys[:, :, :, t], cache.values[:, :, :, t] = new.keys[:, :, :, 0], new.values[:, :, :, 0]
 
 
 def test_no_layer_of_a_causal_stack_sees_what_comes_later(draw_params, context):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vqim.contracts.context import Context
 from vqim.nn.attention import Cache, SelfAttention
 from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate, dropout, gelu_dropout
-from vqim.nn.module import apply, stack_parameters
+from vqim.nn.module import apply, present_arrays, stack_parameters
 from vqim.state.init import Constant, Init
 
 
@@ -79,17 +79,25 @@ class Stack(nn.Module):
         """`reduce` of every block's output, [L, ...]; the outputs themselves are not kept."""
         return self._scan(x_BTD, context, reduce)[1]
 
-    def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
-        """One position through all blocks; cache [L, B, N, S, H], the new entries [L, B, N, 1, H]."""
+    def step(
+        self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context, reach: int | None = None,
+    ) -> Tensor:
+        """One position through all blocks, [B, 1, D]; its entries are written into the cache [L, B, N, S, H].
+
+        With `reach`, only so many first entries of the cache are read.
+        """
 
         def body(x: Tensor, layer: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
             of_layer = Cache(layer["keys"], layer["values"])
             x, new = apply(self.block.step, layer["params"], x, of_layer, position, context)
             return x, {"keys": new.keys, "values": new.values}
 
-        inputs = {"params": self._params(), "keys": cache.keys, "values": cache.values}
+        read = Cache(cache.keys[:, :, :, :reach], cache.values[:, :, :, :reach])
+        inputs = {"params": self._params(), "keys": read.keys, "values": read.values}
         x_B1D, new = context.kernels.scan(body, x_B1D, inputs)
-        return x_B1D, Cache(new["keys"], new["values"])
+        context.kernels.write(cache.keys, new["keys"], 3, position)
+        context.kernels.write(cache.values, new["values"], 3, position)
+        return x_B1D
 
     def _scan(
         self, x_BTD: Tensor, context: Context, reduce: Callable[[Tensor], Tensor] | None,
@@ -106,4 +114,4 @@ class Stack(nn.Module):
         return context.kernels.scan(body, x_BTD, inputs)
 
     def _params(self) -> dict[str, Tensor]:
-        return dict(self.block.named_parameters())
+        return present_arrays(self.block)

@@ -94,18 +94,19 @@ class _StepwiseDraw:
         num_steps = self._prior.num_steps
         for step in range(num_steps):
             guidance = sampler.guidance_schedule.scale(sampler.guidance, step, num_steps)
-            self._program(arrays, device, cache, runtime.scalars(
-                {"step": step, "seed": seed, "guidance": guidance, **settings}))
+            scalars = runtime.scalars({"step": step, "seed": seed, "guidance": guidance, **settings})
+            self._program(arrays, device, cache, scalars, runtime.kernels.reach(step, num_steps))
         return rearrange(device["drawn"], "b (n k) -> b n k", k=grid.num_channels)
 
     def _step(
         self, arrays: State, images: dict[str, Tensor], cache: dict[str, Tensor], scalars: dict[str, Tensor],
+        reach: int,
     ) -> None:
         """Makes one draw, in place, where no token is given."""
         drawn_BS, labels_B = images["drawn"], images["labels"]
         with torch.no_grad():
             step = scalars["step"].to(drawn_BS.device)
-            logits_BV = self._logits(arrays, drawn_BS, labels_B, cache, step, scalars)
+            logits_BV = self._logits(arrays, drawn_BS, labels_B, cache, step, scalars, reach)
             key = fold_key(step_key(scalars["seed"], scalars["step"], "sample"), "code")
             keys_B = fold_key(key.to(drawn_BS.device), images["numbers"])
             codes_B = sample_logits(
@@ -117,10 +118,10 @@ class _StepwiseDraw:
 
     def _logits(
         self, arrays: State, drawn_BS: Tensor, labels_B: Tensor, cache: dict[str, Tensor], step: Tensor,
-        scalars: dict[str, Tensor],
+        scalars: dict[str, Tensor], reach: int,
     ) -> Tensor:
         """Logits of this step's codes, float32 [B, V]."""
-        context = Context(self._runtime.kernels, self._dtype)
+        context = Context(self._runtime.kernels, self._dtype, reach=reach)
         return guided_logits(
             lambda tokens, labels: apply(self._prior.step, arrays, tokens, labels, cache, step, context),
             drawn_BS.clamp_min(0), labels_B, scalars["guidance"] if self._has_branch else None)

@@ -60,6 +60,14 @@ class TorchKernels:
             return y
         return torch.where(self.keep_mask(key, rate, tuple(x.shape), x.device), y * (1.0 / (1.0 - rate)), 0.0)
 
+    def reach(self, filled: int, length: int) -> int:
+        """Those that are filled: a program costs nothing here."""
+        return filled
+
+    def write(self, cache: Tensor, entry: Tensor, axis: int, place: Tensor) -> None:
+        """Touches nothing but the entry."""
+        cache.index_copy_(axis, place.reshape(1), entry)
+
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """torch.matmul, which is exact float32 here unless someone allows TF32."""
         return torch.matmul(a, b)

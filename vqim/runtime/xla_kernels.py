@@ -101,6 +101,16 @@ class XlaKernels:
         xm.optimization_barrier_([keep])
         return keep
 
+    def reach(self, filled: int, length: int) -> int:
+        """All of them: one program serves every step."""
+        return length
+
+    def write(self, cache: Tensor, entry: Tensor, axis: int, place: Tensor) -> None:
+        """One elementwise operation over the cache, which can stay cut over the devices."""
+        places = torch.arange(cache.shape[axis], device=cache.device)
+        here = (places == place).reshape([-1 if i == axis else 1 for i in range(cache.ndim)])
+        cache.copy_(torch.where(here, entry, cache))
+
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """A product of parts that a TPU multiplies exactly; it would round whole float32 factors."""
         return split_matmul(a, b) if self._splits_products else torch.matmul(a, b)
