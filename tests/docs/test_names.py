@@ -31,7 +31,7 @@ NOT_OURS = {"tokenizer.VecQuantizer", "tokenizer.MyQuantizer"}  # a mistake that
 
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(?:(?<![\w./])launch\.|launch/pod/(?:run|watch)\.sh )(\w+)([^\n`]*)")
-SHARED_VERBS = ("compile", "cache_tokens", "convert_weights", "evaluate", "quickstart", "sample", "train")
+SHARED_VERBS = ("benchmark", "compile", "cache_tokens", "convert_weights", "evaluate", "quickstart", "sample", "train")
 FILE = re.compile(r"[\w./{},<>*-]+\.(?:py|gin|sh|md|c|ipynb|bzl|toml|txt)|"
                   r"(?:vqim|gin|launch|tests|docs|third_party|\.ci)/[\w./{},<>*-]*")
 OF_THE_READER = re.compile(r"(^|/)(my_|a\.gin|foo|utils\.py|RUN\.gin|\*\.gin)|^/|^runs/|^caches/|^\*/")

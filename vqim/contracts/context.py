@@ -34,6 +34,12 @@ class Kernels(Protocol):
         """x @ kernel + bias, in x's dtype."""
         ...
 
+    def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> Any:
+        """One array of each of L layers as `scan`'s loops take it fastest, for many products with few rows in `dtype`.
+
+        What it makes of a kernel only `linear` reads. There is no gradient."""
+        ...
+
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
         """GELU with the error function, then dropout by `keep_mask`; without a key no dropout."""
         ...

@@ -103,7 +103,7 @@ def apply(method: Callable[P, T], arrays: Mapping[str, Tensor], *args: P.args, *
             held[name] = value
 
 
-def present_arrays(module: nn.Module) -> dict[str, Tensor]:
+def present_arrays(module: nn.Module) -> dict[str, Any]:
     """The arrays that a module has at this moment, inside a call by `apply`, by name."""
     return {path: held[name] for path, (held, name) in _places(module).items()}
 

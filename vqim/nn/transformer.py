@@ -2,7 +2,7 @@
 
     B batch, T tokens, D width, F hidden width of the feed-forward, L layers
 """
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -99,6 +99,10 @@ class Stack(nn.Module):
         context.kernels.write(cache.values, new["values"], 3, position)
         return x_B1D
 
+    def kernel_names(self) -> set[str]:
+        """The names of arrays of the blocks that are kernels of dense layers."""
+        return {f"{path.replace('.', '/')}/kernel_IO" for path, part in self.named_modules() if isinstance(part, Dense)}
+
     def _scan(
         self, x_BTD: Tensor, context: Context, reduce: Callable[[Tensor], Tensor] | None,
     ) -> tuple[Tensor, Any]:
@@ -113,5 +117,17 @@ class Stack(nn.Module):
 
         return context.kernels.scan(body, x_BTD, inputs)
 
-    def _params(self) -> dict[str, Tensor]:
+    def _params(self) -> dict[str, Any]:
         return present_arrays(self.block)
+
+
+def lay_out_stacks(module: nn.Module, arrays: Mapping[str, Tensor], context: Context) -> dict[str, Any]:
+    """A module's arrays for many calls of `Stack.step`: those of its stacks as `Kernels.lay_out` makes them, once."""
+    laid_out: dict[str, Any] = dict(arrays)
+    for path, stack in module.named_modules():
+        if isinstance(stack, Stack):
+            prefix = f"{path.replace('.', '/')}/"
+            kernels = {f"{prefix}{name}" for name in stack.kernel_names()}
+            laid_out |= {name: context.kernels.lay_out(array_L, context.dtype, is_kernel=name in kernels)
+                         for name, array_L in arrays.items() if name.startswith(prefix)}
+    return laid_out

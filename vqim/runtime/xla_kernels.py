@@ -86,6 +86,10 @@ class XlaKernels:
             return plain_linear(x_I, kernel_IO, bias_O)
         return Linear.apply(x_I, kernel_IO, bias_O, self._gradient_dtype)
 
+    def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> Tensor:
+        """As it is: the compiler lays arrays out."""
+        return array_L
+
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
         """GELU and dropout, computed once together with the derivative."""
         return GeluDropout.apply(x, None if key is None else self._keeps(key, rate, tuple(x.shape)), rate)
