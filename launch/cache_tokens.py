@@ -20,7 +20,7 @@ from vqim.contracts.runtime import Runtime
 from vqim.data.images import Images
 from vqim.data.source import SPLITS
 from vqim.data.token_cache import TokenCacheWriter
-from vqim.frozen.from_run import FromRun
+from vqim.frozen.from_run import fingerprint
 from vqim.nn.module import apply
 from vqim.registry.config import ConfigError
 from vqim.state import sections
@@ -45,19 +45,20 @@ def main() -> None:
     if not isinstance(data, Images):
         raise ConfigError(f"train.data must be images to be encoded, such as @data.Images(), got {type(data).__name__}")
     config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
-    there = [split for split in SPLITS if (Path(OUT.value) / split).exists()]
+    out = os.path.expanduser(OUT.value)
+    there = [split for split in SPLITS if (Path(out) / split).exists()]
     if there:
-        raise ConfigError(f"--out must be a new folder; {OUT.value} holds {' and '.join(there)}. Remove them to write "
+        raise ConfigError(f"--out must be a new folder; {out} holds {' and '.join(there)}. Remove them to write "
                           "the cache again, or name another folder")
     try:
         check_batch_size(BATCH_SIZE.value, runtime, 1)
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
     tokenizer = objective.tokenizer
-    fingerprint = FromRun(tokenizer, flags.WORKDIR.value).fingerprint(tokenizer.deciding_arrays())
-    write_cache(OUT.value, tokenizer, sections.network_arrays(run.arrays, objective.name), data, runtime,
-                fingerprint=fingerprint, batch_size=BATCH_SIZE.value, seed=run.experiment.seed,
-                num_views=NUM_VIEWS.value)
+    arrays, names = sections.network_arrays(run.arrays, objective.name), tokenizer.deciding_arrays()
+    deciding = dict(zip(names, runtime.fetch([arrays[name] for name in names]), strict=True))
+    write_cache(out, tokenizer, arrays, data, runtime, fingerprint=fingerprint(deciding), batch_size=BATCH_SIZE.value,
+                seed=run.experiment.seed, num_views=NUM_VIEWS.value)
 
 
 def write_cache(

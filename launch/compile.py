@@ -83,7 +83,8 @@ def main() -> None:
 def trace_training(experiment: Any, runtime: Any) -> list[compile_report.Program]:
     """Every program in the run, with the number of its steps."""
     from vqim.runtime.meta import step_flops
-    from vqim.training.loop import Programs, check_batch_size
+    from vqim.training.loop import check_batch_size
+    from vqim.training.programs import Programs
     from vqim.training.state import start
     task = experiment.task
     check_batch_size(experiment.batch_size, runtime, task.num_micro_batches)

@@ -56,8 +56,8 @@ def main() -> None:
                for prefix, path in zip(adapter.FILES, WEIGHTS.value, strict=True)
                for name, array in read_weights(path).items()}
     params = convert(weights, spec(objective.tokenizer), adapter)
-    workdir = session.claim_workdir(config, flags.WORKDIR.value, runtime.hosts)
-    write(experiment, params, workdir, runtime, config.operative())
+    with session.claimed_workdir(config, flags.workdir(), runtime.hosts) as workdir:
+        write(experiment, params, workdir, runtime, config.operative())
     logging.info("%s has %d arrays of %s.", workdir, len(params), ", ".join(WEIGHTS.value))
 
 

@@ -13,11 +13,15 @@
         run()
 """
 import logging as python_logging
+import os
+import re
 import sys
 from collections.abc import Callable
+from typing import Literal
 
 from absl import app, flags, logging
 
+from vqim.checkpoint.errors import CheckpointError
 from vqim.registry.config import Config, ConfigError, load
 
 GIN_FILE = flags.DEFINE_multi_string(
@@ -37,6 +41,11 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None,
     "The run's directory: its configuration, checkpoints, metrics and samples. A bucket has to be mounted.",
 )
+RESTORE = flags.DEFINE_string(
+    "restore", "latest",
+    "The checkpoint to read, or to go on from: latest, latest_valid (the newest that is whole), or a step's number. "
+    "Training sets newer ones aside.",
+)
 RUNTIME = flags.DEFINE_enum(
     "runtime", "auto", ["auto", "torch", "xla"],
     "What computes. torch: CPU or CUDA. xla: TPU, or CPU as a test bed. auto: a TPU if there is one, else torch.",
@@ -51,32 +60,65 @@ def define_dry_run() -> flags.FlagHolder[bool]:
     )
 
 
+def workdir() -> str | None:
+    """--workdir, where ~ is the user's own folder."""
+    return os.path.expanduser(WORKDIR.value) if WORKDIR.value else None
+
+
+def restore() -> int | Literal["latest_valid"] | None:
+    """--restore: a step, 'latest_valid', or None for the newest."""
+    text = RESTORE.value
+    if text == "latest_valid":
+        return "latest_valid"
+    if text != "latest" and not re.fullmatch(r"\d+", text):
+        raise ConfigError(f"--restore must be latest, latest_valid or the number of a step, got {text}")
+    return None if text == "latest" else int(text)
+
+
 def load_config() -> Config:
     """The configuration that the flags give; raises ConfigError like `vqim.registry.config.load`."""
     return load(GIN_FILE.value, GIN_BINDINGS.value, GIN_SEARCH_PATH.value)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], words: tuple[str, ...] = ()) -> None:
     """Parses the flags and calls `main`; a ConfigError is printed without its traceback and exits with code 2.
+
+    What the file system refuses, and a damaged checkpoint, is told in a sentence too, and exits with code 1. Where
+    there are `words`, one of them has to stand among the flags, and `main` gets it.
 
     With -v 1 (absl's --verbosity), messages show where they were logged, and errors show their traceback.
     """
     def guarded(arguments: list[str]) -> None:
-        if len(arguments) > 1:
-            raise app.UsageError(f"Expected only flags, got {' '.join(arguments[1:])!r}. See --help.")
+        given = arguments[1:]
+        if words and (len(given) != 1 or given[0] not in words):
+            raise app.UsageError(f"Expected one of {', '.join(words)}; got {' '.join(given)!r}. See --help.")
+        if given and not words:
+            raise app.UsageError(f"Expected only flags, got {' '.join(given)!r}. See --help.")
         set_up_logging()
         try:
-            main()
+            main(*given)
         except ConfigError as error:
             if logging.level_debug():
                 raise
             print(f"The configuration was refused.\n{error}", file=sys.stderr)
             sys.exit(2)
+        except (OSError, CheckpointError) as error:
+            if logging.level_debug():
+                raise
+            sys.exit(f"Stopped: {sentence(error)} (-v 1 shows where it happened).")
 
     # absl's --help shows only the flags of the main module, but these belong to every verb.
     for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded)
+
+
+def sentence(error: Exception) -> str:
+    """An error in words: of the operating system's errors what failed, with which file."""
+    if isinstance(error, OSError) and error.strerror:
+        files = [str(name) for name in (error.filename, error.filename2) if name]
+        return ": ".join([*files, error.strerror])
+    return str(error) or type(error).__name__
 
 
 def set_up_logging() -> None:

@@ -28,6 +28,7 @@ from vqim.evaluation.copies import measure_copies
 from vqim.evaluation.distances import downscaled_copy, mean_image_psnr, psnr, unit_range
 from vqim.evaluation.passes import evaluate
 from vqim.evaluation.report import Bar, Measure, Neighbours, ProbeAccuracies, Report, write_report
+from vqim.evaluation.wavelets import PacketMoments, haar_packets, scale, wavelet_distance
 from vqim.registry.config import load
 from vqim.registry.runtimes import make_runtime
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
@@ -169,6 +170,8 @@ def _judge(
         "samples_near_duplicates": copies.near_duplicates,
         "real_images_near_duplicates": copies.real_near_duplicates,
         "samples_spread": copies.spread_ratio,
+        "samples_fwd": _distance(samples_MHWC, validation_NHWC),
+        "training_images_fwd": _distance(training_NHWC, validation_NHWC),
     }
     every = np.arange(0, len(classes_M), NUM_SAMPLES.value // 2)
     note = (f"Below {threshold:.3f}, 1.25 times what the tokenizer itself changes, a sample counts as a "
@@ -178,6 +181,17 @@ def _judge(
     neighbours = Neighbours(samples_MHWC[every], training_NHWC[copies.nearest_N[every]], copies.to_nearest_N[every],
                             note)
     return samples_MHWC, neighbours, figures
+
+
+def _distance(images_NHWC: np.ndarray, reference_NHWC: np.ndarray) -> float:
+    """The Frechet wavelet distance of two sets, which no network decides."""
+    packets = []
+    for images_BHWC in (images_NHWC, reference_NHWC):
+        found_BPD = haar_packets(unit_range(images_BHWC)).numpy()
+        moments = PacketMoments(*found_BPD.shape[1:])
+        moments.add(found_BPD)
+        packets.append(moments.gaussians(scale()))
+    return wavelet_distance(*packets)
 
 
 def _measures(summary: dict[str, float]) -> list[Measure]:
@@ -197,6 +211,8 @@ def _measures(summary: dict[str, float]) -> list[Measure]:
                 "times that of validation images", {}, [Bar("at least", 0.8, "lower would be copies")]),
         Measure("Samples' distance to each other", summary["samples_spread"], "times that of validation images", {},
                 [Bar("at least", 0.8, "lower would be all alike")]),
+        Measure("Samples' Frechet wavelet distance to validation images", summary["samples_fwd"], "",
+                {"training images": summary["training_images_fwd"]}),
         Measure("Probe, top-1", 100 * summary["probe_top1"], "%", {"raw pixels": raw_pixels},
                 [Bar("above", raw_pixels, "a probe on raw pixels")], 1),
     ]

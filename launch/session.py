@@ -1,12 +1,17 @@
 """Code that the launch verbs share: opening runs and experiments, and run directories that belong to one experiment."""
+import contextlib
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
+from vqim.checkpoint import lock
+from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.runtime import Hosts, Runtime
 from vqim.registry.config import Config, ConfigError
 from vqim.registry.runtimes import make_runtime
+from vqim.registry.stamp import stamped
 from vqim.runtime.arrays import to_tensor
 from vqim.runtime.meta import step_flops
 from vqim.trained import Trained, read_config
@@ -22,57 +27,77 @@ READING_BINDINGS = (*RUNTIME_BINDINGS, r"data\.")
 """Names that may also stay unused in a verb that reads a run, since its data may not be available."""
 
 MAY_CHANGE = (
-    r"vqim\.train\.(num_steps|log_every|save_every|keep|evaluators)$", r"evaluation\.", r"checkpoint\.", r"runtime\.",
+    r"vqim\.train\.(num_steps|log_every|save_every|save_minutes|keep|evaluators|accept_changed_data)$",
+    r"evaluation\.", r"checkpoint\.", r"runtime\.",
     r"prior\.PriorObjective\.sampler$", r"prior\.(StepwiseSampler|MaskedSampler|GuidanceSchedule)\.",
-    r"data\.Images\.num_threads$",
+    r"data\.Images\.(num_threads|max_corrupt_fraction)$",
 )
 """Bindings whose values may change when a run is resumed: none of them changes what an update computes."""
 
 
-def claim_workdir(config: Config, workdir: str | None, hosts: Hosts) -> str:
-    """Claims a run directory for this experiment, or checks that it already belongs to it.
+OF_A_RUN = ("config.gin", "config.tmp", "operative_config.gin", "run.json", "run.tmp", "metrics.jsonl", "metrics.tmp",
+            "checkpoints", "evaluation", "evaluation.json", "samples", "plugins", lock.FILE)
+"""What a run writes into its directory, besides TensorBoard's events, traces and the stacks of hanging processes."""
 
-    Process 0 checks it and writes config.gin; the other processes get the result. Returns the directory.
+
+@contextlib.contextmanager
+def claimed_workdir(config: Config, workdir: str | None, hosts: Hosts) -> Iterator[str]:
+    """Claims a run directory for this experiment, or checks that it already belongs to it; and locks it.
+
+    Process 0 checks it, locks it and writes config.gin; the other processes get the result. Yields the directory.
 
     Raises:
       ConfigError: --workdir is missing, or it holds another experiment or other files (nothing has then been changed),
-        or another host does not see it.
+        or another process trains in it, or another host does not see it.
     """
     if not workdir:
         raise ConfigError("--workdir must name the run's directory, such as --workdir=runs/first; got none")
     if "://" in workdir:
         raise ConfigError(f"--workdir must be a path, or a bucket that is mounted as a folder (docs/tpu.md); got "
                           f"{workdir}. Checkpoints alone can be written to a URL")
-    if hosts.process_index == 0:
-        try:
-            _claim(config, workdir)
-            hosts.post("workdir", "")
-        except ConfigError as error:
-            hosts.post("workdir", str(error))
-    refusal = hosts.get("workdir")
-    hosts.wait("workdir")  # process 0, which keeps the posts, may end now
-    if refusal:
-        raise ConfigError(refusal)
-    if not (Path(workdir) / "config.gin").exists():
-        raise ConfigError(f"--workdir must be a folder that all hosts share; {workdir} has no config.gin for host "
-                          f"{hosts.process_index}, though host 0 wrote it")
-    return workdir
+    with contextlib.ExitStack() as stack:
+        if hosts.process_index == 0:
+            try:
+                _check_workdir(config, workdir)
+                Path(workdir).mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock.Lock(workdir))
+                _check_workdir(config, workdir)  # another process may have had it in between
+                _write(Path(workdir) / "config.gin", stamped(config.text()))
+                hosts.post("workdir", "")
+            except (ConfigError, lock.LockedError, OSError) as error:
+                hosts.post("workdir", str(error) if isinstance(error, ConfigError) else f"--workdir: {error}")
+        refusal = hosts.get("workdir")
+        hosts.wait("workdir")  # process 0, which keeps the posts, may end now
+        if refusal:
+            raise ConfigError(refusal)
+        if not (Path(workdir) / "config.gin").exists():
+            raise ConfigError(f"--workdir must be a folder that all hosts share; {workdir} has no config.gin for host "
+                              f"{hosts.process_index}, though host 0 wrote it")
+        yield workdir
 
 
-def _claim(config: Config, workdir: str) -> None:
-    """Writes config.gin into a directory, or raises ConfigError."""
-    path = Path(workdir) / "config.gin"
-    if path.exists():
-        config.refuse_other_experiment(path.read_text(), workdir, MAY_CHANGE)
-    elif Path(workdir).exists() and not Path(workdir).is_dir():
+def _check_workdir(config: Config, workdir: str) -> None:
+    """Raises ConfigError unless a directory is new, or holds this experiment or one that has no checkpoint yet."""
+    path = Path(workdir)
+    if path.exists() and not path.is_dir():
         raise ConfigError(f"--workdir must be a directory; {workdir} is a file")
-    elif Path(workdir).is_dir() and any(Path(workdir).iterdir()):
-        names = ", ".join(sorted(os.listdir(workdir))[:5])
-        raise ConfigError(f"--workdir must be new or hold a run of this experiment; {workdir} has no config.gin "
-                          f"but holds {names}. Name another directory")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if CheckpointManager(path / "checkpoints").latest_step() is not None:
+        if not (path / "config.gin").exists():
+            raise ConfigError(f"--workdir: {workdir} has checkpoints but no config.gin. Put the config.gin of one of "
+                              "them there, or name another directory")
+        config.refuse_other_experiment((path / "config.gin").read_text(), workdir, MAY_CHANGE)
+        return
+    others = [name for name in sorted(os.listdir(path)) if name not in OF_A_RUN and not name.startswith(
+        ("events.out.", "stacks_"))] if path.is_dir() else []
+    if others:
+        raise ConfigError(f"--workdir must be new or hold a run; {workdir} has no checkpoint but holds "
+                          f"{', '.join(others[:5])}. Name another directory")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file, completely or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(config.text())
+    temporary.write_text(text)
     temporary.replace(path)
 
 
@@ -96,6 +121,25 @@ def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
         "runtime: " + ", ".join(f"{name} {value}" for name, value in runtime.describe().items()),
     ]
     return "\n".join(lines)
+
+
+def describe_data(experiment: Experiment, may_be_missing: bool = False) -> list[str]:
+    """What there is of the data, and what of the files is no part of them, a line for each.
+
+    Args:
+      experiment: the experiment.
+      may_be_missing: whether data that cannot be opened are a line too, and no error.
+    """
+    describe = getattr(experiment.data, "describe", None)
+    if describe is None:
+        return []
+    try:
+        lines: list[str] = describe()
+    except (OSError, ValueError) as error:
+        if not may_be_missing:
+            raise
+        return [f"data: not opened here: {flags.sentence(error)}"]
+    return lines
 
 
 def experiment_with_data(config: Config) -> Experiment:
@@ -125,13 +169,13 @@ def open_run(needs_data: bool = False, batch_size: int = 64) -> tuple[Config, Tr
     workdir = run_directory()
     config = read_config(workdir, flags.GIN_FILE.value, flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
     return config, trained_run(
-        config, workdir, make_runtime(config, flags.RUNTIME.value), needs_data=needs_data,
+        config, workdir, make_runtime(config, flags.RUNTIME.value), needs_data=needs_data, step=flags.restore(),
         batch_size=batch_size)
 
 
 def run_directory() -> str:
     """The directory in --workdir, for the verbs that read a run; ConfigError if there is no run."""
-    workdir = flags.WORKDIR.value
+    workdir = flags.workdir()
     if not workdir or not (Path(workdir) / "config.gin").exists():
         raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir}")
     return workdir

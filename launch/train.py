@@ -14,17 +14,22 @@ from absl import logging
 
 from vqim.checkpoint.errors import CheckpointError, NoCheckpointError
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.data.faults import TooManyCorruptError
+from vqim.data.faults import TooManyCorruptError, WrongExampleError
 from vqim.registry.config import ConfigError
+from vqim.training.data_identity import DataChangedError
 from vqim.training.loop import check_batch_size, train
 from vqim.training.start_from import StartFromError, started_spec
 from vqim.training.state import NonFiniteError
 
 from . import flags, session
+from .rehearsal import rehearse
 
 DRY_RUN = flags.define_dry_run()
 PROFILE_STEPS = absl_flags.DEFINE_string(
     "profile_steps", None, "Steps to trace for TensorBoard's profiler: 100:110 are the ten after step 100.")
+
+END_IF_HANGING = absl_flags.DEFINE_bool(
+    "end_if_hanging", False, "End the process, with code 70, when a step takes far longer than those before it.")
 
 
 def main() -> None:
@@ -38,7 +43,7 @@ def main() -> None:
     except ValueError as error:
         raise ConfigError(f"train.{error}") from error
     try:
-        if not _has_begun(flags.WORKDIR.value):
+        if not _has_begun(flags.workdir()):
             started_spec(experiment.task.init_spec(), experiment.start_from)
     except StartFromError as error:
         raise ConfigError(f"train.{error}") from error
@@ -48,19 +53,27 @@ def main() -> None:
     if DRY_RUN.value:
         print(operative)
         print(session.describe_experiment(experiment, runtime))
+        for line in session.describe_data(experiment, may_be_missing=True):
+            print(line)
         return
-    workdir = session.claim_workdir(config, flags.WORKDIR.value, runtime.hosts)
-    if runtime.process_index == 0:
-        (Path(workdir) / "operative_config.gin").write_text(operative)
-    for name, value in runtime.describe().items():
-        logging.info("%s: %s", name, value)
-    try:
-        finished = train(
-            experiment, workdir=workdir, runtime=runtime, config=operative, profile_steps=profile_steps)
-    except NonFiniteError as error:
-        sys.exit(f"Stopped: {error}. To go on from here with other values, write them into {workdir}/config.gin too.")
-    except (CheckpointError, TooManyCorruptError) as error:
-        sys.exit(f"Stopped: {error}.")
+    rehearse(config, experiment, runtime)
+    with session.claimed_workdir(config, flags.workdir(), runtime.hosts) as workdir:
+        if runtime.process_index == 0:
+            (Path(workdir) / "operative_config.gin").write_text(operative)
+        for name, value in runtime.describe().items():
+            logging.info("%s: %s", name, value)
+        for line in session.describe_data(experiment):
+            logging.info("%s", line)
+        try:
+            finished = train(
+                experiment, workdir=workdir, runtime=runtime, config=operative, profile_steps=profile_steps,
+                restore_step=flags.restore(), ends_if_it_hangs=END_IF_HANGING.value)
+        except NonFiniteError as error:
+            sys.exit(f"Stopped: {error}. To go on with other values, write them into {workdir}/config.gin too.")
+        except DataChangedError as error:
+            raise ConfigError(f"train.data: {error}") from error
+        except (CheckpointError, TooManyCorruptError, WrongExampleError) as error:
+            sys.exit(f"Stopped: {error}.")
     if finished.interrupted:
         sys.exit(f"Interrupted by {finished.interrupted}.")
 

@@ -10,16 +10,19 @@ It needs only the run's directory, not its data.
 
     N images, P positions, K codes a position, H W image size, h w latent size, L layers, D features
 """
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from absl import logging
 from torch import Tensor
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
 from vqim.checkpoint.errors import NoCheckpointError
+from vqim.checkpoint.exported import Exported
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.classifier.model import Classifier
 from vqim.contracts.context import Context
@@ -27,19 +30,23 @@ from vqim.contracts.placing import own_rows
 from vqim.contracts.prior import Draw, Featuring
 from vqim.contracts.runtime import Runtime
 from vqim.data.image_arrays import to_bytes, to_image_arrays, to_rgb
+from vqim.data.images import Images
 from vqim.evaluation.passes import bind_sampler, draw_batches, place_frozen
 from vqim.evaluation.rejection import check_classifier, verdicts_of
 from vqim.nn.module import apply
 from vqim.prior.editing import check_fillable, match, token_mask
 from vqim.prior.objective import PriorObjective
-from vqim.registry.config import Config, ConfigError, forget
+from vqim.prior.requests import check_tokens, class_number
+from vqim.registry.config import Config, ConfigError
 from vqim.registry.config import load as load_config
 from vqim.registry.runtimes import make_runtime
+from vqim.registry.session import separate
+from vqim.registry.stamp import was_changed
 from vqim.state import sections
 from vqim.state.leaf import State, select
 from vqim.tokenizer.model import Codes, ImageTokenizer, float_to_images, images_to_float
 from vqim.training.experiment import Experiment
-from vqim.training.facts import Facts, read_facts
+from vqim.training.facts import Facts, facts_from, read_facts
 from vqim.training.state import restore_arrays
 
 Labels = Sequence[str | int] | np.ndarray | int
@@ -47,14 +54,16 @@ Labels = Sequence[str | int] | np.ndarray | int
 
 
 def load(
-    path: str, *, step: int | None = None, runtime: Literal["auto", "torch", "xla"] = "auto", ema: bool = True,
-    tokenizer_run: str | None = None, batch_size: int = 64,
+    path: str, *, step: int | Literal["latest_valid"] | None = None, runtime: Literal["auto", "torch", "xla"] = "auto",
+    ema: bool = True, tokenizer_run: str | None = None, batch_size: int = 64,
 ) -> "Trained":
-    """Opens the run of a tokenizer or of a prior.
+    """Opens the run of a tokenizer or of a prior, or a file that `launch.checkpoint export` has made of one.
+
+    The caller's own gin configuration, if there is one, stays as it is.
 
     Args:
-      path: the run's directory.
-      step: the step of the checkpoint; by default the newest.
+      path: the run's directory, or the exported file.
+      step: the step of the checkpoint; by default the newest; 'latest_valid' is the newest that is whole.
       runtime: what to compute with; 'auto' takes a TPU if there is one, else torch.
       ema: whether networks are read as their moving averages, where the run keeps them.
       tokenizer_run: another run whose decoder turns a prior's tokens into images; it has to use the same tokens.
@@ -64,11 +73,14 @@ def load(
       ConfigError: there is no run, the run has neither a tokenizer nor a prior, or the other tokenizer makes other
         tokens.
     """
-    try:
-        config = read_config(path)
-        opened = open_run(config, path, make_runtime(config, runtime), step=step, ema=ema, batch_size=batch_size)
-    finally:
-        forget()
+    with separate() as again:
+        exported = Exported(path) if Path(path).is_file() else None
+        config = read_config(path) if exported is None else _exported_config(exported)
+        opened = open_run(config, path, make_runtime(config, runtime), step=step, ema=ema, batch_size=batch_size,
+                          exported=exported)
+        opened.refuse_others()
+        if isinstance(opened.experiment.data, Images):
+            opened.experiment.data.open_within(again)
     if tokenizer_run is None:
         return opened
     return opened.with_tokenizer(load(tokenizer_run, runtime=runtime, ema=ema, batch_size=batch_size))
@@ -83,31 +95,49 @@ def read_config(workdir: str, gin_files: Sequence[str] = (), bindings: Sequence[
     """
     if not (Path(workdir) / "config.gin").exists():
         raise ConfigError(f"expected the directory of a run, with config.gin in it; got {workdir}")
+    if was_changed((Path(workdir) / "config.gin").read_text(errors="replace")):
+        logging.warning("%s/config.gin is not as training wrote it: it was edited, or is damaged. It is read as it is.",
+                        workdir)
     return load_config([f"{workdir}/config.gin", *gin_files], list(bindings), list(search_paths))
 
 
 def open_run(
-    config: Config, workdir: str, runtime: Runtime, *, step: int | None = None, ema: bool = True, batch_size: int = 64,
-    needs_data: bool = False,
+    config: Config, workdir: str, runtime: Runtime, *, step: int | Literal["latest_valid"] | None = None,
+    ema: bool = True, batch_size: int = 64, needs_data: bool = False, exported: Exported | None = None,
 ) -> "Trained":
     """Opens a run from its configuration, with the arrays in one checkpoint; see `load`.
 
-    With `needs_data`, it also opens and checks the data.
+    With `needs_data`, it also opens and checks the data. With `exported`, an open file takes the place of the run's
+    checkpoints.
 
     Raises:
       ConfigError: there is no such checkpoint.
     """
     experiment: Experiment = config.call("train", needs_data=needs_data)
     try:
-        checkpoint = CheckpointManager(f"{workdir}/checkpoints").open(step)
-        facts = read_facts(workdir)
+        checkpoint = exported or CheckpointManager(f"{workdir}/checkpoints").open(step, needed=sections.READING)
+        facts = read_facts(workdir) if exported is None else facts_from(exported.about["run"])
     except (NoCheckpointError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    if exported is not None:
+        if step not in (None, "latest_valid", exported.step):
+            raise ConfigError(f"step must be that of the file, {exported.step}, got {step}")
+        if exported.about["ema"] and not ema:
+            raise ConfigError(f"{workdir} was exported with moving averages in place of the parameters; "
+                              "ema=False needs one that was exported with --noema")
     spec = sections.reading_spec(experiment.task.init_spec())
-    if not ema:
+    if not ema or exported is not None:
         spec = {name: leaf for name, leaf in spec.items() if not name.startswith("ema/")}
     arrays = restore_arrays(spec, experiment.seed, runtime, checkpoint)
     return Trained(experiment, facts, runtime, arrays, checkpoint.step, batch_size)
+
+
+def _exported_config(exported: Exported) -> Config:
+    """The configuration in an exported file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "exported_config.gin"
+        path.write_text(exported.about["config"])
+        return load_config([str(path)], [], [])
 
 
 class Trained:
@@ -139,6 +169,12 @@ class Trained:
         self._context = Context(runtime.kernels)
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._draws: dict[Any, Draw] = {}
+
+    def refuse_others(self) -> None:
+        """Raises ConfigError for a run that has neither a tokenizer nor a prior, such as a classifier's."""
+        if self._tokenizer is None:
+            raise ConfigError("vqim.load opens runs of tokenizers and of priors; this one trains a "
+                              f"{self.experiment.task.objective.name}. launch.evaluate measures it")
 
     @property
     def tokenizer(self) -> ImageTokenizer:
@@ -344,49 +380,6 @@ class Trained:
             fetched = self.runtime.fetch(self._compiled[name](network_arrays or self._tokenizer_arrays, device))
             parts.append([array[:count] for array in fetched])
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-
-
-def class_number(word: str | int, prior: PriorObjective, names: Sequence[str]) -> int:
-    """The number of a class that is given by its name or number; -1 is no class.
-
-    Raises:
-      ValueError: there is no such class, the prior has no classes, the prior was never trained on images without a
-        class, or the word is both a name and another class's number.
-    """
-    num_classes, text = prior.num_classes, str(word)
-    by_name = names.index(text) if isinstance(word, str) and text in names and num_classes else None
-    by_number = int(text) if text.lstrip("-").isdigit() and -1 <= int(text) < num_classes else None
-    if by_name is not None and by_number is not None and by_name != by_number:
-        raise ValueError(f"labels: {text!r} is the name of class {by_name} and the number of another one, "
-                         f"{names[by_number]!r}; give the number {by_name}, or the other's name")
-    found = by_number if by_name is None else by_name
-    if found is None:
-        what = f"class numbers below {num_classes} or names among {list(names)[:12]}" if num_classes else (
-            "left out: this prior knows no classes")
-        raise ValueError(f"labels must be {what}; got {text!r}")
-    if found == -1 and num_classes and not getattr(prior.prior, "class_dropout_rate", 1.0):
-        raise ValueError("labels must be classes: this prior was trained with every image's class "
-                         "(class_dropout_rate 0), so -1 would draw from what was never trained")
-    return found
-
-
-def check_tokens(tokens_NPK: np.ndarray, tokenizer: ImageTokenizer, may_be_missing: bool = False) -> np.ndarray:
-    """Checks tokens [N, P, K] against a tokenizer's grid and returns them as int64; -1 marks tokens that are missing.
-
-    Raises:
-      ValueError: the shape is wrong, the tokens are not integers, or one is outside its level's vocabulary.
-    """
-    grid = tokenizer.grid
-    shape = (grid.num_positions, grid.num_channels)
-    if tokens_NPK.shape[1:] != shape or tokens_NPK.dtype.kind not in "iu":
-        raise ValueError(f"tokens must be integers [N, {shape[0]}, {shape[1]}], got {tokens_NPK.dtype} "
-                         f"{list(tokens_NPK.shape)}")
-    lowest = -1 if may_be_missing else 0
-    for level, part in zip(grid.levels, grid.split(tokens_NPK), strict=True):
-        wrong = part[(part < lowest) | (part >= level.vocabulary)]
-        if wrong.size:
-            raise ValueError(f"tokens must be from {lowest} to {level.vocabulary - 1}, got {wrong.flat[0]}")
-    return tokens_NPK.astype(np.int64)
 
 
 def _batches(arrays_N: dict[str, np.ndarray], size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:

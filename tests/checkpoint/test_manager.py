@@ -17,20 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.checkpoint.one_process import WEIGHT, cut_off, flip_a_bit, largest_file, save
 from vqim.checkpoint import plan, store
 from vqim.checkpoint.errors import CheckpointError, NoCheckpointError
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.checkpoint.policy import KeepBest, KeepEvery, KeepLatest
 from vqim.checkpoint.store import DTYPES, HostArray, numpy_dtype
-
-WEIGHT = np.arange(24, dtype=np.float32).reshape(4, 6)
-
-
-def save(manager, step, values=None, **metrics):
-    arrays = {"params/net/weight": WEIGHT + step} if values is None else values
-    manager.save(step, {name: HostArray.whole(array) for name, array in arrays.items()}, {"seed": 7},
-                 metrics=metrics, config=f"train.steps = {step}", data_position={"epoch": step})
-    manager.wait()
 
 
 @st.composite
@@ -90,7 +82,7 @@ def test_a_checkpoint_says_what_it_is(tmp_path):
     checkpoint = manager.open()
     assert (checkpoint.step, checkpoint.config, checkpoint.data_position(0)) == (12, "train.steps = 12", {"epoch": 12})
     assert checkpoint.metadata == {
-        "schema_version": 1, "step": 12, "process_count": 1, "seed": 7,
+        "schema_version": 2, "step": 12, "process_count": 1, "seed": 7,
         "arrays": {"params/a": {"shape": [4, 6], "dtype": "float32", "chunks": [4, 6]},
                    "optimizer/a": {"shape": [3], "dtype": "int8", "chunks": [3]}}}
 
@@ -285,9 +277,9 @@ def test_check_lists_every_array_that_does_not_fit(tmp_path):
 def test_a_newer_schema_is_refused(tmp_path):
     manager = CheckpointManager(tmp_path)
     save(manager, 1)
-    path = tmp_path / "00000001" / "metadata.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 2}))
-    with pytest.raises(CheckpointError, match="has schema version 2, this program reads up to 1: update vqim"):
+    path = tmp_path / "00000001" / "commit.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 3}))
+    with pytest.raises(CheckpointError, match="has schema version 3, this program reads up to 2: update vqim"):
         manager.open()
 
 
@@ -309,26 +301,13 @@ def test_metadata_cut_off_are_a_damaged_checkpoint(tmp_path):
         manager.open()
 
 
-def largest_file(directory):
-    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-
-
-def cut_off(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def flip_a_bit(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("damage", [cut_off, flip_a_bit, os.remove])
 def test_damaged_arrays_are_an_error_and_never_wrong_numbers(tmp_path, damage):
     manager = CheckpointManager(tmp_path)
     save(manager, 1, {"a": np.random.default_rng(0).standard_normal(10_000)})
     damage(largest_file(tmp_path))
-    with pytest.raises(CheckpointError, match="00000001 is damaged, a cannot be read: .*Open an earlier step"):
+    with pytest.raises(CheckpointError, match="00000001 is damaged, a cannot be read: .*open an earlier step; "
+                                              "--restore=latest_valid"):
         manager.open().read("a")
 
 

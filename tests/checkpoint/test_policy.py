@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqim.checkpoint.policy import KeepBest, KeepEvery, KeepLatest, Saved, kept_steps
+from vqim.checkpoint.policy import KeepBest, KeepEvery, KeepHourly, KeepLatest, Saved, kept_steps
 
 
 def save_one_by_one(policies, saves):
@@ -32,6 +32,13 @@ LOSSES = [Saved(step, {"loss": loss}) for step, loss in enumerate([5.0, 1.0, 4.0
 ])
 def test_steps_kept_of_0_to_6(policies, expected):
     assert save_one_by_one(policies, STEPS_0_TO_6) == expected
+
+
+def test_the_first_of_each_span_of_hours_is_kept():
+    minutes = [0, 50, 70, 100, 130, 190, 200]
+    saves = [Saved(step, saved_at=1e9 + 60 * minute) for step, minute in enumerate(minutes)]
+    assert save_one_by_one([KeepHourly(1)], saves) == [0, 2, 4, 5, 6]
+    assert save_one_by_one([KeepHourly(1), KeepEvery(3)], saves) == [0, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(("num", "mode", "expected"), [

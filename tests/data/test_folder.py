@@ -2,7 +2,9 @@
 import hashlib
 
 import pytest
+from PIL import Image
 
+from vqim.data.decode import decode
 from vqim.data.folder import ImageFolder, in_validation
 
 
@@ -56,6 +58,42 @@ def test_hidden_and_other_files_are_ignored(make_folder):
     assert names(ImageFolder(root, "train")) == ["train/a/000.png"]
 
 
+def test_what_is_ignored_is_counted(make_folder):
+    root = make_folder({"train/a": 2, "train/a/deep": 1, "val/a": 1})
+    for name in ("a/.hidden.png", "a/notes.txt", "a/more.txt", "a/README", "beside.png", "beside.txt"):
+        (root / "train" / name).touch()
+    source = ImageFolder(root, "train")
+    assert len(source) == 2
+    assert source.ignored == {
+        "files that end in .txt": 3, "files without an ending": 1, "folders in class folders": 1,
+        "hidden files and folders": 1, "images beside the class folders": 1}
+
+
+def test_flat_splits_are_not_taken_for_classes(make_folder):
+    with pytest.raises(ValueError, match="has the folders test, train, which look like splits"):
+        ImageFolder(make_folder({"train": 3, "test": 3}), "train")
+
+
+@pytest.mark.parametrize(("extension", "kind"), [(".avif", "AVIF"), (".jfif", "JPEG")])
+def test_less_common_endings_of_images_are_read(make_folder, extension, kind):
+    root = make_folder({"train/a": 1, "val/a": 1})
+    Image.open(root / "train/a/000.png").save(root / f"train/a/001{extension}", kind)
+    source = ImageFolder(root, "train")
+    assert names(source) == ["train/a/000.png", f"train/a/001{extension}"]
+    assert decode(source[1].image).shape == decode(source[0].image).shape
+
+
+def test_the_fingerprint_changes_with_the_names_and_the_sizes_of_files(make_folder):
+    root = make_folder({"train/a": 2, "val/a": 1})
+    before = ImageFolder(root, "train").fingerprint()
+    assert ImageFolder(root, "train").fingerprint() == before
+    path = root / "train/a/001.png"
+    path.write_bytes(path.read_bytes() + b"0")
+    bigger = ImageFolder(root, "train").fingerprint()
+    path.rename(root / "train/a/002.png")
+    assert len({before, bigger, ImageFolder(root, "train").fingerprint()}) == 3
+
+
 def test_upper_case_extensions_are_images(make_folder):
     root = make_folder({"train/a": 1, "val/a": 1})
     (root / "train" / "a" / "000.png").rename(root / "train" / "a" / "n01_1.JPEG")
@@ -86,7 +124,7 @@ def test_an_empty_class_is_refused(make_folder):
 
 
 def test_a_training_folder_without_validation_folder_is_not_taken_for_a_class(make_folder):
-    with pytest.raises(ValueError, match="no images in this class folder.*train/ and val/"):
+    with pytest.raises(ValueError, match="has the folders train, which look like splits .* Name them train and val"):
         ImageFolder(make_folder({"train/a": 3, "train/b": 3}), "train")
 
 

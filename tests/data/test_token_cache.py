@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from vqim.data.faults import WrongExampleError
 from vqim.data.token_cache import TokenCacheWriter, Tokens
 
 LEVELS = ((4, 4, 2, 512),)
@@ -184,6 +185,16 @@ def test_files_that_do_not_fit_their_metadata_are_refused(cache, name, array):
     np.save(cache / "train" / name, array)
     with pytest.raises(ValueError, match=rf"{name}: expected .* by its metadata, got"):
         Tokens(cache).num_examples("train")
+
+
+def test_tokens_above_the_vocabulary_are_refused_where_they_are_read(cache):
+    path = cache / "train/tokens.npy"
+    tokens = np.load(path)
+    tokens[3, 1, 0] = 60_000
+    np.save(path, tokens)
+    with pytest.raises(WrongExampleError, match=r"train/tokens.npy: row 3 must have tokens within the vocabularies of "
+                                                r".*, got 60000"):
+        take(Tokens(cache).training(4, 0), 20)
 
 
 def test_a_label_out_of_range_is_refused(cache):

@@ -31,7 +31,8 @@ NOT_OURS = {"tokenizer.VecQuantizer", "tokenizer.MyQuantizer"}  # a mistake that
 
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(?:(?<![\w./])launch\.|launch/pod/(?:run|watch)\.sh )(\w+)([^\n`]*)")
-SHARED_VERBS = ("benchmark", "compile", "cache_tokens", "convert_weights", "evaluate", "quickstart", "sample", "train")
+SHARED_VERBS = (
+    "benchmark", "cache_tokens", "checkpoint", "compile", "convert_weights", "evaluate", "quickstart", "sample", "train")
 FILE = re.compile(r"[\w./{},<>*-]+\.(?:py|gin|sh|md|c|ipynb|bzl|toml|txt)|"
                   r"(?:vqim|gin|launch|tests|docs|third_party|\.ci)/[\w./{},<>*-]*")
 OF_THE_READER = re.compile(r"(^|/)(my_|a\.gin|foo|utils\.py|RUN\.gin|\*\.gin)|^/|^runs/|^caches/|^\*/")
@@ -71,10 +72,12 @@ def expanded(name):
 def flags_of(verb):
     """The flags of a verb, by its module's calls of absl; None where there is no such verb."""
     def defined(name):
-        calls = [node for node in ast.walk(ast.parse((ROOT / f"launch/{name}.py").read_text()))
-                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+        nodes = list(ast.walk(ast.parse((ROOT / f"launch/{name}.py").read_text())))
+        calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
         names = {call.args[0].value for call in calls if call.func.attr.startswith("DEFINE_")}
-        return names | {"dry_run" for call in calls if call.func.attr == "define_dry_run"}
+        parts = [alias.name for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1
+                 for alias in node.names if alias.name != "flags" and (ROOT / f"launch/{alias.name}.py").exists()]
+        return names.union({"dry_run" for call in calls if call.func.attr == "define_dry_run"}, *map(defined, parts))
 
     if not (ROOT / f"launch/{verb}.py").exists():
         return None
@@ -158,7 +161,7 @@ def wrong_flags(text, folder):
                                                       *(ROOT / "tests/support").glob("*.py")))
     for place, code in in_backticks(text):
         flag = re.match(r"--(\w+)", code)
-        if flag and flag[1] not in somewhere and f"--{flag[1]}" not in scripts:
+        if flag and not {flag[1], flag[1].removeprefix("no")} & somewhere and f"--{flag[1]}" not in scripts:
             yield place, f"nothing here has a flag --{flag[1]}"
 
 

@@ -178,3 +178,11 @@ def test_images_that_do_not_belong_together_are_refused(report):
 def test_a_curve_of_unequal_lengths_is_refused_by_name(report, tmp_path):
     with pytest.raises(ValueError, match="'total' has 3 steps and 2 values"):
         written(tmp_path, dataclasses.replace(report, loss_curves={"stage 1": {"total": ([0, 1, 2], [1.0, 0.5])}}))
+
+
+def test_a_report_says_how_its_figures_were_measured(tmp_path):
+    write_report(tmp_path / "report.html", Report(
+        "Title", "Summary", "A machine", datetime.datetime(2026, 1, 2), 3.0,
+        protocols={"fwd": {"reference": "images 0123456789abcdef", "count": "369"}}))
+    page = (tmp_path / "report.html").read_text()
+    assert "How fwd was measured" in page and "images 0123456789abcdef" in page and "<dd>369</dd>" in page

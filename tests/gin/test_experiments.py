@@ -1,4 +1,5 @@
 """Every experiment of the papers, shrunk by gin/debug/shrink*.gin, learns the emoji set, on the runs that it needs."""
+import hashlib
 import json
 import re
 
@@ -38,22 +39,23 @@ def folder(tmp_path_factory):
 
 
 def run(name, folder):
-    """Trains a shrunken experiment, after the run that it needs, once; returns its metrics by step."""
-    workdir = folder / name.replace("gin/exp/", "runs/").removesuffix(".gin")
-    if not (workdir / "metrics.jsonl").exists():
-        bindings = ["NUM_CLASSES = 9"] if "NUM_CLASSES = 1000" in whole_text(name) else []
-        for macro, needed in re.findall(r"^(TOKENIZER_RUN|PRIOR_RUN) = '(.*)'", whole_text(name), re.MULTILINE):
-            needed = STAND_INS.get(needed, needed)
-            run(f"{needed.replace('runs/', 'gin/exp/')}.gin", folder)
-            bindings.append(f"{macro} = {str(folder / needed)!r}")
-        gin.clear_config()
-        config = load([name, *shrinking(name)], bindings, [])
+    """Trains a shrunken experiment, after the run that it needs; returns its directory.
+
+    Experiments whose shrunken configurations are the same, such as those of two data sets, are trained once.
+    """
+    bindings = ["NUM_CLASSES = 9"] if "NUM_CLASSES = 1000" in whole_text(name) else []
+    for macro, needed in re.findall(r"^(TOKENIZER_RUN|PRIOR_RUN|START_RUN) = '(.*)'", whole_text(name), re.M):
+        file = STAND_INS.get(needed, needed).replace("runs/", "gin/exp/") + ".gin"
+        bindings.append(f"{macro} = {str(run(file, folder))!r}")
+    gin.clear_config()
+    config = load([name, *shrinking(name)], bindings, [])
+    workdir = folder / hashlib.sha256(config.text().encode()).hexdigest()[:16]
+    if not workdir.exists():
         experiment = config.call("train")
         config.refuse_unused(except_for=(r"runtime\.",))
         train(experiment, workdir=workdir, runtime=TorchRuntime(), config=config.text())
-        gin.clear_config()
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "loss" in row]
+    gin.clear_config()
+    return workdir
 
 
 def test_no_experiment_is_forgotten():
@@ -62,7 +64,8 @@ def test_no_experiment_is_forgotten():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_shrunken_experiment_learns(name, folder):
-    first, *_, last = run(name, folder)
+    rows = [json.loads(line) for line in (run(name, folder) / "metrics.jsonl").read_text().splitlines()]
+    first, *_, last = [row for row in rows if "loss" in row]
     # An adversary's loss rises as it should; what the tokenizer is for falls.
     loss = next(key for key in ("loss/l2", "loss/l1", "loss") if key in first)
     assert last[loss] < 0.95 * first[loss]

@@ -49,7 +49,9 @@ def bindings(images):
         text = whole_text(name)
         if "data.ImageFolder.path = %DATA" not in text:
             return []
-        return [f"DATA = {str(images / ('classes' if 'gin/data/imagenet.gin' in text else 'none'))!r}"]
+        (images / "vgg16.pth").touch()  # is read when a run starts
+        weights = [f"VGG16_WEIGHTS = {str(images / 'vgg16.pth')!r}"] if "VGG16_WEIGHTS" in text else []
+        return [*weights, f"DATA = {str(images / ('classes' if 'gin/data/imagenet.gin' in text else 'none'))!r}"]
     return of
 
 

@@ -5,6 +5,7 @@ The paper's dimensions win over its counts: of these, Base alone follows from th
 import pytest
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
+from vqim.contracts.grid import Level, TokenGrid
 from vqim.nn.module import spec
 from vqim.registry.config import load
 
@@ -108,3 +109,15 @@ def test_what_comes_after_the_include_wins():
     without = make_prior("large", model.grid, 0, "prior.AutoregressivePrior.dropout_rate = 0.0")
     assert without.blocks.block.dropout_rate == 0.0
     assert make_prior("large", model.grid, 0).blocks.block.dropout_rate == 0.1
+
+
+# Millions in SeQ-GAN's Table 8; ours with ImageNet's classes over 16x16 tokens of 1024.
+@pytest.mark.parametrize(("name", "paper", "width", "hidden"), [("base", 172, 768, 3072), ("large", 305, 1024, 4096)])
+@pytest.mark.parametrize(("kind", "prior"), [("ar", "AutoregressivePrior"), ("nar", "MaskedPrior")])
+def test_seq_gans_priors_have_the_parameters_of_table_8(name, paper, width, hidden, kind, prior):
+    config = load([f"gin/model/sizes/seq_gan_{kind}_{name}.gin"], [], [])
+    module = config.call(f"prior.{prior}", grid=TokenGrid((Level(16, 16, 1, 1024),)), num_classes=1000)
+    blocks = 24 * (4 * width**2 + 2 * width * hidden + 9 * width + hidden)
+    tables = 1001 * width + 1024 * width + 256 * width + (width if kind == "nar" else 0)  # classes, codes, places, mask
+    assert num_parameters(module) == blocks + tables + 2 * width + width * 1024 + 1024
+    assert num_parameters(module) == pytest.approx(paper * 1e6, rel=6e-3)

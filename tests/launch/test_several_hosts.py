@@ -4,6 +4,8 @@ import pytest
 
 from launch import cache_tokens, session
 from tests.runtime.several_hosts import together
+from vqim.checkpoint.manager import CheckpointManager
+from vqim.checkpoint.store import HostArray
 from vqim.registry.config import ConfigError, load
 from vqim.runtime.torch import TorchRuntime
 from vqim.state.leaf import select
@@ -41,7 +43,8 @@ def claim(workdir, bindings=()):
 
     def one(runtime):
         try:
-            return session.claim_workdir(config, workdir(runtime.process_index), runtime.hosts)
+            with session.claimed_workdir(config, workdir(runtime.process_index), runtime.hosts) as claimed:
+                return claimed
         except ConfigError as error:
             return str(error)
 
@@ -56,6 +59,9 @@ def test_all_processes_take_a_new_directory_and_a_run_of_the_same_experiment(tmp
 
 def test_what_process_0_refuses_no_process_takes(tmp_path):
     claim(lambda index: str(tmp_path / "run"))
+    manager = CheckpointManager(tmp_path / "run/checkpoints")
+    manager.save(1, {"a": HostArray.whole(np.ones(3))}, {}, config="", data_position={})
+    manager.wait()
     refusals = claim(lambda index: str(tmp_path / "run"), ["VOCABULARY = 32"])
     assert len(set(refusals)) == 1 and f"{tmp_path}/run holds another experiment" in refusals[0]
 

@@ -48,7 +48,8 @@ class Verbs:
         """Starts a command; `file_size` limits the size of every file that it writes, in bytes."""
         output = [self._logs / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
         process = self._context.Process(
-            target=_run, args=(f"launch.{verb}", ["--runtime=torch", *flags], str(self.directory), output, file_size))
+            target=_run, args=(f"launch.{verb}", [*(["--runtime=torch"] if verb != "compare" else []), *flags],
+                               str(self.directory), output, file_size))
         process.start()
         return Running(process, *output)
 

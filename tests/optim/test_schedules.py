@@ -3,10 +3,14 @@ import math
 
 import pytest
 
-from vqim.optim.schedules import Constant, WarmupCosine, WarmupExponential
+from vqim.optim.schedules import Constant, WarmupCosine, WarmupExponential, WarmupLinear
 
 STAGE1 = WarmupCosine(1e-4, 5e-5, warmup_steps=50_000, total_steps=500_000)
 STAGE2 = WarmupExponential(4.5e-4, 1e-5, warmup_steps=5_000, decay_start=80_000, total_steps=450_000)
+
+# SeQ-GAN's Table 10 on ImageNet: autoregressive and masked.
+EXPONENTIAL = WarmupExponential(1e-4, 5e-6, warmup_steps=0, decay_start=80_000, total_steps=1_500_000)
+LINEAR = WarmupLinear(1e-4, 0.0, warmup_steps=0, decay_start=50_000, total_steps=1_500_000)
 
 
 @pytest.mark.parametrize("schedule, step, expected", [
@@ -23,6 +27,16 @@ STAGE2 = WarmupExponential(4.5e-4, 1e-5, warmup_steps=5_000, decay_start=80_000,
     (STAGE2, 265_000, math.sqrt(4.5e-4 * 1e-5)),  # the geometric mean, half way
     (STAGE2, 450_000, 1e-5),
     (STAGE2, 999_999, 1e-5),
+    (EXPONENTIAL, 0, 1e-4),
+    (EXPONENTIAL, 790_000, math.sqrt(1e-4 * 5e-6)),
+    (EXPONENTIAL, 1_500_000, 5e-6),
+    (LINEAR, 0, 1e-4),
+    (LINEAR, 50_000, 1e-4),
+    (LINEAR, 775_000, 5e-5),  # half way down the line
+    (LINEAR, 1_500_000, 0.0),
+    (LINEAR, 2_000_000, 0.0),
+    (WarmupLinear(1.0, 0.5, warmup_steps=4, decay_start=4, total_steps=8), 1, 0.5),
+    (WarmupLinear(1.0, 0.5, warmup_steps=4, decay_start=4, total_steps=8), 6, 0.75),
     (Constant(0.1), 0, 0.1),
     (Constant(0.1, warmup_steps=4), 1, 0.05),
     (Constant(0.1, warmup_steps=4), 100, 0.1),
@@ -52,6 +66,9 @@ def test_exponential_decay_multiplies_by_the_same_factor_each_step():
     (lambda: WarmupExponential(1e-4, 0.0, 1, 2, 3), "final"),
     (lambda: WarmupExponential(1e-4, 1e-5, 5, 2, 9), "decay_start"),
     (lambda: WarmupExponential(1e-4, 1e-5, 5, 9, 9), "total_steps"),
+    (lambda: WarmupLinear(1e-4, 2e-4, 1, 2, 3), "final"),
+    (lambda: WarmupLinear(1e-4, 0.0, 5, 2, 9), "decay_start"),
+    (lambda: WarmupLinear(1e-4, 0.0, 5, 9, 9), "total_steps"),
 ])
 def test_impossible_schedule_is_refused_by_argument_name(build, argument):
     with pytest.raises(ValueError, match=f"^{argument} must be"):

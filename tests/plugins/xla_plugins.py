@@ -27,7 +27,7 @@ from vqim.tokenizer.objective import TokenizerObjective
 from vqim.tokenizer.terms import L2
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 from vqim.training.gradient_task import GradientTask
-from vqim.training.loop import Programs
+from vqim.training.programs import Programs
 from vqim.training.state import start
 
 from .ema_quantizer import EmaQuantizer

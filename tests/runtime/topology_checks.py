@@ -23,7 +23,7 @@ from vqim.runtime.hlo import Module  # noqa: E402
 from vqim.runtime.settings import XlaSettings  # noqa: E402
 from vqim.runtime.topology import NothingComputedError, TopologyRuntime  # noqa: E402
 from vqim.state.leaf import Leaf  # noqa: E402
-from vqim.training.loop import Programs  # noqa: E402
+from vqim.training.programs import Programs  # noqa: E402
 from vqim.training.state import TrainState  # noqa: E402
 
 RULES = [("expand/kernel", {"in": "fsdp", "out": "tensor"})]

@@ -112,7 +112,7 @@ def test_a_hierarchy_for_a_top_makes_three_levels(draw_params, context):
 
 def test_scheduled_numbers_of_its_parts_have_the_parts_names():
     quantizer = make_quantizer(top=GumbelQuantizer(64, 32, 12, Constant(0.5)))
-    assert quantizer.host_scalars(3) == {"top/temperature": 0.5}
+    assert quantizer.host_scalars(3) == {"top/temperature": 0.5, "top/kl_weight": 5e-4}
     assert make_quantizer().host_scalars(3) == {}
 
 

@@ -83,6 +83,34 @@ def test_all_processes_stop_after_the_same_step_wherever_the_signal_came(signals
     assert stopped == "SIGTERM" and 0 < step < 10_000
 
 
+def test_all_processes_save_after_the_same_steps_and_then_stop_together():
+    wishes = iter(["save", "save", "SIGTERM"])
+
+    class Saving(Host):
+        def run(self):
+            asked = [next(wishes)] if self.network.process_index == 1 else []
+            stop = CommonStop(lambda: asked[-1] if asked else None, self.network)
+            stop.start()
+            acts = []
+            while not acts or acts[-1][1] == "save":
+                time.sleep(self.pace * (0.5 + random.random()))
+                self.step += 1
+                if wish := stop.tick():
+                    acts.append((self.step, wish))
+                    if asked:
+                        asked[:] = [next(wishes, None)]
+            stop.close()
+            return acts
+
+    first = HostNetwork("localhost", 0, 0, 2, timeout_seconds=20)
+    hosts = [Saving(network, 0.003 * (1 + index), 0) for index, network in enumerate(
+        [first, HostNetwork("localhost", first.port, 1, 2, timeout_seconds=20)])]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first_acts, second_acts = (pool.submit(host.run) for host in hosts)
+        assert first_acts.result(60) == second_acts.result(60)
+    assert [wish for _, wish in first_acts.result()] == ["save", "save", "SIGTERM"]
+
+
 def test_steps_wait_for_no_answer_from_the_network():
     asked, answer = threading.Event(), threading.Event()
 

@@ -33,6 +33,18 @@ def test_a_row_that_was_cut_short_is_dropped(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20]
 
 
+@pytest.mark.parametrize("broken", ["", "{", "[1]", '{"loss": 1.0}', '{"step": 20, \ufffd}'])
+def test_a_broken_line_in_the_middle_is_left_out_with_a_warning_that_names_it(tmp_path, broken, caplog):
+    write(tmp_path, 0, [10, 20, 30], 1.0)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], broken, lines[2], ""]))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 30]
+    write(tmp_path, 30, [40], 1.0)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 30, 40]
+    assert "metrics.jsonl:2 is broken and is left out" in caplog.text
+
+
 def test_rows_are_json_also_where_a_number_is_not_finite(tmp_path):
     write(tmp_path, 0, [10], float("nan"))
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()

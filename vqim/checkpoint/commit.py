@@ -4,7 +4,7 @@ On a POSIX file system a step is written in `<step>.tmp` and renamed when it is 
 rename in one step: there it is written in place. In both cases `commit.json` is written last, after everything
 else is durable. A step exists if its directory has the final name and holds `commit.json`.
 """
-from vqim.checkpoint import layout
+from vqim.checkpoint import layout, seal
 from vqim.checkpoint.files import Files
 
 
@@ -43,6 +43,8 @@ class Commit:
         """Makes the step exist. All its other files have been written to `working_name(step)`."""
         working, final = self.working_name(step), layout.step_name(step)
         self.files.sync(working)
+        for path, expected in layout.from_json(commit, layout.COMMIT_FILE)["files"].items():
+            seal.check(self.files.read(f"{working}/{path}"), expected, f"{self.files.location}/{working}/{path}")
         self.files.write(f"{working}/{layout.COMMIT_FILE}", commit)
         if self._by_rename:
             self.files.rename(working, final)
@@ -51,14 +53,37 @@ class Commit:
         """Removes the files of a step that does not exist yet."""
         self.files.remove(self.working_name(step))
 
-    def remove(self, step: int) -> None:
-        """Removes a step. If interrupted, it leaves a leftover, never half a step."""
-        if self._by_rename:
-            self.files.rename(layout.step_name(step), layout.temporary_name(step))
-            self.files.remove(layout.temporary_name(step))
-        else:
+    def remove(self, step: int) -> bool:
+        """Removes a step, unless it is being read. If interrupted, it leaves a leftover, never half a step.
+
+        Returns:
+          Whether it has been removed. Where files have no locks (an object store, some network mounts), a reader is
+          not seen: it finds files missing, and has to open a newer step.
+        """
+        name = layout.step_name(step)
+        hold = self.files.hold(name, shared=False)
+        if hold is None:
+            return False
+        try:
+            if self._by_rename:
+                self.files.rename(name, layout.temporary_name(step))
+                self.files.remove(layout.temporary_name(step))
+            else:
+                self.files.remove(f"{name}/{layout.COMMIT_FILE}")
+                self.files.remove(name)
+        finally:
+            hold.release()
+        return True
+
+    def set_aside(self, step: int) -> str | None:
+        """Takes a step out of the list of steps, and returns its new name; removes it where nothing can be renamed."""
+        if not self.files.can_rename:
             self.files.remove(f"{layout.step_name(step)}/{layout.COMMIT_FILE}")
             self.files.remove(layout.step_name(step))
+            return None
+        self.files.remove(layout.aside_name(step))
+        self.files.rename(layout.step_name(step), layout.aside_name(step))
+        return layout.aside_name(step)
 
     def remove_leftovers(self) -> None:
         """Removes what interrupted saves and removals left. Only one process may call this, while none is saving."""

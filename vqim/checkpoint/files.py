@@ -1,8 +1,10 @@
 """The small files beside the arrays, on a disk or in a bucket. `write` and `rename` survive a power cut."""
 import contextlib
+import fcntl
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -52,6 +54,21 @@ class Files(Protocol):
     def free_bytes(self) -> int | None:
         """The free space; None where it is unlimited or unknown."""
         ...
+
+    def hold(self, path: str, *, shared: bool) -> "Hold | None":
+        """Holds a directory against others who want to hold it too, of whom several may share it; '' is this one.
+
+        Returns:
+          The hold, which ends with this object; None if another process, or another part of this one, has it.
+        """
+        ...
+
+
+class Hold:
+    """Holds a directory until it is released or forgotten, or its process ends."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self.release = weakref.finalize(self, os.close, descriptor) if descriptor is not None else lambda: None
 
 
 class LocalFiles:
@@ -109,6 +126,21 @@ class LocalFiles:
         except OSError:
             return None
 
+    def hold(self, path: str, *, shared: bool) -> Hold | None:
+        """See `Files`. Where the file system has no locks on directories (some network mounts), nothing is held."""
+        if not path:
+            os.makedirs(self.location, exist_ok=True)
+        descriptor = os.open(self._absolute(path), os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            os.close(descriptor)
+            return Hold(None)
+        return Hold(descriptor)
+
     def _absolute(self, path: str) -> str:
         return os.path.join(self.location, path)
 
@@ -152,6 +184,10 @@ class BucketFiles:
 
     def free_bytes(self) -> int | None:
         return None
+
+    def hold(self, path: str, *, shared: bool) -> Hold | None:
+        """See `Files`. An object store has no locks: nothing is held."""
+        return Hold(None)
 
 
 def open_files(directory: str | os.PathLike[str]) -> Files:

@@ -1,13 +1,15 @@
 """Names and formats of a checkpoint's files. This file does not access a disk.
 
     <directory>/00001000/            one committed step; 00001000.tmp while it is being written
-      commit.json                    written last: without it the step does not exist
+      commit.json                    written last: without it the step does not exist; has checksums of all small files
       metadata.json                  schema version, step, shape and dtype of every array, the run's own fields
       config.gin
       state/manifest.ocdbt, d/       the merged index over all processes' arrays
       state/process_<k>/             the arrays that process k wrote, an OCDBT database of its own
       shards/<k>.json                which shards process k held
       data/<k>.json                  position of process k in the data; its presence means that k wrote everything
+      measured.json                  results of evaluations of this step, written when they are there
+    <directory>/00001000.aside/      a step that is no longer the run's: the run was taken up again from an earlier one
 """
 import json
 import math
@@ -17,13 +19,19 @@ from typing import Any, NamedTuple
 
 from vqim.checkpoint.errors import CheckpointError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had no checksums of small files; it is still read."""
 
 COMMIT_FILE = "commit.json"
 METADATA_FILE = "metadata.json"
 CONFIG_FILE = "config.gin"
+MEASURED_FILE = "measured.json"
 STATE = "state"
 TEMPORARY_SUFFIX = ".tmp"
+ASIDE_SUFFIX = ".aside"
+
+REMEDY = "open an earlier step; --restore=latest_valid takes the newest that is whole"
+"""What to do about a damaged checkpoint."""
 
 _STEP = re.compile(r"\d{8,}")
 _RESERVED = ("schema_version", "step", "process_count", "arrays")
@@ -85,13 +93,13 @@ def to_json(what: str, value: object) -> bytes:
 def from_json(data: bytes | None, where: str) -> dict[str, Any]:
     """Parses one of a checkpoint's files; a missing or truncated file is a damaged checkpoint."""
     if data is None:
-        raise CheckpointError(f"{where} is missing: the checkpoint is damaged, open an earlier step")
+        raise CheckpointError(f"{where} is missing: the checkpoint is damaged, {REMEDY}")
     try:
         value = json.loads(data)
     except ValueError as error:
-        raise CheckpointError(f"{where} is damaged ({error}): open an earlier step") from error
+        raise CheckpointError(f"{where} is damaged ({error}): {REMEDY}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where} is damaged (expected a JSON object): open an earlier step")
+        raise CheckpointError(f"{where} is damaged (expected a JSON object): {REMEDY}")
     return value
 
 
@@ -122,15 +130,24 @@ def decode_metadata(data: bytes | None, where: str) -> dict[str, Any]:
     """
     metadata = from_json(data, where)
     version = metadata.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{where} has schema version {version}, this program reads up to {SCHEMA_VERSION}: update vqim")
-    if version != SCHEMA_VERSION or not set(_RESERVED) <= set(metadata):
-        raise CheckpointError(f"{where} is damaged (fields {sorted(metadata)}): open an earlier step")
+    refuse_newer(version, where)
+    if version not in range(1, SCHEMA_VERSION + 1) or not set(_RESERVED) <= set(metadata):
+        raise CheckpointError(f"{where} is damaged (fields {sorted(metadata)}): {REMEDY}")
     return metadata
 
 
-def encode_commit(step: int, metrics: Mapping[str, float]) -> bytes:
-    """The contents of commit.json. Metrics that are not finite are left out, since they are never the best."""
-    finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-    return to_json(COMMIT_FILE, {"schema_version": SCHEMA_VERSION, "step": step, "metrics": finite})
+def refuse_newer(version: object, where: str) -> None:
+    """Raises CheckpointError if a file has a schema that is newer than this program knows."""
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{where} has schema version {version}, this program reads up to {SCHEMA_VERSION}: update vqim")
+
+
+def aside_name(step: int) -> str:
+    """The name of a step's directory when it has been set aside."""
+    return step_name(step) + ASIDE_SUFFIX
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are finite; others are never the best, and JSON has no words for them."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

@@ -15,16 +15,16 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from absl import logging
 
-from vqim.checkpoint import layout
+from vqim.checkpoint import layout, seal
 from vqim.checkpoint.commit import Commit
 from vqim.checkpoint.errors import CheckpointError, NoCheckpointError
 from vqim.checkpoint.files import open_files
 from vqim.checkpoint.policy import Keep, Saved, kept_steps
-from vqim.checkpoint.reader import Checkpoint
+from vqim.checkpoint.reader import Checkpoint, read_saved
 from vqim.checkpoint.saving import Barrier, Save, Saving
 from vqim.checkpoint.store import HostArray
 
@@ -85,6 +85,7 @@ class CheckpointManager:
         metrics: Mapping[str, float] | None = None,
         config: str,
         data_position: Mapping[str, object],
+        prune: bool = True,
     ) -> None:
         """Starts to save a step and returns. It first waits for an earlier save. A step that exists is not saved again.
 
@@ -97,6 +98,8 @@ class CheckpointManager:
           metrics: numbers that `KeepBest` compares.
           config: the run's gin config as text.
           data_position: this process's position in the data; JSON.
+          prune: whether steps that no policy keeps are removed when this one is saved. A save in an emergency removes
+            nothing: what it saves may be no good.
 
         Raises:
           CheckpointError: the earlier save failed. This one has not been started.
@@ -110,12 +113,12 @@ class CheckpointManager:
                 raise ValueError(f"arrays must have names like 'params/encoder/bias', got {name!r}")
         layout.check_extra_metadata(metadata)
         save = Save(step, dict(arrays), copy.deepcopy(dict(metadata)), config,
-                    layout.to_json("data_position", data_position), layout.encode_commit(step, metrics or {}))
+                    layout.to_json("data_position", data_position), layout.finite(metrics or {}))
         if self._commit.is_committed(step):
             logging.info("Checkpoint %s exists already and is not saved again.", self._path(step))
             return
         # Not a daemon thread: a program that ends in the middle of a save finishes it.
-        self._thread = threading.Thread(target=self._run, args=(save,), name=f"checkpoint-{step}")
+        self._thread = threading.Thread(target=self._run, args=(save, prune), name=f"checkpoint-{step}")
         self._thread.start()
 
     def wait(self) -> None:
@@ -131,6 +134,40 @@ class CheckpointManager:
         if failure is not None:
             raise CheckpointError(self._explain(failure)) from failure.error
 
+    def is_saving(self) -> bool:
+        """Whether a save is running; does not wait."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds results of evaluations to a saved step, for `KeepBest`, and applies the policies. Process 0 does it.
+
+        It waits for a save that is running, but leaves its failure to `wait`. A step that is not saved is left alone.
+
+        Raises:
+          OSError: they cannot be written. The step itself is whole.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        if self._process_index != 0 or not self._commit.is_committed(step):
+            return
+        known = self._saved(step).metrics
+        new = layout.finite(metrics)
+        if not new.items() <= known.items():
+            self._files.write(f"{layout.step_name(step)}/{layout.MEASURED_FILE}",
+                              seal.seal(layout.MEASURED_FILE, {"step": step, "metrics": {**known, **new}}))
+            self._remove_old()
+
+    def remove(self, step: int) -> bool:
+        """Removes a step, unless it is being read; returns whether it did."""
+        return self._commit.remove(step)
+
+    def set_aside_after(self, step: int) -> None:
+        """Takes all newer steps out of the list: the run goes on from this one, and will save them anew."""
+        for newer in [found for found in self.steps() if found > step]:
+            where = self._commit.set_aside(newer)
+            logging.warning("Checkpoint %s, which is newer, is %s.", self._path(newer),
+                            f"kept as {where}" if where else "removed")
+
     def steps(self) -> list[int]:
         """The committed steps, in order."""
         return self._commit.steps()
@@ -139,8 +176,12 @@ class CheckpointManager:
         """The newest committed step; None if there is none."""
         return max(self.steps(), default=None)
 
-    def open(self, step: int | None = None) -> Checkpoint:
-        """Opens a committed step, the newest by default.
+    def open(self, step: int | Literal["latest_valid"] | None = None, *, needed: str | None = None) -> Checkpoint:
+        """Opens a committed step.
+
+        Args:
+          step: its number; None is the newest, 'latest_valid' the newest in which all that is needed is whole.
+          needed: regular expression for the names of the arrays that have to be whole; by default all.
 
         Raises:
           NoCheckpointError: there is no checkpoint, or not this one; the message says what was found.
@@ -149,41 +190,63 @@ class CheckpointManager:
         steps = self.steps()
         if not steps:
             raise NoCheckpointError(f"{self._files.location} has no committed checkpoint; {self._found()}")
+        if step == "latest_valid":
+            return self._open_valid(steps, needed)
         if step is not None and step not in steps:
             raise NoCheckpointError(f"{self._files.location} has no committed step {step}; it has {steps}")
-        return Checkpoint(self._files, steps[-1] if step is None else step)
+        chosen = steps[-1] if step is None else step
+        try:
+            return Checkpoint(self._files, chosen)
+        except CheckpointError:
+            # A run that is training may have removed it since the list was made, and then has a newer one.
+            if self._commit.is_committed(chosen) or step is not None:
+                raise
+        return self.open(None)
 
-    def _run(self, save: Save) -> None:
+    def _open_valid(self, steps: list[int], needed: str | None) -> Checkpoint:
+        problems: list[str] = []
+        for step in reversed(steps):
+            try:
+                checkpoint = Checkpoint(self._files, step)
+                found = checkpoint.verify(needed)
+            except CheckpointError as error:
+                found = [str(error)]
+            if not found:
+                return checkpoint
+            logging.warning("Step %d is passed over: %s", step, "; ".join(found[:3]))
+            problems += found
+        raise CheckpointError(f"{self._files.location} has no whole checkpoint: " + "; ".join(problems[:5]))
+
+    def _run(self, save: Save, prune: bool) -> None:
         """The body of the saving thread."""
         try:
             self._saving.run(save)
         except Exception as error:
             logging.error("Checkpoint %s was not saved: %s", self._path(save.step), error)
-            self._failure = _Failure(save.step, save.num_bytes, error, is_saved=False)
+            self._failure = _Failure(save.step, save.num_bytes, error)
             return
         logging.info("Saved checkpoint %s.", self._path(save.step))
-        if self._process_index == 0:
+        if self._process_index == 0 and prune:
             try:
                 self._remove_old()
             except Exception as error:
-                self._failure = _Failure(save.step, save.num_bytes, error, is_saved=True)
+                logging.warning("Older checkpoints could not be removed: %s", error)
 
     def _remove_old(self) -> None:
         steps = self.steps()
-        history = [Saved(step, self._metrics(step)) for step in steps]
-        for step in sorted(set(steps) - kept_steps(self._keep, history)):
-            self._commit.remove(step)
-            logging.info("Removed checkpoint %s.", self._path(step))
+        for step in sorted(set(steps) - kept_steps(self._keep, [self._saved(step) for step in steps])):
+            if self._commit.remove(step):
+                logging.info("Removed checkpoint %s.", self._path(step))
+            else:
+                logging.info("Checkpoint %s is being read; it is removed later.", self._path(step))
 
-    def _metrics(self, step: int) -> dict[str, float]:
-        path = f"{layout.step_name(step)}/{layout.COMMIT_FILE}"
-        return dict(layout.from_json(self._files.read(path), path).get("metrics", {}))
+    def _saved(self, step: int) -> Saved:
+        """A step as policies see it."""
+        return read_saved(self._files, step)
 
     def _explain(self, failure: "_Failure") -> str:
         """The error message for a failed save."""
         path, error = self._path(failure.step), failure.error
-        if failure.is_saved:
-            return f"checkpoint {path} is saved, but older ones could not be removed: {error}"
         latest = self.latest_step()
         whole = ("there is no earlier checkpoint" if latest is None else
                  f"checkpoint {self._path(latest)} is whole, and the run resumes from it")
@@ -211,7 +274,6 @@ class _Failure(NamedTuple):
     step: int
     num_bytes: int
     error: Exception
-    is_saved: bool
 
 
 def _mib(num_bytes: int) -> str:

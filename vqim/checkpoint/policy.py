@@ -1,15 +1,23 @@
 """Policies for which checkpoints to keep. A checkpoint is kept if any policy keeps it."""
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint as policies see it: its step and the finite metrics saved with it."""
+    """A committed checkpoint as policies see it.
+
+    Attributes:
+      step: the number of training steps done.
+      metrics: the finite metrics saved with it, and the results of evaluations at this step.
+      saved_at: when it was saved, in seconds since 1970; None in checkpoints of old versions.
+    """
 
     step: int
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    saved_at: float | None = None
 
 
 class Keep(Protocol):
@@ -47,13 +55,33 @@ class KeepEvery:
 
 
 @dataclasses.dataclass(frozen=True)
+class KeepHourly:
+    """Keeps a checkpoint of every span of `hours` hours, permanently: the first of each span."""
+
+    hours: float
+
+    def __post_init__(self) -> None:
+        if not self.hours > 0:
+            raise ValueError(f"hours must be greater than 0, got {self.hours!r}")
+
+    def kept(self, history: Sequence[Saved]) -> set[int]:
+        kept: set[int] = set()
+        last = -math.inf
+        for saved in history:
+            if saved.saved_at is not None and saved.saved_at - last >= 3600 * self.hours:
+                kept.add(saved.step)
+                last = saved.saved_at
+        return kept
+
+
+@dataclasses.dataclass(frozen=True)
 class KeepBest:
     """Keeps the `num` checkpoints with the best `metric`; of two equal ones, the newer counts as better.
 
     Checkpoints saved without the metric, or with one that is not finite, are not among the best.
 
     Attributes:
-      metric: its name among the metrics given to `CheckpointManager.save`.
+      metric: its name in the summaries, such as 'evaluation/psnr'.
       num: the number of checkpoints to keep.
       mode: 'max' if larger is better, 'min' if smaller is.
     """

@@ -1,55 +1,32 @@
 """A committed checkpoint, open for reading: any number of processes may read any part of it."""
+import abc
 import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
-from vqim.checkpoint import layout
-from vqim.checkpoint.errors import CheckpointError
-from vqim.checkpoint.files import Files
+from vqim.checkpoint import layout, seal
+from vqim.checkpoint.errors import CheckpointError, NoCheckpointError
+from vqim.checkpoint.files import Files, Hold
+from vqim.checkpoint.policy import Saved
 from vqim.checkpoint.store import ArrayReader, numpy_dtype, to_box
 from vqim.state.init import Index, full_index
 
 
-class Checkpoint:
-    """A committed step.
+class NamedArrays(abc.ABC):
+    """Named arrays at rest, of which any part can be read.
 
     Attributes:
-      step: the number of training steps done.
-      metadata: 'schema_version', 'step', 'process_count' (in the run that saved it), 'arrays' (name -> 'shape',
-        'dtype', 'chunks'), and the run's own fields.
-      config: the gin config of the run, as text.
+      metadata: 'arrays' (name -> 'shape', 'dtype'), and other fields.
     """
 
-    def __init__(self, files: Files, step: int) -> None:
-        """Opens a step that is known to be committed.
+    step: int
 
-        Raises:
-          CheckpointError: its metadata are damaged, or have a schema newer than this program knows.
-        """
-        self.step = step
-        self._files = files
-        self._directory = layout.step_name(step)
-        self.metadata = layout.decode_metadata(*self._read(layout.METADATA_FILE))
-        config, where = self._read(layout.CONFIG_FILE)
-        if config is None:
-            raise CheckpointError(f"{where} is missing: the checkpoint is damaged, open an earlier step")
-        self.config = config.decode()
-        self._arrays = ArrayReader(files, self._directory)
-
-    def data_position(self, process_index: int = 0) -> dict[str, Any]:
-        """The position in the data of one of the processes that saved it.
-
-        Raises:
-          ValueError: there was no such process.
-        """
-        process_count = self.metadata["process_count"]
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index must be in [0, {process_count}): that many processes saved step "
-                             f"{self.step}, got {process_index}")
-        return layout.from_json(*self._read(layout.data_file(process_index)))
+    def __init__(self, where: str, metadata: dict[str, Any]) -> None:
+        self._where, self.metadata = where, metadata
 
     def names(self, regex: str | None = None) -> list[str]:
         """The sorted names of the arrays; with a regular expression, those in which `re.search` finds it."""
@@ -87,6 +64,60 @@ class Checkpoint:
             raise ValueError(f"{self._where} does not fit the model ({len(wrong)} of {len(expected)} arrays); "
                              "was it saved with another config?\n  " + "\n  ".join(wrong[:10] + more))
 
+    @abc.abstractmethod
+    def read(self, name: str, index: Index | None = None) -> np.ndarray:
+        """Reads an array, or the part of it that `index` selects; see `Checkpoint.read`."""
+
+
+class Checkpoint(NamedArrays):
+    """A committed step. It is not removed while this object lives, where the file system has locks.
+
+    Attributes:
+      step: the number of training steps done.
+      metadata: 'schema_version', 'step', 'process_count' (in the run that saved it), 'arrays' (name -> 'shape',
+        'dtype', 'chunks'), and the run's own fields.
+      config: the gin config of the run, as text.
+      commit: the fields of the commit file: 'metrics', 'saved_at', 'files' (name -> SHA-256).
+    """
+
+    def __init__(self, files: Files, step: int) -> None:
+        """Opens a step that is known to be committed.
+
+        Raises:
+          CheckpointError: its metadata are damaged, or have a schema newer than this program knows.
+        """
+        self.step = step
+        self._files = files
+        self._directory = layout.step_name(step)
+        self._where = f"checkpoint {files.location}/{self._directory}"
+        self._hold = self._held()
+        self.commit = read_commit(files, step)
+        super().__init__(self._where, layout.decode_metadata(*self._read(layout.METADATA_FILE)))
+        self.config = self._read(layout.CONFIG_FILE)[0].decode()
+        self._arrays = ArrayReader(files, self._directory)
+
+    def _held(self) -> Hold:
+        """Holds the step's directory, so that it is not removed while this object lives."""
+        try:
+            hold = self._files.hold(self._directory, shared=True)
+        except FileNotFoundError:
+            hold = None
+        if hold is None:
+            raise NoCheckpointError(f"{self._where} has just been removed, or is being removed")
+        return hold
+
+    def data_position(self, process_index: int = 0) -> dict[str, Any]:
+        """The position in the data of one of the processes that saved it.
+
+        Raises:
+          ValueError: there was no such process.
+        """
+        process_count = self.metadata["process_count"]
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index must be in [0, {process_count}): that many processes saved step "
+                             f"{self.step}, got {process_index}")
+        return layout.from_json(*self._read(layout.data_file(process_index)))
+
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         """Reads an array, or the part of it that `index` selects.
 
@@ -98,18 +129,69 @@ class Checkpoint:
           ValueError: there is no such array, or the index does not fit it.
           CheckpointError: the part is missing, truncated or changed on disk.
         """
-        shape, _ = self.spec(name)
+        shape, dtype = self.spec(name)
         box = to_box(full_index(shape) if index is None else index, shape)
         try:
-            return self._arrays.read(name, box)
+            return self._arrays.read(name, box, shape, dtype)
         except OSError as error:
-            raise CheckpointError(f"{self._where} is damaged, {name} cannot be read: {error}. "
-                                  "Open an earlier step") from error
+            if self._files.read(f"{self._directory}/{layout.COMMIT_FILE}") is None:
+                raise NoCheckpointError(f"{self._where} was removed while it was being read; open a newer "
+                                        "step") from error
+            raise CheckpointError(f"{self._where} is damaged, {name} cannot be read: {error}; "
+                                  f"{layout.REMEDY}") from error
 
-    @property
-    def _where(self) -> str:
-        return f"checkpoint {self._files.location}/{self._directory}"
+    def verify(self, regex: str | None = None) -> list[str]:
+        """Reads everything, or only the arrays in whose names `re.search` finds a regular expression.
 
-    def _read(self, path: str) -> tuple[bytes | None, str]:
-        """A file's contents, and its name for messages."""
-        return self._files.read(f"{self._directory}/{path}"), f"{self._files.location}/{self._directory}/{path}"
+        Returns:
+          What is wrong, a line for each damaged file or array; nothing if all is whole.
+        """
+        problems = []
+        for path in self.commit.get("files", {}):
+            try:
+                self._read(path)
+            except CheckpointError as error:
+                problems.append(str(error))
+        for name in self.names(regex):
+            try:
+                self.read(name)
+            except CheckpointError as error:
+                problems.append(str(error))
+        return problems
+
+    def _read(self, path: str) -> tuple[bytes, str]:
+        """A file's contents, checked, and its name for messages."""
+        where = f"{self._files.location}/{self._directory}/{path}"
+        expected = self.commit.get("files", {}).get(path)
+        return seal.check(self._files.read(f"{self._directory}/{path}"), expected, where), where
+
+
+def read_commit(files: Files, step: int) -> dict[str, Any]:
+    """The fields of a step's commit file.
+
+    Raises:
+      CheckpointError: it is missing or damaged.
+    """
+    path = f"{layout.step_name(step)}/{layout.COMMIT_FILE}"
+    data, where = files.read(path), f"{files.location}/{path}"
+    fields = layout.from_json(data, where)
+    version = fields.get("schema_version")
+    if version == 1 and fields.keys() == {"schema_version", "step", "metrics"}:
+        return fields  # written before there were checksums
+    layout.refuse_newer(version, where)
+    return seal.unseal(data, where)
+
+
+def read_saved(files: Files, step: int) -> Saved:
+    """A committed step as policies see it. Damaged files tell nothing, but are no error here."""
+    metrics: dict[str, float] = {}
+    saved_at = None
+    path = f"{layout.step_name(step)}/{layout.MEASURED_FILE}"
+    try:
+        commit = read_commit(files, step)
+        metrics, saved_at = dict(commit["metrics"]), commit.get("saved_at")
+        if (measured := files.read(path)) is not None:
+            metrics |= seal.unseal(measured, path)["metrics"]
+    except CheckpointError as error:
+        logging.warning("%s", error)
+    return Saved(step, metrics, saved_at)

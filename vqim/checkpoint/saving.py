@@ -1,11 +1,13 @@
 """One save in stages, which all processes run together."""
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 
 from absl import logging
 
-from vqim.checkpoint import layout, store
+from vqim.checkpoint import layout, seal, store
 from vqim.checkpoint.commit import Commit
+from vqim.checkpoint.files import Hold
 from vqim.checkpoint.plan import ArrayPlan, Held, make_plan
 from vqim.checkpoint.store import HostArray
 
@@ -22,7 +24,7 @@ class Save:
       metadata: the run's own fields for metadata.json; those of process 0 are used.
       config: the gin config as text; that of process 0 is used.
       data_position: the contents of this process's data file.
-      commit: the contents of the commit file; those of process 0 are used.
+      metrics: finite numbers for the commit file; those of process 0 are used.
     """
 
     step: int
@@ -30,7 +32,7 @@ class Save:
     metadata: Mapping[str, object]
     config: str
     data_position: bytes
-    commit: bytes
+    metrics: Mapping[str, float]
 
     @property
     def num_bytes(self) -> int:
@@ -57,6 +59,7 @@ class Saving:
         self._process_count = process_count
         self._barrier = barrier
         self._leftovers_removed = False
+        self._hold: Hold | None = None
 
     def run(self, save: Save) -> None:
         """Saves and commits.
@@ -68,9 +71,11 @@ class Saving:
         plan: dict[str, ArrayPlan] = {}
 
         def begin() -> None:
-            if self._process_index == 0 and not self._leftovers_removed:
-                self._commit.remove_leftovers()
-                self._leftovers_removed = True
+            if self._process_index == 0:
+                self._hold = self._held()
+                if not self._leftovers_removed:
+                    self._commit.remove_leftovers()
+                    self._leftovers_removed = True
 
         def shards() -> None:
             self._write_shards(working, save)
@@ -84,21 +89,35 @@ class Saving:
             if self._process_index == 0:
                 self._finish(working, save, plan)
 
+        try:
+            self._run_stages(save.step, (begin, shards, arrays, commit))
+        finally:
+            self._hold = None
+        if not self._commit.is_committed(save.step):
+            raise OSError(f"expected process 0 to commit step {save.step}, it did not: see the error in its log, and "
+                          "start the run again from the last committed step")
+
+    def _run_stages(self, step: int, stages: tuple[Callable[[], None], ...]) -> None:
+        """Runs stages until one fails, and meets the other processes after each; then raises the failure."""
         error: Exception | None = None
-        for stage in (begin, shards, arrays, commit):
+        for stage in stages:
             if error is None:
                 try:
                     stage()
                 except Exception as raised:
                     error = raised
-            if error is not None and stage is commit and self._process_index == 0:
-                self._abandon(save.step)
-            self._barrier(f"checkpoint/{save.step}/{stage.__name__}")
+            if error is not None and stage is stages[-1] and self._hold is not None:
+                self._abandon(step)
+            self._barrier(f"checkpoint/{step}/{stage.__name__}")
         if error is not None:
             raise error
-        if not self._commit.is_committed(save.step):
-            raise OSError(f"expected process 0 to commit step {save.step}, it did not: see the error in its log, and "
-                          "start the run again from the last committed step")
+
+    def _held(self) -> Hold:
+        """Holds the directory, so that no other program removes what this one is writing."""
+        hold = self._files.hold("", shared=False)
+        if hold is None:
+            raise OSError(f"another program is saving into {self._files.location}; one run has one directory")
+        return hold
 
     def _abandon(self, step: int) -> None:
         """Removes the partial step; if that also fails, the next start removes it."""
@@ -131,4 +150,9 @@ class Saving:
         self._files.write(f"{working}/{layout.CONFIG_FILE}", save.config.encode())
         self._files.write(f"{working}/{layout.METADATA_FILE}", layout.encode_metadata(
             save.step, self._process_count, {name: array.spec for name, array in plan.items()}, save.metadata))
-        self._commit.publish(save.step, save.commit)
+        small = [layout.CONFIG_FILE, layout.METADATA_FILE, *(
+            name(process) for process in range(self._process_count) for name in (layout.data_file, layout.shards_file))]
+        digests = {path: seal.digest(seal.check(self._files.read(f"{working}/{path}"), None, path)) for path in small}
+        self._commit.publish(save.step, seal.seal(layout.COMMIT_FILE, {
+            "schema_version": layout.SCHEMA_VERSION, "step": save.step, "saved_at": round(time.time(), 3),
+            "metrics": save.metrics, "files": digests}))

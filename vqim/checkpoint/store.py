@@ -123,15 +123,18 @@ class ArrayReader:
         # The index is read often, so it is cached; the cache is separate, since the path may later hold another save.
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 26}}, parent=CONTEXT)
 
-    def read(self, name: str, box: Box) -> np.ndarray:
-        """Values within `box`.
+    def read(self, name: str, box: Box, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Values within `box` of an array of which shape and dtype are known.
 
         Raises:
-          OSError: a part is missing, truncated or changed.
+          OSError: a part is missing, truncated or changed, or the array has another shape or dtype.
         """
         with os_errors():
             array = ts.open({**_zarr(self._base, name), "fill_missing_data_reads": False},
                             open=True, read=True, context=self._context).result()
+            if array.shape != shape or array.dtype.numpy_dtype != dtype:
+                there = f"{array.dtype.numpy_dtype}{list(array.shape)}"
+                raise OSError(f"it is {there} there, expected {dtype}{list(shape)}")
             return array[_to_index(box)].read().result()
 
 

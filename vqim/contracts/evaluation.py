@@ -53,6 +53,8 @@ class Items:
       log_scale_BCHW: log scale of that distribution.
       logits_LBY: class logits of each layer.
       measures: float32 [B] by name, one value for each item, such as a prior's bits per token.
+      references_BCHW: real images, float32 in [0, 1], with which a set of samples is compared; none belongs to an item.
+      references_valid_B: False for a reference that only fills the batch.
     """
 
     valid_B: Tensor
@@ -64,6 +66,8 @@ class Items:
     log_scale_BCHW: Tensor | None = None
     logits_LBY: Tensor | None = None
     measures: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    references_BCHW: Tensor | None = None
+    references_valid_B: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +79,16 @@ class About:
       num_items: the number of items in the whole pass.
       grid: the layout of the tokens; None without tokens.
       num_classes: the number of classes; 0 without classes.
+      protocol: what decides the results besides the metrics: split, crop, sampler ...; for people, and to be compared.
+      num_references: the number of real images that come as `Items.references_BCHW`; 0 for none.
     """
 
     name: str
     num_items: int
     grid: TokenGrid | None
     num_classes: int
+    protocol: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    num_references: int = 0
 
 
 class Tally(Protocol):

@@ -201,3 +201,16 @@ class Advancing(Protocol):
     def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
         """New values for some of its arrays, by their names in the module, from the sums of its forward pass."""
         ...
+
+
+@runtime_checkable
+class Rebuilding(Protocol):
+    """A module that now and then makes some of its arrays anew, in a program of its own."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether it does so at the end of the update number `step`."""
+        ...
+
+    def rebuild(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
+        """In such a step, in place of `Advancing.advance`: the new values, by their names in the module."""
+        ...

@@ -9,6 +9,10 @@ class TooManyCorruptError(RuntimeError):
     """More images in a data set are corrupt than its user allows."""
 
 
+class WrongExampleError(ValueError):
+    """A source has given what is no image with a label of its classes."""
+
+
 class CorruptRecords:
     """The images in one split that could not be decoded so far. Loader threads share this object."""
 

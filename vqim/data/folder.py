@@ -1,11 +1,19 @@
 """A folder of image files as a source, with or without class subfolders."""
 import hashlib
 import os
+from collections import Counter
 from pathlib import Path
+
+from PIL import features
 
 from vqim.data.source import Example, check_split, existing_folder
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+EXTENSIONS = frozenset({
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+    *((".avif",) if features.check("avif") else ())})
+
+_SPLIT_WORDS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
+"""Names of folders that are splits and no classes."""
 
 
 class ImageFolder:
@@ -17,6 +25,10 @@ class ImageFolder:
 
     Classes are the names of the (training) subfolders, sorted; files are in sorted order too. Names that begin with
     a dot and files that are not images by their extension are ignored. Files are decoded when they are read.
+
+    Attributes:
+      class_names: the names of the classes.
+      ignored: what there is in the split's folder besides its images, and how much of it.
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str, validation_fraction: float = 0.1):
@@ -39,6 +51,11 @@ class ImageFolder:
         train_folder, validation_folder = _split_folders(root)
         self._folder = validation_folder if split == "validation" else train_folder
         self.class_names = tuple(_subfolders(train_folder))
+        splits = _SPLIT_WORDS & {name.lower() for name in self.class_names}
+        if train_folder == root and len(splits) == len(self.class_names) > 0:
+            raise ValueError(f"path: {root} has the folders {', '.join(self.class_names)}, which look like splits and "
+                             "not like classes. Name them train and val (or validation)")
+        self.ignored = _ignored(self._folder, self.class_names)
         self._names, self._labels = _list_images(self._folder, self.class_names)
         if train_folder == validation_folder:
             chosen = [in_validation(name, validation_fraction) == (split == "validation") for name in self._names]
@@ -55,6 +72,14 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Example:
         path = self._folder / self._names[index]
         return Example(path.read_bytes(), self._labels[index], str(path))
+
+
+    def fingerprint(self) -> str:
+        """A hash of the names and sizes of all files."""
+        digest = hashlib.sha256()
+        for name in self._names:
+            digest.update(f"{name} {(self._folder / name).stat().st_size}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:16]
 
 
 def in_validation(name: str, fraction: float) -> bool:
@@ -98,6 +123,26 @@ def _list_images(folder: Path, class_names: tuple[str, ...]) -> tuple[list[str],
         all_names += [f"{class_name}/{name}" for name in names]
         labels += [class_names.index(class_name)] * len(names)
     return all_names, labels
+
+
+def _ignored(folder: Path, class_names: tuple[str, ...]) -> dict[str, int]:
+    """What is beside the images, by what it is."""
+    found: Counter[str] = Counter()
+    for place in [folder, *(folder / name for name in class_names if (folder / name).is_dir())]:
+        is_class = place != folder
+        with os.scandir(place) as entries:
+            for entry in entries:
+                ending = os.path.splitext(entry.name)[1].lower()
+                if entry.name.startswith("."):
+                    found["hidden files and folders"] += 1
+                elif entry.is_dir():
+                    if is_class:
+                        found["folders in class folders"] += 1
+                elif ending not in EXTENSIONS:
+                    found[f"files that end in {ending}" if ending else "files without an ending"] += 1
+                elif class_names and not is_class:
+                    found["images beside the class folders"] += 1
+    return dict(sorted(found.items()))
 
 
 def _subfolders(folder: Path) -> list[str]:

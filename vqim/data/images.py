@@ -3,6 +3,8 @@
     B batch per process, H and W height and width
 """
 import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -11,8 +13,10 @@ from vqim.data.decode import CorruptImageError, decode
 from vqim.data.faults import CorruptRecords
 from vqim.data.loader import Evaluation, Loader
 from vqim.data.order import augmentation_rng, stream_key
-from vqim.data.source import SPLITS, Source, SourceFactory, check_split
+from vqim.data.source import SPLITS, Source, SourceFactory, check_example, check_split
 from vqim.data.transforms import CenterCrop, RandomCrop, Transform
+
+MAX_THREADS = 512
 
 
 class Images:
@@ -53,12 +57,22 @@ class Images:
             raise ValueError(f"image_size: expected an integer >= 1, got {image_size!r}")
         if not 0 <= max_corrupt_fraction < 1:
             raise ValueError(f"max_corrupt_fraction: expected a number in [0, 1), got {max_corrupt_fraction}")
-        if not isinstance(num_threads, int) or num_threads < 1:
-            raise ValueError(f"num_threads: expected an integer >= 1, got {num_threads!r}")
+        if not isinstance(num_threads, int) or not 1 <= num_threads <= MAX_THREADS:
+            raise ValueError(f"num_threads: expected an integer from 1 to {MAX_THREADS}, got {num_threads!r}")
         self._open, self.image_size = source, image_size
         self._training_transform = training_transform or RandomCrop()
         self._evaluation_transform = evaluation_transform or CenterCrop()
         self._num_threads, self._max_corrupt_fraction = num_threads, max_corrupt_fraction
+
+    def open_within(self, context: Callable[[], AbstractContextManager[None]]) -> None:
+        """Opens the sources, when they are needed, in a context: one in which their configuration is in force."""
+        inner = self._open
+
+        def open_source(*, split: str) -> Source:
+            with context():
+                return inner(split=split)
+
+        self._open = open_source
 
     @functools.cached_property
     def _sources(self) -> dict[str, Source]:
@@ -68,7 +82,25 @@ class Images:
         if classes["train"] != classes["validation"]:
             raise ValueError(f"source: expected the same classes in both splits, got {classes['train']} for training "
                              f"and {classes['validation']} for validation")
+        for opened in sources.values():
+            if len(opened):
+                check_example(opened[0], len(opened.class_names))
         return sources
+
+    def fingerprint_of(self, split: str) -> str | None:
+        """Changes when the examples of a split do; None if the source does not tell."""
+        fingerprint = getattr(self._sources[split], "fingerprint", None)
+        return fingerprint() if fingerprint is not None else None
+
+    def describe(self) -> list[str]:
+        """Counts and classes of the splits, and what of the files is ignored, a line for each."""
+        lines = []
+        for split, source in self._sources.items():
+            classes = f"{len(self.class_names)} classes ({shortened(self.class_names)})" if self.class_names else (
+                "no classes")
+            lines.append(f"{split}: {len(source):,} images, {classes}")
+            lines += [f"{split}: ignored: {count:,} {what}" for what, count in getattr(source, "ignored", {}).items()]
+        return lines
 
     @functools.cached_property
     def _corrupt(self) -> dict[str, CorruptRecords]:
@@ -85,6 +117,11 @@ class Images:
     def num_classes(self) -> int:
         """The number of classes; 0 without classes."""
         return len(self.class_names)
+
+    @property
+    def evaluation_crop(self) -> str:
+        """How images are cropped and resized for evaluation, as a result's protocol says it."""
+        return repr(self._evaluation_transform)
 
     def num_examples(self, split: str) -> int:
         """The number of images in one split, over all processes."""
@@ -138,6 +175,11 @@ class Images:
                           corrupt=self._corrupt[split])
 
 
+def shortened(names: Sequence[str], most: int = 8) -> str:
+    """Names for a message, the first few of them."""
+    return ", ".join(names[:most]) + (f", ... and {len(names) - most} more" if len(names) > most else "")
+
+
 class _Reader:
     """Reads a batch of images: a `ReadBatch`."""
 
@@ -171,6 +213,7 @@ class _Reader:
         while True:  # this ends, since `CorruptRecords` raises before all records are corrupt
             if not self._corrupt.known(record):
                 example = self._source[record]
+                check_example(example, len(self._source.class_names))
                 try:
                     image = example.image
                     return (decode(image) if isinstance(image, bytes) else image), example.label

@@ -1,6 +1,7 @@
 """Sources of images: their protocol, and the sources that keep all images in memory."""
 import dataclasses
 import gzip
+import hashlib
 import os
 import zipfile
 import zlib
@@ -10,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vqim.data.faults import WrongExampleError
 from vqim.third_party.noto_emoji import find_dataset
 
 SPLITS = ("train", "validation")
@@ -38,6 +40,9 @@ class Source(Protocol):
 
     class_names: tuple[str, ...]
     """Name of each class; empty where images have no labels."""
+
+    # A source may also have `fingerprint() -> str`, which changes when its examples do, and `ignored`, what there is
+    # beside them and is left out: {description: count}.
 
     def __len__(self) -> int: ...
 
@@ -97,6 +102,10 @@ class Arrays:
         return Example(grey_to_rgb(self._images[index]), int(self._labels[index]),
                        f"{self._file_name}[{self._records[index]}]")
 
+    def fingerprint(self) -> str:
+        """A hash of all images and labels."""
+        return fingerprint_of(self._images, self._labels)
+
 
 class Emoji(Arrays):
     """The data set that ships with vqim: 1,892 Noto Emoji images, 64x64 on white, nine classes, 20% validation."""
@@ -146,6 +155,38 @@ class Idx:
 
     def __getitem__(self, index: int) -> Example:
         return Example(grey_to_rgb(self._images[index]), int(self._labels[index]), f"{self._file_name}[{index}]")
+
+    def fingerprint(self) -> str:
+        """A hash of all images and labels."""
+        return fingerprint_of(self._images, self._labels)
+
+
+def fingerprint_of(*arrays: np.ndarray) -> str:
+    """A hash of the values of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_example(example: Example, num_classes: int) -> None:
+    """Raises WrongExampleError unless an example is an image, as bytes or RGB array, with a label of the classes."""
+    image, label = example.image, example.label
+    if not isinstance(image, bytes) and not (
+            isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+            and image.size):
+        if isinstance(image, np.ndarray):
+            values = f" with values from {image.min():.4g} to {image.max():.4g}" if image.size else ""
+            got = f"{image.dtype} {list(image.shape)}{values}"
+        else:
+            got = type(image).__name__
+        raise WrongExampleError(f"example {example.name} must have an image uint8 [H, W, 3] with values from 0 to 255, "
+                                f"or the bytes of an image file; got {got}")
+    wanted = f"a label from 0 to {num_classes - 1}" if num_classes else "the label -1, since the source has no classes"
+    is_number = isinstance(label, int | np.integer) and not isinstance(label, bool)
+    if not is_number or not (0 <= label < num_classes if num_classes else label == -1):
+        raise WrongExampleError(f"example {example.name} must have {wanted}; got {label!r}")
 
 
 def check_split(split: str) -> None:

@@ -22,8 +22,9 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from vqim.contracts.data import Batch
+from vqim.data.faults import WrongExampleError
 from vqim.data.loader import Evaluation, Loader
-from vqim.data.source import SPLITS, check_labels, check_split
+from vqim.data.source import SPLITS, check_labels, check_split, fingerprint_of
 
 FORMAT = 1
 
@@ -63,6 +64,12 @@ class CacheMetadata:
     def num_channels(self) -> int:
         """K, the number of tokens at each position."""
         return self.levels[0][2]
+
+    @property
+    def vocabularies(self) -> np.ndarray:
+        """The number of codes at each position, int64 [N]."""
+        return np.concatenate([np.full(height * width, vocabulary, np.int64)
+                               for height, width, _, vocabulary in self.levels])
 
     @property
     def dtype(self) -> np.dtype:
@@ -109,8 +116,7 @@ class TokenCacheWriter:
         self._labels: list[np.ndarray] = []
         self._num_rows = 0
         self._write_header()
-        self._vocabulary_N = np.concatenate([np.full(height * width, vocabulary, np.int64)
-                                             for height, width, _, vocabulary in self._metadata.levels])
+        self._vocabulary_N = self._metadata.vocabularies
 
     def write(self, tokens_BNK: np.ndarray, labels_B: np.ndarray, valid_B: np.ndarray) -> None:
         """Appends the rows that are valid.
@@ -241,6 +247,16 @@ class Tokens:
         check_split(split)
         return self._splits[split].metadata.num_examples
 
+    def fingerprint_of(self, split: str) -> str:
+        """Changes when the tokenizer or the labels of a split do."""
+        return fingerprint_of(np.array([self.fingerprint]), self._splits[split].labels)
+
+    def describe(self) -> list[str]:
+        """Counts and classes of the splits, a line for each."""
+        classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
+        return [f"{name}: tokens of {split.metadata.num_examples:,} images in {split.metadata.num_views} views, "
+                f"{classes}" for name, split in self._splits.items()]
+
     def batch_like(self, batch_size: int) -> Batch:
         """See `vqim.contracts.data.Dataset`."""
         metadata = self._splits["train"].metadata
@@ -277,9 +293,10 @@ class _CachedSplit:
         metadata = self.metadata
         shape = (metadata.num_views * metadata.num_examples, metadata.num_tokens, metadata.num_channels)
         self._tokens = _open_array(folder / "tokens.npy", shape, metadata.dtype)
-        self._labels = _open_array(folder / "labels.npy", (metadata.num_examples,), np.dtype(np.int32))
+        self.labels = _open_array(folder / "labels.npy", (metadata.num_examples,), np.dtype(np.int32))
+        self._path, self._vocabulary_N = folder / "tokens.npy", metadata.vocabularies
         if metadata.class_names:
-            check_labels(self._labels, len(metadata.class_names), folder / "labels.npy")
+            check_labels(self.labels, len(metadata.class_names), folder / "labels.npy")
 
     def read(self, epochs_B: np.ndarray, records_B: np.ndarray) -> Batch:
         """A `ReadBatch`. In an epoch, neighbouring examples have different views; each epoch moves to the next view."""
@@ -288,7 +305,13 @@ class _CachedSplit:
         tokens_BNK = np.empty((len(rows_B), *self._tokens.shape[1:]), np.int32)
         ascending = np.argsort(rows_B)  # so that the file is read in order
         tokens_BNK[ascending] = self._tokens[rows_B[ascending]]
-        return {"tokens": tokens_BNK, "labels": self._labels[records_B], "valid": np.ones(len(rows_B), bool)}
+        wrong = (tokens_BNK < 0) | (tokens_BNK >= self._vocabulary_N[:, None])
+        if wrong.any():
+            row = int(np.flatnonzero(wrong.any((1, 2)))[0])
+            raise WrongExampleError(
+                f"{self._path}: row {rows_B[row]} must have tokens within the vocabularies of {self.metadata.levels}, "
+                f"got {tokens_BNK[row][wrong[row]][0]}. Write the cache anew")
+        return {"tokens": tokens_BNK, "labels": self.labels[records_B], "valid": np.ones(len(rows_B), bool)}
 
 
 def as_levels(levels: Sequence[Sequence[int]]) -> Levels:

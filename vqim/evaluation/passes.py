@@ -3,6 +3,7 @@
     B images in a batch
 """
 import abc
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from vqim.contracts.runtime import Runtime
 from vqim.contracts.task import Task
 from vqim.state import sections
 from vqim.state.leaf import State, prefixed, select
+from vqim.tokenizer.model import images_to_float
 
 
 class Pass(abc.ABC):
@@ -52,6 +54,15 @@ class Pass(abc.ABC):
         if not self._bound or self._bound[0] is not task or self._bound[1] is not runtime:
             self._bound = (task, runtime, _Program(self, task, runtime))
         return _Evaluation(self, self._bound[2], task, data, state, runtime)
+
+    def shown_name(self, name: str) -> str:
+        """The name of a result in the summaries."""
+        has_section = name.startswith("images/") or "/" in name and self.section == "evaluation"
+        return name if has_section else f"{self.section}/{name}"
+
+    def batch_like(self, task: Task, data: Dataset) -> Batch | None:
+        """Zeros with the shapes and dtypes of a batch that `items` takes; None if they are not known beforehand."""
+        return None
 
     @abc.abstractmethod
     def about(self, task: Task, data: Dataset) -> About:
@@ -87,18 +98,22 @@ class SplitPass(Pass):
         """See `Pass`."""
         tokenizer = getattr(task.objective, "tokenizer", None)
         return About(self.name, data.num_examples(self.split), tokenizer.grid if tokenizer else None,
-                     data.num_classes)
+                     data.num_classes, {"split": self.split, **protocol_of(data)})
 
-    def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
+    def batch_like(self, task: Task, data: Dataset) -> Batch:
         """See `Pass`."""
+        self._check(task)
+        return data.batch_like(self.batch_size)
+
+    def _check(self, task: Task) -> None:
         if not hasattr(task.objective, self.view):
             raise ValueError(f"evaluators: {type(self).__name__} needs an objective with `{self.view}`, which "
                              f"{type(task.objective).__name__} has not")
-        share: Iterable[Batch] = data.evaluation(
-            self.batch_size // runtime.process_count, split=self.split,
-            process_index=runtime.process_index, process_count=runtime.process_count)
-        for batch in share:
-            yield runtime.put(batch)
+
+    def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
+        """See `Pass`."""
+        self._check(task)
+        yield from split_batches(data, self.split, self.batch_size, runtime)
 
     def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
         """See `Pass`."""
@@ -133,6 +148,8 @@ class Samples(Pass):
       num_classes: the number of classes to use, from the first on; None uses all.
       sampler: a sampler to use instead of the prior's own.
       seed: seed for the draws.
+      reference_split: the split whose images metrics of a set compare the samples with; None for no such metrics, or
+        for those with a file of statistics.
     """
 
     section = "samples"
@@ -140,10 +157,12 @@ class Samples(Pass):
     def __init__(
         self, metrics: Sequence[Metric], num_images: int, batch_size: int, every: int = 0,
         num_classes: int | None = None, sampler: Sampler | None = None, seed: int = 0, section: str | None = None,
+        reference_split: str | None = None,
     ):
         super().__init__(metrics, batch_size, every, section)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
+        self.reference_split = reference_split
         self.num_images, self.num_classes, self.sampler, self.seed = num_images, num_classes, sampler, seed
         self._draw: tuple[Any, ...] = ()
 
@@ -156,19 +175,74 @@ class Samples(Pass):
     def about(self, task: Task, data: Dataset) -> About:
         """See `Pass`."""
         objective = _of_a_prior(task)
-        return About(self.name, len(self.labels(task)), objective.tokenizer.grid, objective.num_classes)
+        labels_N, sampler = self.labels(task), self.sampler or objective.sampler
+        protocol = {"labels": f"{self.num_images} of each of {len(set(labels_N.tolist()))} classes"
+                    if objective.num_classes else "none", "sampler": repr(sampler), "seed": str(self.seed)}
+        if self.reference_split is None:
+            return About(self.name, len(labels_N), objective.tokenizer.grid, objective.num_classes, protocol)
+        protocol |= {"split": self.reference_split, **protocol_of(data)}
+        return About(self.name, len(labels_N), objective.tokenizer.grid, objective.num_classes, protocol,
+                     data.num_examples(self.reference_split))
+
+    def batch_like(self, task: Task, data: Dataset) -> Batch | None:
+        """See `Pass`."""
+        if self.reference_split is not None:
+            return None
+        grid = _of_a_prior(task).tokenizer.grid
+        return {"tokens": np.zeros((self.batch_size, grid.num_positions, grid.num_channels), np.int64),
+                "labels": np.zeros(self.batch_size, np.int32), "valid": np.zeros(self.batch_size, bool)}
 
     def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
         """See `Pass`."""
         if not self._draw or self._draw[0] is not task or self._draw[1] is not runtime:
             self._draw = (task, runtime, bind_sampler(task, runtime, self.batch_size, self.sampler))
-        labels_N = self.labels(task)
-        yield from draw_batches(self._draw[2], task, state, runtime, labels_N, self.batch_size, self.seed)
+        drawn = draw_batches(self._draw[2], task, state, runtime, self.labels(task), self.batch_size, self.seed)
+        if self.reference_split is None:
+            yield from drawn
+        else:
+            yield from _beside(drawn, split_batches(data, self.reference_split, self.batch_size, runtime), runtime)
 
     def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
         """See `Pass`."""
         images_BCHW = task.objective.images(state, batch["tokens"], context)  # type: ignore[attr-defined]
-        return Items(batch["valid"], batch["labels"].long(), images_BCHW=images_BCHW, tokens_BNK=batch["tokens"])
+        references_BCHW = images_to_float(batch["references"]) if "references" in batch else None
+        return Items(batch["valid"], batch["labels"].long(), images_BCHW=images_BCHW, tokens_BNK=batch["tokens"],
+                     references_BCHW=references_BCHW, references_valid_B=batch.get("references_valid"))
+
+
+def _beside(
+    drawn: Iterable[dict[str, Tensor]], real: Iterable[dict[str, Tensor]], runtime: Runtime,
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of samples and of real images side by side; the shorter one is filled up by what does not count."""
+    last: dict[str, dict[str, Tensor]] = {}
+    for one, other in itertools.zip_longest(drawn, real):
+        for name, batch in (("drawn", one), ("real", other)):
+            # Once all are drawn, the last batch is decoded again: one program serves every batch.
+            last[name] = batch or last[name] | none_valid(len(last[name]["valid"]), runtime)
+        if "images" not in last["real"]:
+            raise ValueError("reference_split: this run's data are tokens, without the images that samples could be "
+                             "compared with; give evaluation.FeatureDistances a reference file")
+        yield last["drawn"] | {"references": last["real"]["images"], "references_valid": last["real"]["valid"]}
+
+
+def none_valid(batch_size: int, runtime: Runtime) -> dict[str, Tensor]:
+    """The mask of a batch in which nothing counts."""
+    return runtime.put({"valid": np.zeros(batch_size // runtime.process_count, bool)})
+
+
+def split_batches(data: Dataset, split: str, batch_size: int, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
+    """The examples of a split, on the device, `batch_size` over all processes."""
+    share: Iterable[Batch] = data.evaluation(
+        batch_size // runtime.process_count, split=split, process_index=runtime.process_index,
+        process_count=runtime.process_count)
+    for batch in share:
+        yield runtime.put(batch)
+
+
+def protocol_of(data: Dataset) -> dict[str, str]:
+    """What data say about their images, for the protocol of a result."""
+    crop = {"crop": data.evaluation_crop} if hasattr(data, "evaluation_crop") else {}
+    return {"image size": f"{data.image_size}x{data.image_size}", **crop}
 
 
 def bind_sampler(task: Task, runtime: Runtime, batch_size: int, sampler: Sampler | None = None) -> Draw:
@@ -233,7 +307,7 @@ class _Program:
             items = self._owner.items(self._task, state, batch, context)
             observed = {"valid/": items.valid_B}
             for number, metric in enumerate(self._owner.metrics):
-                self._check(metric, items)
+                check_needs(metric, items, type(self._owner).__name__)
                 frozen = {name: self._arrays(name, state, constants) for name in metric.frozen}
                 for name, value in metric.observe(items, frozen, context.evaluation()).items():
                     observed[f"{number}/{name}"] = value
@@ -242,12 +316,6 @@ class _Program:
     def _arrays(self, name: str, state: State, constants: State) -> State:
         prefix = sections.frozen(name)
         return select(state if prefix in self._shared else constants, prefix)
-
-    def _check(self, metric: Metric, items: Items) -> None:
-        missing = [name for name in metric.needs if not _has(items, name)]
-        if missing:
-            raise ValueError(f"metrics: {type(metric).__name__} needs {', '.join(missing)}, which "
-                             f"{type(self._owner).__name__} does not have here")
 
 
 class _Evaluation:
@@ -273,8 +341,7 @@ class _Evaluation:
         results: dict[str, Any] = {}
         for metric, tally in zip(self._owner.metrics, self._tallies, strict=True):
             for name, value in tally.result().items():
-                has_section = name.startswith("images/") or "/" in name and self._owner.section == "evaluation"
-                shown = name if has_section else f"{self._owner.section}/{name}"
+                shown = self._owner.shown_name(name)
                 if shown in results:
                     raise ValueError(f"metrics: two of them measure {shown}, one is {type(metric).__name__}")
                 results[shown] = value
@@ -292,6 +359,14 @@ def place_frozen(networks: Mapping[str, Frozen], runtime: Runtime) -> State:
     """The arrays of frozen networks on the devices, named as in a state."""
     return place({name: leaf for network_name, network in networks.items()
                   for name, leaf in prefixed(sections.frozen(network_name), network.init_spec()).items()}, 0, runtime)
+
+
+def check_needs(metric: Metric, items: Items, owner: str) -> None:
+    """Raises ValueError unless a pass, `owner`, has all that a metric needs."""
+    missing = [name for name in metric.needs if not _has(items, name)]
+    if missing:
+        raise ValueError(f"metrics: {type(metric).__name__} needs {', '.join(missing)}, which {owner} does not have "
+                         "here")
 
 
 def _has(items: Items, name: str) -> bool:

@@ -105,6 +105,7 @@ class Report:
       samples: uint8 generated images [B, H, W, C] by class name, not selected by hand (the caption says so).
       neighbours: some samples beside their nearest training images.
       probe: accuracies by layer.
+      protocols: how figures were measured: by a figure's name, what decides it, such as network, reference and count.
       commands: command lines that repeat this run.
       config: the operative configuration.
     """
@@ -123,6 +124,7 @@ class Report:
     samples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     neighbours: Neighbours | None = None
     probe: ProbeAccuracies | None = None
+    protocols: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     commands: Sequence[str] = ()
     config: str = ""
 
@@ -294,12 +296,16 @@ def _losses(report: Report, numbered: _Numbering) -> str:
 
 
 def _how(report: Report) -> str:
-    if not report.commands and not report.config:
+    if not report.commands and not report.config and not report.protocols:
         return ""
     commands = f"<pre>{html.escape(chr(10).join(report.commands))}</pre>" if report.commands else ""
     config = (f"<details><summary>Configuration</summary><pre>{html.escape(report.config)}</pre></details>"
               if report.config else "")
-    return f"<section><h2>How to make this again</h2>{commands}{config}</section>"
+    measured = "".join(
+        f"<details><summary>How {html.escape(name)} was measured</summary><dl>"
+        + "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(value)}</dd>" for word, value in protocol.items())
+        + "</dl></details>" for name, protocol in report.protocols.items())
+    return f"<section><h2>How to make this again</h2>{commands}{config}{measured}</section>"
 
 
 def _image(image_HWC: np.ndarray, alt: str) -> str:

@@ -58,6 +58,11 @@ class EfficientNetLite0:
         """The name of its arrays in the state."""
         return "efficientnet_lite0"
 
+    @property
+    def weights_file(self) -> str:
+        """The path of the file with its weights."""
+        return pretrained.find_weights(self.weights_path)
+
     def init_spec(self) -> Spec:
         """The 4.6 million constants, read from the file when the runtime fills them, and how to resize."""
         resize = functools.partial(resize_matrix, self.image_size, self.input_size)

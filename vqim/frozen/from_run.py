@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,9 @@ class FromRun:
 
     def fingerprint(self, names: list[str]) -> str:
         """A hash of the names and values of some arrays."""
-        digest = hashlib.sha256()
-        for name in names:
-            leaf = arrays_spec(self.model)[name]
-            digest.update(name.encode() + self.read(name, leaf.shape, full_index(leaf.shape)).tobytes())
-        return digest.hexdigest()[:16]
+        leaves = arrays_spec(self.model)
+        return fingerprint({name: self.read(name, leaves[name].shape, full_index(leaves[name].shape))
+                            for name in names})
 
     def init_spec(self) -> Spec:
         """The network's arrays, filled from the checkpoint; each slice is read separately."""
@@ -73,6 +72,14 @@ class FromRun:
         checkpoint.check({names[name]: (leaf.shape, np.dtype(np.float32))
                           for name, leaf in arrays_spec(self.model).items()})
         return checkpoint, names
+
+
+def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+    """A hash of the names and values of some arrays, in their order."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(name.encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def names_in(checkpoint: Checkpoint, network: str, wanted: Spec) -> dict[str, str]:

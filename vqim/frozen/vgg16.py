@@ -46,6 +46,11 @@ class VGG16:
         """The name of the network in `third_party/lpips`."""
         return "vgg16"
 
+    @property
+    def weights_file(self) -> str:
+        """The path of the file with its weights."""
+        return pretrained.find_weights(self.name, self.weights_path)
+
     def init_spec(self) -> Spec:
         """The 14.7 million constants, read from the file when the runtime fills them."""
         return trunk_spec(self.name, self.weights_path)

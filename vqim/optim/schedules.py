@@ -93,6 +93,38 @@ class WarmupExponential:
         return self.peak * _warmup(step, self.warmup_steps) * (self.final / self.peak) ** fraction
 
 
+@dataclasses.dataclass(frozen=True)
+class WarmupLinear:
+    """Linear warm-up, a plateau, then a straight line down to `final` (SeQ-GAN's Table 10, masked priors).
+
+    That paper's, on ImageNet: `WarmupLinear(1e-4, 0.0, warmup_steps=0, decay_start=50_000, total_steps=1_500_000)`.
+
+    Attributes:
+      peak: the learning rate of the plateau.
+      final: the learning rate at `total_steps` and after.
+      warmup_steps: the number of updates that ramp up linearly; 0 for none.
+      decay_start: the step at which the decay begins.
+      total_steps: where the decay ends, counted from the start of training.
+    """
+
+    peak: float
+    final: float
+    warmup_steps: int
+    decay_start: int
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        require(self.peak > 0, "peak", "positive", self.peak)
+        require(0 <= self.final <= self.peak, "final", f"from 0 to peak = {self.peak}", self.final)
+        require_step_count("warmup_steps", self.warmup_steps, 0)
+        require_step_count("decay_start", self.decay_start, self.warmup_steps)
+        require_step_count("total_steps", self.total_steps, self.decay_start + 1)
+
+    def __call__(self, step: int) -> float:
+        fraction = _fraction(step, self.decay_start, self.total_steps)
+        return _warmup(step, self.warmup_steps) * (self.peak + (self.final - self.peak) * fraction)
+
+
 def _warmup(step: int, warmup_steps: int) -> float:
     """Ramps from 1 / warmup_steps at step 0 to 1, so that no update has a rate of zero."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

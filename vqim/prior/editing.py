@@ -11,7 +11,7 @@ from vqim.contracts.grid import TokenGrid
 
 
 def token_mask(mask_BHW: np.ndarray, grid: TokenGrid) -> np.ndarray:
-    """Which tokens are to be drawn anew, bool [B, P, K]: those with a masked pixel in their cell, in every level.
+    """Which tokens are to be drawn, bool [B, P, K]: those with a masked pixel in their cell, in every level.
 
     Raises:
       ValueError: a level does not divide the image into cells of whole pixels.
@@ -58,7 +58,7 @@ def match(images_NHWC: np.ndarray, masks: Any, count: int) -> tuple[np.ndarray, 
     if len(images_NHWC) not in (1, count):
         raise ValueError(f"images must be one, or one for each of {count} labels, got {len(images_NHWC)}")
     if mask_NHW.dtype != bool or mask_NHW.shape[1:] != size or len(mask_NHW) not in (1, count):
-        raise ValueError(f"mask must be bools {list(size)}, True where pixels are to be drawn anew, or one such for "
+        raise ValueError(f"mask must be bools {list(size)}, True where pixels are to be drawn, or one such for "
                          f"each of {count} images; got {mask.dtype} {list(mask.shape)}")
     if not mask_NHW.any((1, 2)).all():
         raise ValueError("mask must be True for some pixels of every image: there is nothing to draw")

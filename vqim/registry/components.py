@@ -6,8 +6,8 @@ from vqim.classifier import model as classifier_model
 from vqim.classifier import objective as classifier_objective
 from vqim.contracts import learning
 from vqim.data import folder, images, source, token_cache, transforms
-from vqim.evaluation import accuracy, image_metrics, passes, rejection, token_metrics
-from vqim.frozen import alexnet, efficientnet, from_run, lpips, resnet, vgg16, vgg16_classifier
+from vqim.evaluation import accuracy, extractors, image_metrics, passes, rejection, set_metrics, token_metrics
+from vqim.frozen import alexnet, efficientnet, from_run, inception, lpips, resnet, vgg16, vgg16_classifier
 from vqim.nn import convolution
 from vqim.optim import adafactor, adamw, groups, schedules
 from vqim.prior import autoregressive, guidance, masked, masked_sampler, rq_transformer, sampler
@@ -15,10 +15,10 @@ from vqim.prior import objective as prior_objective
 from vqim.probe import features
 from vqim.probe import objective as probe_objective
 from vqim.runtime import settings
-from vqim.tokenizer import cnn, dvae, initial, model, semantic, terms, vit
+from vqim.tokenizer import cnn, dvae, initial, model, semantic, seq_gan, terms, vit
 from vqim.tokenizer import objective as tokenizer_objective
 from vqim.tokenizer.discriminator import adversary, patchgan, stylegan2
-from vqim.tokenizer.quantizer import gumbel, hierarchical, multichannel, residual, vector
+from vqim.tokenizer.quantizer import gumbel, hierarchical, kmeans, multichannel, residual, vector
 from vqim.training import experiment, gradient_task, start_from
 
 for module, components in {
@@ -26,10 +26,11 @@ for module, components in {
              transforms.RandomCrop, transforms.RandomResizedCrop, transforms.CenterCrop, transforms.Resize),
     "nn": (convolution.GroupNorm, convolution.SpatialNorm, convolution.AttentionBlock),
     "frozen": (vgg16.VGG16, vgg16_classifier.TorchvisionVGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet,
-               efficientnet.EfficientNetLite0, from_run.FromRun),
+               efficientnet.EfficientNetLite0, inception.Inception, from_run.FromRun),
     "tokenizer": (model.ImageTokenizer, vit.ViTEncoder, vit.ViTDecoder, cnn.CNNEncoder, cnn.CNNDecoder,
-                  dvae.DVAEEncoder, dvae.DVAEDecoder, vector.VectorQuantizer, gumbel.GumbelQuantizer,
-                  hierarchical.HierarchicalQuantizer, multichannel.MultichannelQuantizer, residual.ResidualQuantizer,
+                  dvae.DVAEEncoder, dvae.DVAEDecoder, seq_gan.SeQGANDecoder, vector.VectorQuantizer,
+                  gumbel.GumbelQuantizer, hierarchical.HierarchicalQuantizer, multichannel.MultichannelQuantizer,
+                  residual.ResidualQuantizer, kmeans.KMeans,
                   initial.FourierFeatures, initial.Sinusoids, initial.LearnedConstant,
                   terms.L1, terms.L2, terms.LogitLaplace, terms.Perceptual, semantic.SemanticPerceptual,
                   adversary.Adversary, stylegan2.StyleGAN2Discriminator, patchgan.PatchGANDiscriminator,
@@ -41,12 +42,14 @@ for module, components in {
     "classifier": (classifier_model.ImageClassifier, classifier_model.TrainedClassifier,
                    classifier_objective.ClassifierObjective),
     "optim": (adamw.AdamW, adafactor.Adafactor, groups.Group, schedules.Constant, schedules.WarmupCosine,
-              schedules.WarmupExponential),
+              schedules.WarmupExponential, schedules.WarmupLinear),
     "training": (gradient_task.GradientTask, learning.Learner, start_from.StartFrom),
-    "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepBest),
+    "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepHourly, policy.KeepBest),
     "evaluation": (passes.Reconstructions, passes.Predictions, passes.Classifications, passes.Samples,
                    image_metrics.Distances, image_metrics.Lpips, image_metrics.ShownImages, token_metrics.CodebookUse,
-                   token_metrics.Likelihood, accuracy.Accuracy, rejection.Rejection),
+                   token_metrics.Likelihood, accuracy.Accuracy, rejection.Rejection, set_metrics.FeatureDistances,
+                   set_metrics.WaveletDistance, extractors.InceptionFeatures, extractors.ProxyFeatures,
+                   extractors.VGG16Features),
 }.items():
     for component in components:
         gin.register(component, module=module)

@@ -34,7 +34,7 @@ from vqim.registry.config_text import (
     read,
 )
 
-__all__ = ["Binding", "Config", "ConfigError", "forget", "load"]
+__all__ = ["Binding", "Config", "ConfigError", "load"]
 
 _REQUIRED = Macro("gin.REQUIRED")
 
@@ -89,11 +89,6 @@ def load(gin_files: list[str], bindings: list[str], search_paths: list[str]) -> 
         _bind(binding)
     gin.finalize()
     return config
-
-
-def forget() -> None:
-    """Removes the configuration of the last `load`, so that gin is as its other users expect it."""
-    gin.clear_config()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,10 +240,11 @@ def _import(plugin: Import) -> None:
     try:
         importlib.import_module(plugin.module)
     except Exception as error:
-        raise ConfigError(
-            f"{plugin.source}: the import of {plugin.module} failed: {type(error).__name__}: {error}. "
-            "Expected an importable Python module: install it, or add its folder to PYTHONPATH."
-        ) from error
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{plugin.module}.".startswith(f"{error.name}.")
+        remedy = ("Expected an importable Python module: install it, or add its folder to PYTHONPATH" if is_missing else
+                  f"It was raised at {config_failure.raised_at(error)}")
+        raise ConfigError(f"{plugin.source}: the import of {plugin.module} failed: {type(error).__name__}: {error}. "
+                          f"{remedy}.") from error
     gin.parse_config(f"import {plugin.module}")  # so that gin repeats the import in the operative config
 
 

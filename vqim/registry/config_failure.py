@@ -1,6 +1,9 @@
 """Finds the lines in gin files that made a component's constructor fail."""
 import inspect
 import re
+import sysconfig
+import traceback
+from pathlib import Path
 from types import CodeType
 from typing import NamedTuple
 
@@ -9,6 +12,8 @@ from gin import utils as gin_utils
 
 from vqim.registry import config_names
 from vqim.registry.config_text import Binding, ConfigError, Macro, Reference, leaves, reach
+
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 # The text that gin 0.5.0 appends to an error's message, once for each component call that the error passes through.
 _CALL = re.compile(
@@ -35,15 +40,19 @@ def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[
       other types, and for errors in the work of a root function after it has checked its arguments.
     """
     cause, calls = _unwrap(error)
-    if not calls or isinstance(cause, ConfigError) or not isinstance(cause, ValueError | TypeError | OSError):
+    if not calls or isinstance(cause, ConfigError):
         return cause, ""
+    is_told = isinstance(cause, ValueError | TypeError | OSError)
+    if not is_told and Path(_raising_code(cause).co_filename).is_relative_to(_PACKAGE):
+        return cause, ""  # an error of the house's own, whose traceback is wanted
     call = calls[0]
     code = _raising_code(cause)
     missing = _MISSING.search(str(cause)) if code.co_filename == gin_config.__file__ else None
     works = not inspect.isclass(config_names.registered(root)) and code is not config_names.constructor(root).__code__
     if call.selector == root and not missing and works:
         return cause, ""
-    lines = [f"{call.selector}{f' in scope {call.scope}' * bool(call.scope)}: {cause}"]
+    reason = str(cause) if is_told else f"{type(cause).__name__}: {cause}, raised at {raised_at(cause)}"
+    lines = [f"{call.selector}{f' in scope {call.scope}' * bool(call.scope)}: {reason}"]
     if missing:
         names = [f"{call.selector}.{parameter}" for parameter in re.findall(r"'(\w+)'", missing[1])]
         lines += [f"  {name} has no value: add `{name} = ...` to a gin file" for name in names]
@@ -58,6 +67,16 @@ def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[
     if not given:
         lines += [f"  used by {binding}" for binding in _users(call, bindings)]
     return cause, "\n".join(lines)
+
+
+def raised_at(error: BaseException) -> str:
+    """The file and line from which an error came: the last line that is not the standard library's own."""
+    library = (sysconfig.get_path("stdlib"), "<frozen")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(library)
+              or "site-packages" in frame.filename]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
 def _unwrap(error: Exception) -> tuple[Exception, list[_Call]]:
@@ -77,11 +96,11 @@ def _unwrap(error: Exception) -> tuple[Exception, list[_Call]]:
 
 def _raising_code(error: Exception) -> CodeType:
     """The function in which an error was raised; a function of gin where Python refused the call's arguments."""
-    traceback = error.__traceback__
-    assert traceback is not None
-    while traceback.tb_next:
-        traceback = traceback.tb_next
-    return traceback.tb_frame.f_code
+    trace = error.__traceback__
+    assert trace is not None
+    while trace.tb_next:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code
 
 
 def _given(call: _Call, bindings: dict[str, Binding]) -> list[Binding]:

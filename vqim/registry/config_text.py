@@ -152,7 +152,7 @@ def _read_file(path: Path, search_paths: list[str], including: tuple[Path, ...])
     if path in including:
         chain = " includes ".join(_shown(file) for file in (*including, path))
         raise ConfigError(f"A gin file includes itself: {chain}")
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")  # some editors write a byte-order mark first
     return _read_text(text, lambda line: f"{_shown(path)}:{line}", search_paths, (*including, path))
 
 

@@ -7,6 +7,8 @@
     frozen/<name>/...          networks that are not trained here
     health/...                 flags
 """
+import re
+
 from vqim.state.leaf import Spec, State, select
 
 
@@ -43,6 +45,10 @@ def network_arrays(state: State, network: str) -> State:
     return select(state, params(network)) | select(state, ema(network)) | select(state, statistics(network))
 
 
+READING = "^(?!optimizer/|health/)"
+"""Pattern for the names of the arrays in `reading_spec`."""
+
+
 def reading_spec(spec: Spec) -> Spec:
     """The part of a state that is needed to run its networks, without the optimizer's slots and the flags."""
-    return {name: leaf for name, leaf in spec.items() if not name.startswith(("optimizer/", "health/"))}
+    return {name: leaf for name, leaf in spec.items() if re.match(READING, name)}

@@ -12,7 +12,7 @@ from vqim.contracts.data import Dataset
 from vqim.contracts.evaluation import Items
 from vqim.contracts.frozen import merge_frozen
 from vqim.contracts.grid import TokenGrid
-from vqim.contracts.learning import Advanced, Advancing, Computed, Learner, MakeLearner
+from vqim.contracts.learning import Advanced, Advancing, Computed, Learner, MakeLearner, Rebuilding
 from vqim.nn.module import apply, arrays_spec, spec
 from vqim.state import sections
 from vqim.state.leaf import Spec, State, select
@@ -23,13 +23,15 @@ from vqim.tokenizer.reconstruction import reconstruct
 from vqim.tokenizer.terms import Term, weight_at
 
 _QUANTIZER = "quantizer/"
+_THEN_REBUILD = "_then_rebuild"  # ends the names of programs in which the quantizer makes its codebook anew
 
 
 class TokenizerObjective:
     """L = L_VQ + w_adv L_adv + sum of w L over the loss terms, ViT-VQGAN section 3.3.
 
     With an adversary, both networks are updated in the same step, from the same forward pass. There are then three
-    programs: the usual step, a step with R1, and a step before the adversarial start.
+    programs: the usual step, a step with R1, and a step before the adversarial start. Each of them has a twin where a
+    quantizer makes its codebook anew (`vqim.contracts.learning.Rebuilding`).
 
     Args:
       model: the tokenizer.
@@ -71,12 +73,14 @@ class TokenizerObjective:
             self.adversary.discriminator.check_batch(batch_size)
 
     def program(self, step: int) -> str:
-        """The same program for all steps without an adversary; see `Adversary.program`."""
-        return self.adversary.program(step) if self.adversary else TRAIN
+        """One for all steps without an adversary, see `Adversary.program`; its twin where a codebook is made anew."""
+        program = self.adversary.program(step) if self.adversary else TRAIN
+        quantizer = self.tokenizer.quantizer
+        return program + _THEN_REBUILD if isinstance(quantizer, Rebuilding) and quantizer.is_due(step) else program
 
     def learners(self, program: str | None = None) -> tuple[Learner, ...]:
         """The tokenizer, and after the adversarial start also the discriminator."""
-        if self.adversary is None or program == TRAIN_BEFORE_ADVERSARY:
+        if self.adversary is None or program is not None and _without_rebuilding(program) == TRAIN_BEFORE_ADVERSARY:
             return (self._learner,)
         return self._learner, self.adversary.learner
 
@@ -90,7 +94,7 @@ class TokenizerObjective:
         self, leaves: Mapping[str, State], arrays: State, batch: dict[str, Tensor], context: Context, program: str,
     ) -> Computed:
         """See `vqim.contracts.learning.Objective`."""
-        scalars, params = context.scalars, leaves[self.name]
+        program, scalars, params = _without_rebuilding(program), context.scalars, leaves[self.name]
         images_BCHW = images_to_float(batch["images"])
         quantized, reconstruction = apply(self.tokenizer.forward, params, images_BCHW, context)
         losses = {term.name: term(images_BCHW, reconstruction, self._frozen_of(term, arrays), context)
@@ -123,13 +127,17 @@ class TokenizerObjective:
         new: State = {}
         shown: dict[str, Tensor] = {}
         quantizer = self.tokenizer.quantizer
+        base = _without_rebuilding(program)
         if isinstance(quantizer, Advancing):
             own = select(self._arrays(arrays), _QUANTIZER)
-            advanced = apply(quantizer.advance, own, select(computed.sums, _QUANTIZER), context.fold("quantizer"))
+            advance = quantizer.advance
+            if base != program and isinstance(quantizer, Rebuilding):
+                advance = quantizer.rebuild
+            advanced = apply(advance, own, select(computed.sums, _QUANTIZER), context.fold("quantizer"))
             shown = {f"codebook/{name}": value for name, value in advanced.metrics.items()}
             for name, value in advanced.arrays.items():
                 new |= self._written(arrays, _QUANTIZER + name, value)
-        if self.adversary and program != TRAIN_BEFORE_ADVERSARY:
+        if self.adversary and base != TRAIN_BEFORE_ADVERSARY:
             new |= self.adversary.advance(arrays, computed, context)
         usage = {name: (present > 0).float().mean() for name, present in computed.sums.items()
                  if not name.startswith(_QUANTIZER)}
@@ -156,6 +164,10 @@ class TokenizerObjective:
         if average not in arrays:
             return {parameter: value}
         return {parameter: value, average: torch.where(value == arrays[parameter], arrays[average], value)}
+
+
+def _without_rebuilding(program: str) -> str:
+    return program.removesuffix(_THEN_REBUILD)
 
 
 def _presence(quantized: Quantized, grid: TokenGrid) -> dict[str, Tensor]:

@@ -20,10 +20,12 @@ class Experiment:
       batch_size: the number of images in a step, over all processes.
       seed: seed for parameters, data order and everything else that is random.
       log_every: the number of steps between two readings of the metrics; each is a mean over the steps in between.
-      save_every: the number of steps between two checkpoints; one more is written at the end.
+      save_every: the number of steps between two checkpoints; more are written before evaluations, and at the end.
+      save_minutes: the time between two checkpoints; None for no such limit.
       keep: which checkpoints are kept; the newest always is.
       evaluators: evaluators; each sets its own interval in steps, and also runs at the end.
       start_from: other runs from which this run takes initial arrays.
+      accept_changed_data: whether the run goes on where there are more or fewer training examples than before.
       needs_data: False for verbs that read a run on a machine without its data. They set it; gin files cannot.
     """
 
@@ -34,15 +36,19 @@ class Experiment:
     seed: int = 0
     log_every: int = 50
     save_every: int = 1000
+    save_minutes: float | None = None
     keep: Sequence[Keep] = (KeepLatest(2),)
     evaluators: Sequence[Evaluator] = ()
     start_from: Sequence[StartFrom] = ()
+    accept_changed_data: bool = False
     needs_data: bool = True
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.save_minutes is not None and not self.save_minutes > 0:
+            raise ValueError(f"save_minutes must be greater than 0, or None, got {self.save_minutes}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be at least 0 and below 2^31, got {self.seed}")
         if self.batch_size % self.task.num_micro_batches:

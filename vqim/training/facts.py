@@ -2,8 +2,12 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from vqim.checkpoint import seal
+from vqim.checkpoint.errors import CheckpointError
 from vqim.contracts.data import Dataset
 
 FILE = "run.json"
@@ -23,6 +27,10 @@ class Facts:
     class_names: tuple[str, ...]
     num_examples: dict[str, int]
 
+    def as_json(self) -> dict[str, Any]:
+        """The facts as values that JSON can hold."""
+        return dataclasses.asdict(self)
+
 
 def write_facts(workdir: str | os.PathLike[str], data: Dataset) -> None:
     """Writes run.json, completely or not at all."""
@@ -31,8 +39,13 @@ def write_facts(workdir: str | os.PathLike[str], data: Dataset) -> None:
     path = Path(workdir) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(facts), indent=2) + "\n")
+    temporary.write_bytes(seal.seal(FILE, facts.as_json()))
     temporary.replace(path)
+
+
+def facts_from(fields: Mapping[str, Any]) -> Facts:
+    """Facts from the fields of a JSON object."""
+    return Facts(fields["image_size"], tuple(fields["class_names"]), dict(fields["num_examples"]))
 
 
 def read_facts(workdir: str | os.PathLike[str]) -> Facts:
@@ -43,8 +56,12 @@ def read_facts(workdir: str | os.PathLike[str]) -> Facts:
     """
     path = Path(workdir) / FILE
     try:
-        found = json.loads(path.read_text())
-        return Facts(found["image_size"], tuple(found["class_names"]), found["num_examples"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data = path.read_bytes()
+        found = json.loads(data)
+        # Files of the first versions have these fields alone, and no checksum.
+        if found.keys() != {"image_size", "class_names", "num_examples"}:
+            found = seal.unseal(data, str(path))
+        return facts_from(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
         raise ValueError(f"{path} must say what the run's data are, as training writes it at its start; it cannot be "
                          f"read: {error!r}. Start the run's training command again to write it") from error

@@ -3,6 +3,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+KINDS = ("compiling", "waiting_for_data", "evaluating", "saving")
+"""What a run does besides steps. The first step of each program counts as compiling."""
+
 
 class Progress:
     """Measures the steps between two readings, without pauses such as evaluations.
@@ -18,13 +21,32 @@ class Progress:
         self._num_steps, self._batch_size, self._peak_flops = num_steps, batch_size, peak_flops
         self._step, self._time = first_step, time.perf_counter()
         self._step_seconds = 0.0
+        self._begin = self._time
+        self._spent = dict.fromkeys(KINDS, 0.0)
+
+    @contextlib.contextmanager
+    def spend(self, kind: str) -> Iterator[None]:
+        """A context whose time is counted as one of `KINDS`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[kind] += time.perf_counter() - begin
+
+    def shares(self) -> dict[str, float]:
+        """For what the time since the beginning was used, by names in the summaries; the shares add up to 1."""
+        total = max(time.perf_counter() - self._begin, 1e-9)
+        shares = {f"goodput/{kind}": seconds / total for kind, seconds in self._spent.items()}
+        return {"goodput/steps": 1.0 - sum(shares.values()), **shares}
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """A context whose time is not counted."""
         begin = time.perf_counter()
-        yield
-        self._time += time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self._time += time.perf_counter() - begin
 
     def measure(self, step: int, step_flops: float) -> dict[str, float]:
         """Speeds since the last reading, by their names in the summaries; see `runtime.meta.step_flops`."""

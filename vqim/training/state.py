@@ -11,7 +11,7 @@ import torch
 from absl import logging
 
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.checkpoint.reader import Checkpoint
+from vqim.checkpoint.reader import Checkpoint, NamedArrays
 from vqim.checkpoint.store import HostArray
 from vqim.contracts.placing import place
 from vqim.contracts.runtime import Runtime
@@ -65,7 +65,7 @@ def restore(spec: Spec, seed: int, runtime: Runtime, checkpoint: Checkpoint) -> 
                       list(checkpoint.metadata.get("origins", [])))
 
 
-def restore_arrays(spec: Spec, seed: int, runtime: Runtime, checkpoint: Checkpoint) -> State:
+def restore_arrays(spec: Spec, seed: int, runtime: Runtime, checkpoint: NamedArrays) -> State:
     """The arrays in `spec`, which may be a part of the checkpoint's arrays."""
     checkpoint.check({name: (leaf.shape, _numpy_dtype(leaf.dtype)) for name, leaf in spec.items() if leaf.saved})
     saved = {name: runtime.place(name, leaf, functools.partial(checkpoint.read, name))
@@ -76,6 +76,7 @@ def restore_arrays(spec: Spec, seed: int, runtime: Runtime, checkpoint: Checkpoi
 def save(
     state: TrainState, spec: Spec, manager: CheckpointManager, runtime: Runtime, *,
     data_position: Mapping[str, Any], config: str, metrics: Mapping[str, float], unmeasured: bool = False,
+    prune: bool = True, data: Mapping[str, Any] | None = None,
 ) -> None:
     """Copies the state to the host and leaves the writing to the manager's thread.
 
@@ -84,8 +85,9 @@ def save(
       spec: the arrays' description.
       manager: writes the checkpoint.
       runtime: copies the arrays to the host.
-      data_position, config, metrics: see `CheckpointManager.save`.
-      unmeasured: whether evaluators that are due at this step have not run.
+      data_position, config, metrics, prune: see `CheckpointManager.save`.
+      data: what is known of the data (`data_identity.identity`).
+      unmeasured: whether evaluators are due at this step, which have not run when it is saved.
 
     Raises:
       NonFiniteError: an array has a value that is not finite; nothing has been saved.
@@ -106,8 +108,9 @@ def save(
             "gradients were: the last update made it so. It is not saved, older checkpoints are whole. Look at the "
             "optimizer and its settings")
     manager.save(state.step, arrays, {"seed": state.seed, "git_commit": _git_commit(), "origins": state.origins,
-                                      "unmeasured": unmeasured, **runtime.describe()},
-                 metrics=dict(metrics), config=config, data_position=data_position)
+                                      "unmeasured": unmeasured, **({"data": dict(data)} if data else {}),
+                                      **runtime.describe()},
+                 metrics=dict(metrics), config=config, data_position=data_position, prune=prune)
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:

@@ -1,4 +1,5 @@
 """What a run writes about its progress: TensorBoard events for people, and metrics.jsonl for scripts."""
+import contextlib
 import json
 import math
 import os
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from einops import rearrange
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -21,6 +23,9 @@ class Summaries:
     Floats go to TensorBoard and to metrics.jsonl. Images, histograms, curves and text go only to TensorBoard.
     metrics.jsonl has one line for each step: {"step", "time", name: value ...}. An evaluator's line also has its
     number, as "evaluator". A resumed run first removes the lines of steps that it will make again.
+
+    What cannot be written, as on a full disk, is told once and never ends the run; lines of metrics.jsonl are kept and
+    written when there is room again.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], first_step: int, enabled: bool = True):
@@ -30,6 +35,8 @@ class Summaries:
             directory.mkdir(parents=True, exist_ok=True)
             self._path = directory / "metrics.jsonl"
             _drop_later_lines(self._path, first_step)
+            self._unwritten: list[str] = []
+            self._is_failing = False
             self._writer = SummaryWriter(str(directory), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any], evaluator: int | None = None) -> None:
@@ -40,35 +47,54 @@ class Summaries:
           values: the values by name.
           evaluator: the number of the evaluator that measured them; it gets a line even if no value is a float.
         """
-        if self._writer is None:
-            return
+        if self._writer is not None:
+            try:
+                self._add(self._writer, step, values, evaluator)
+            except OSError as error:
+                logging.error("Summaries of step %d cannot be written: %s. Training goes on.", step, error)
+            self._flush()
+
+    def _add(self, writer: SummaryWriter, step: int, values: dict[str, Any], evaluator: int | None) -> None:
         row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         num_common = len(row)
         if evaluator is not None:
             row["evaluator"] = evaluator
         for name, value in values.items():
             if isinstance(value, Histogram):
-                self._writer.add_histogram(name, value.values, step)
+                writer.add_histogram(name, value.values, step)
             elif isinstance(value, Curve):
-                self._writer.add_figure(name, _plot(value), step)
+                writer.add_figure(name, _plot(value), step)
                 row[name] = list(value.values)
             elif isinstance(value, str):
-                self._writer.add_text(name, value, step)
+                writer.add_text(name, value, step)
             elif isinstance(value, np.ndarray) and value.ndim == 4:
-                self._writer.add_image(name, image_grid(value), step, dataformats="HWC")
+                writer.add_image(name, image_grid(value), step, dataformats="HWC")
             else:
                 number = float(value)
-                self._writer.add_scalar(name, number, step)
+                writer.add_scalar(name, number, step)
                 row[name] = number if math.isfinite(number) else None
         if len(row) > num_common:
-            with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        self._writer.flush()
+            self._unwritten.append(json.dumps(row) + "\n")
+
+    def _flush(self) -> None:
+        """Writes the lines and events that have not been written."""
+        assert self._writer is not None
+        try:
+            _append(self._path, self._unwritten)
+            self._unwritten.clear()
+            self._writer.flush()
+            self._is_failing = False
+        except Exception as error:  # TensorBoard's thread raises what its file system raised, in its own words
+            if not self._is_failing:
+                logging.error("Summaries cannot be written to %s: %s. Training goes on.", self._path.parent, error)
+            self._is_failing = True
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._writer is not None:
-            self._writer.close()
+            self._flush()
+            with contextlib.suppress(Exception):  # it has been told
+                self._writer.close()
 
 
 def image_grid(images_BHWC: np.ndarray, padding: int = 2) -> np.ndarray:
@@ -91,9 +117,9 @@ def _plot(curve: Curve) -> Figure:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, in order."""
+    """The lines of a run's metrics.jsonl, in order; broken ones are left out with a warning."""
     path = Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row for _, row in _read_lines(path)] if path.exists() else []
 
 
 def evaluators_done(workdir: str | os.PathLike[str], step: int) -> set[int]:
@@ -101,12 +127,46 @@ def evaluators_done(workdir: str | os.PathLike[str], step: int) -> set[int]:
     return {row["evaluator"] for row in read_metrics(workdir) if row["step"] == step and "evaluator" in row}
 
 
+def measured(workdir: str | os.PathLike[str], step: int) -> dict[str, float]:
+    """The numbers that evaluators have written for this step."""
+    rows = [row for row in read_metrics(workdir) if row["step"] == step and "evaluator" in row]
+    return {name: value for row in rows for name, value in row.items()
+            if isinstance(value, int | float) and name not in ("step", "time", "evaluator")}
+
+
 def _drop_later_lines(path: Path, last_step: int) -> None:
     if not path.exists():
         return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
-    if kept != lines:
+    kept = "".join(line for line, row in _read_lines(path) if row["step"] <= last_step)
+    if kept != path.read_text(errors="replace"):
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
+        temporary.write_text(kept)
         temporary.replace(path)
+
+
+def _read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The whole lines of a file, and what they say."""
+    found = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), start=1):
+        try:
+            row = json.loads(line)
+            if not line.endswith("\n") or not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("not a whole line with a step")
+        except ValueError as error:
+            logging.warning("%s:%d is broken and is left out: %s", path, number, error)
+        else:
+            found.append((line, row))
+    return found
+
+
+def _append(path: Path, lines: list[str]) -> None:
+    """Appends lines to a file, all or nothing."""
+    with path.open("ab") as file:
+        size = file.tell()
+        try:
+            file.write("".join(lines).encode())
+            file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise

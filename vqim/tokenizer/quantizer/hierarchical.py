@@ -39,6 +39,8 @@ class HierarchicalQuantizer(nn.Module):
         if bottom.width_in != width_in + top.width_out:
             raise ValueError(f"bottom.width_in must be width_in + top.width_out = {width_in} + {top.width_out}, "
                              f"got {bottom.width_in}")
+        if any(getattr(quantizer, "kmeans", None) for quantizer in (top, bottom)):
+            raise ValueError("top and bottom must not be re-initialised by k-means: a hierarchy does not do that")
         self.width_in, self.width_out = width_in, top.width_out + bottom.width_out
         self.top, self.bottom = top, bottom
         self.down = Downsample(width_in, top.width_in)

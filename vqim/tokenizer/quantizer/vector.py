@@ -13,8 +13,10 @@ from vqim.contracts.grid import Level
 from vqim.contracts.learning import Advanced
 from vqim.nn.layers import Dense, check_positive
 from vqim.nn.module import parameter, statistic
-from vqim.state.init import Constant, Normal
+from vqim.state.init import Constant, Normal, Uniform
 from vqim.tokenizer.model import Codes, Quantized
+from vqim.tokenizer.quantizer.entropy import unevenness
+from vqim.tokenizer.quantizer.kmeans import KMeans, centres, kept
 from vqim.tokenizer.quantizer.upkeep import advance_codebook, check_upkeep, upkeep_sums
 
 
@@ -42,12 +44,17 @@ class VectorQuantizer(nn.Module):
         of their latents instead (`upkeep.advance_codebook`).
       restart_below: a code whose running use is below this share of the mean code's use is replaced by a latent from
         the batch. 0, as in the paper, replaces none.
+      entropy_weight: gamma of SeQ-GAN's regulariser of codebook use (`entropy.unevenness`), 0.01 in that paper; 0 is
+        none.
+      kmeans: when and how the codebook is re-initialised by k-means; None for never.
+      initial_bound: codes start in U(-initial_bound, initial_bound); VQGAN's is 1 / vocabulary. None for N(0, 1).
     """
 
     def __init__(
         self, width_in: int, width_out: int, vocabulary: int, code_dim: int | None,
         normalize: bool = True, commitment_weight: float = 0.25, ema_decay: float | None = None,
-        restart_below: float = 0.0,
+        restart_below: float = 0.0, entropy_weight: float = 0.0, kmeans: KMeans | None = None,
+        initial_bound: float | None = None,
     ):
         super().__init__()
         check_positive(width_in=width_in, width_out=width_out, vocabulary=vocabulary,
@@ -55,18 +62,28 @@ class VectorQuantizer(nn.Module):
         if code_dim is None and width_in != width_out:
             raise ValueError(f"width_in and width_out must be equal without code_dim, got {width_in} and {width_out}; "
                              "give a code_dim to project between them")
-        if commitment_weight < 0:
-            raise ValueError(f"commitment_weight must be at least 0, got {commitment_weight}")
+        for name, weight in (("commitment_weight", commitment_weight), ("entropy_weight", entropy_weight)):
+            if not weight >= 0:
+                raise ValueError(f"{name} must be at least 0, got {weight}")
+        if initial_bound is not None and not initial_bound > 0:
+            raise ValueError(f"initial_bound must be above 0, or None for N(0, 1); got {initial_bound}")
         check_upkeep(ema_decay, restart_below)
+        if kmeans is not None and (ema_decay is not None or restart_below):
+            raise ValueError("kmeans must be None where codes follow running means (ema_decay) or restart "
+                             "(restart_below): each keeps a codebook in use by itself")
         self.width_in, self.width_out, self.vocabulary = width_in, width_out, vocabulary
-        self.normalize, self.commitment_weight = normalize, commitment_weight
+        self.normalize, self.commitment_weight, self.entropy_weight = normalize, commitment_weight, entropy_weight
         self.project_in = None if code_dim is None else Dense(width_in, code_dim)
         self.ema_decay, self.restart_below = ema_decay, restart_below
         declare = parameter if ema_decay is None else statistic
-        self.codebook_VZ = declare((vocabulary, code_dim or width_in), Normal(1.0), "vocabulary", "features")
+        initial = Normal(1.0) if initial_bound is None else Uniform(initial_bound)
+        self.codebook_VZ = declare((vocabulary, code_dim or width_in), initial, "vocabulary", "features")
         self.use_V = statistic((vocabulary,), Constant(1.0), "vocabulary") if self._has_upkeep else None
+        self.kmeans = kmeans
+        self.reservoir_RZ = None if kmeans is None else statistic(
+            (kmeans.batches * vocabulary, code_dim or width_in), Constant(0.0), "reservoir", "features")
         self.project_out = None if code_dim is None else Dense(code_dim, width_out)
-        self.widening = ("project_out/",)
+        self.widening = ("project_out/", "reservoir_RZ")  # no token depends on these
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
         """One level, with a code for each latent."""
@@ -85,18 +102,33 @@ class VectorQuantizer(nn.Module):
         losses = {"codebook": codebook_loss, "commitment": self.commitment_weight * commitment_loss}
         if self.ema_decay is not None:
             del losses["codebook"]
+        if self.entropy_weight:
+            losses["entropy"] = self.entropy_weight * unevenness(z_BhwZ.flatten(0, -2), codes_VZ)
         sums = {}
-        if self._has_upkeep and context.step_key is not None:
+        if (self._has_upkeep or self.kmeans) and context.step_key is not None:
             sums = upkeep_sums(z_BhwZ.detach().flatten(0, -2), indices_Bhw.flatten(), self.vocabulary, context)
         return Quantized(self._widen(straight_through, context), (indices_Bhw[..., None],), losses, sums)
 
     def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
-        """The codebook and the use of its codes after a step; see `upkeep.advance_codebook`."""
+        """The codebook and the use of its codes after a step; see `upkeep.advance_codebook` and `kmeans.kept`."""
+        if self.reservoir_RZ is not None:
+            return Advanced({"reservoir_RZ": kept(self.reservoir_RZ, sums["picks"])})
         if self.use_V is None:
             return Advanced()
         return advance_codebook(
             self._place(self.codebook_VZ) if self.ema_decay is not None else self.codebook_VZ,
             self.use_V, sums, self.ema_decay, self.restart_below, keep_lengths=self.normalize)
+
+    def is_due(self, step: int) -> bool:
+        """See `vqim.contracts.learning.Rebuilding`."""
+        return self.kmeans is not None and self.kmeans.is_due(step)
+
+    def rebuild(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
+        """The codebook as the centres of k-means over the latents of the last batches, and their reservoir."""
+        assert self.kmeans is not None
+        advanced = self.advance(sums, context)
+        found_VZ = centres(advanced.arrays["reservoir_RZ"], sums["picks"], self.kmeans.iterations, context.kernels)
+        return Advanced({**advanced.arrays, "codebook_VZ": found_VZ}, advanced.metrics)
 
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         """Codes [B, h, w, 1] to vectors [B, h, w, width_out]."""

@@ -1,0 +1,194 @@
+"""Looks after a run's checkpoints.
+
+    python -m launch.checkpoint list --workdir=runs/tokenizer
+    python -m launch.checkpoint show --workdir=runs/tokenizer [--restore=1000]
+    python -m launch.checkpoint verify --workdir=runs/tokenizer [--restore=1000]
+    python -m launch.checkpoint copy --workdir=runs/tokenizer --out=runs/copy [--restore=latest_valid]
+    python -m launch.checkpoint prune --workdir=runs/tokenizer --keep_latest=1 --keep_every=10000
+    python -m launch.checkpoint export --workdir=runs/tokenizer --out=tokenizer.safetensors [--noema]
+
+`list` shows all steps; `show` what one of them holds; `verify` reads every byte of all steps, or of one; `copy` makes a
+run directory of one step; `prune` removes all steps but those it is told to keep, and what has been set aside; `export`
+writes the networks of one step, with the configuration, as one file that `vqim.load` opens.
+"""
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from vqim.checkpoint import layout, lock
+from vqim.checkpoint.errors import CheckpointError
+from vqim.checkpoint.exported import export
+from vqim.checkpoint.files import open_files
+from vqim.checkpoint.manager import CheckpointManager
+from vqim.checkpoint.policy import Keep, KeepEvery, KeepLatest, Saved, kept_steps
+from vqim.checkpoint.reader import Checkpoint, read_saved
+from vqim.registry.config import ConfigError
+from vqim.training.facts import read_facts
+
+from . import flags, session
+
+WORDS = ("list", "show", "verify", "copy", "prune", "export")
+
+OUT = absl_flags.DEFINE_string("out", None, "copy: the new run directory. export: the file.")
+EMA = absl_flags.DEFINE_bool("ema", True, "export: moving averages in place of the parameters, where they are kept.")
+KEEP_LATEST = absl_flags.DEFINE_integer("keep_latest", None, "prune: how many of the newest steps stay.", lower_bound=1)
+KEEP_EVERY = absl_flags.DEFINE_integer("keep_every", None, "prune: multiples of this stay too.", lower_bound=1)
+
+
+def main(word: str) -> None:
+    """Does what a word says."""
+    workdir = session.run_directory()
+    manager = CheckpointManager(f"{workdir}/checkpoints")
+    {"list": _list, "show": _show, "verify": _verify, "copy": _copy, "prune": _prune, "export": _export}[word](
+        workdir, manager)
+
+
+def _list(workdir: str, manager: CheckpointManager) -> None:
+    steps = manager.steps()
+    for step in steps:
+        saved = read_saved(open_files(f"{workdir}/checkpoints"), step)
+        when = "" if saved.saved_at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(saved.saved_at))
+        metrics = "  ".join(f"{name} {value:.5g}" for name, value in sorted(saved.metrics.items())
+                            if name == "loss" or name.startswith(("evaluation/", "samples/")))
+        print(f"{step:>9}  {when:19}  {_mib(_folder_bytes(workdir, step)):>12}  {metrics}".rstrip())
+    if not steps:
+        print(f"{workdir} has no checkpoint")
+    for name in _aside(workdir):
+        print(f"set aside: {name}")
+
+
+def _show(workdir: str, manager: CheckpointManager) -> None:
+    checkpoint = manager.open(flags.restore())
+    arrays: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
+    for name in checkpoint.names():
+        shape, dtype = checkpoint.spec(name)
+        section = "/".join(name.split("/")[:2])
+        size = dtype.itemsize
+        for length in shape:
+            size *= length
+        arrays[section] += size
+        numbers[section] += 1
+    print(f"step {checkpoint.step} of {workdir}")
+    for name, value in sorted(checkpoint.metadata.items()):
+        if name not in ("arrays", "step"):
+            print(f"{name}: {value}")
+    for name, value in sorted(read_saved(open_files(f"{workdir}/checkpoints"), checkpoint.step).metrics.items()):
+        print(f"metric {name}: {value:.6g}")
+    print(f"data position: {checkpoint.data_position()}")
+    for section in sorted(arrays):
+        print(f"{section}: {numbers[section]} arrays, {_mib(arrays[section])}")
+
+
+def _verify(workdir: str, manager: CheckpointManager) -> None:
+    chosen = flags.restore()
+    steps = manager.steps() if flags.RESTORE.value == "latest" else [manager.open(chosen).step]
+    if not steps:
+        raise ConfigError(f"--workdir: {workdir} has no checkpoint")
+    damaged = 0
+    for step in steps:
+        try:
+            problems = manager.open(step).verify()
+        except CheckpointError as error:
+            problems = [str(error)]
+        damaged += bool(problems)
+        print(f"step {step}: " + ("whole" if not problems else "damaged\n  " + "\n  ".join(problems)))
+    if damaged:
+        sys.exit(f"{damaged} of {len(steps)} steps are damaged; --restore=latest_valid passes over them.")
+
+
+def _copy(workdir: str, manager: CheckpointManager) -> None:
+    out = _out(must_be_new=True)
+    checkpoint = manager.open(flags.restore())
+    problems = checkpoint.verify()
+    if problems:
+        raise CheckpointError(f"step {checkpoint.step} is not copied: {'; '.join(problems[:5])}")
+    name = layout.step_name(checkpoint.step)
+    temporary = out / "checkpoints" / layout.temporary_name(checkpoint.step)
+    shutil.copytree(Path(workdir) / "checkpoints" / name, temporary)
+    for file in ("config.gin", "operative_config.gin", "run.json"):
+        if (Path(workdir) / file).exists():
+            shutil.copy2(Path(workdir) / file, out / file)
+    temporary.rename(temporary.with_name(name))
+    copied = CheckpointManager(out / "checkpoints").open(checkpoint.step).verify()
+    if copied:
+        raise CheckpointError(f"the copy is damaged: {'; '.join(copied[:5])}")
+    print(f"step {checkpoint.step} in {out}")
+
+
+def _prune(workdir: str, manager: CheckpointManager) -> None:
+    policies: list[Keep] = [*([KeepLatest(KEEP_LATEST.value)] if KEEP_LATEST.value else []),
+                *([KeepEvery(KEEP_EVERY.value)] if KEEP_EVERY.value else [])]
+    if not policies:
+        raise ConfigError("--keep_latest or --keep_every must say what stays; got neither")
+    try:
+        with lock.Lock(workdir):
+            steps = manager.steps()
+            for step in sorted(set(steps) - kept_steps(policies, [Saved(step) for step in steps])):
+                print(f"{'removed' if manager.remove(step) else 'being read, not removed'}: {step}")
+            for name in _aside(workdir):
+                shutil.rmtree(Path(workdir) / "checkpoints" / name)
+                print(f"removed: {name}")
+    except lock.LockedError as error:
+        raise ConfigError(f"--workdir: {error}") from error
+    print(f"kept: {', '.join(map(str, manager.steps())) or 'nothing'}")
+
+
+def _export(workdir: str, manager: CheckpointManager) -> None:
+    out = _out(must_be_new=False)
+    checkpoint = manager.open(flags.restore())
+    names = exported_names(checkpoint, EMA.value)
+    export(out, checkpoint, names, {
+        "step": checkpoint.step, "seed": checkpoint.metadata["seed"], "ema": EMA.value,
+        "config": (Path(workdir) / "config.gin").read_text(), "run": read_facts(workdir).as_json()})
+    print(f"step {checkpoint.step}: {len(names)} arrays, {_mib(out.stat().st_size)}, in {out}")
+
+
+def exported_names(checkpoint: Checkpoint, ema: bool) -> dict[str, str]:
+    """The names in an exported file, and those in the checkpoint: what is needed to run the networks.
+
+    An average of a parameter takes the parameter's name.
+    """
+    there = set(checkpoint.names("^(params|statistics|frozen)/"))
+    averages = {name.replace("params/", "ema/", 1): name for name in there if name.startswith("params/")}
+    names = {name: name for name in sorted(there)}
+    if ema:
+        names |= {averages[average]: average for average in checkpoint.names("^ema/") if average in averages}
+    return names
+
+
+def _out(must_be_new: bool) -> Path:
+    if not OUT.value:
+        raise ConfigError("--out must say where to write; got none")
+    out = Path(os.path.expanduser(OUT.value))
+    if out.exists() and (must_be_new or out.is_dir()):
+        raise ConfigError(f"--out must be {'new' if must_be_new else 'a file'}; {out} is there already")
+    return out
+
+
+def _aside(workdir: str) -> list[str]:
+    """What has been set aside."""
+    return [name for name in open_files(f"{workdir}/checkpoints").children() if name.endswith(layout.ASIDE_SUFFIX)]
+
+
+def _folder_bytes(workdir: str, step: int) -> int:
+    folder = Path(workdir) / "checkpoints" / layout.step_name(step)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    flags.run(main, WORDS)
+
+
+if __name__ == "__main__":
+    run()

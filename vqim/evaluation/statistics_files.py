@@ -1,0 +1,113 @@
+"""Statistics of sets of images in `.npz` files: ADM's, with `mu, sigma, mu_s, sigma_s`, and ours, which say more.
+
+Files of ours have ADM's arrays too, so that its evaluator reads them as a reference.
+
+    B images, H W image size, N images kept, C features
+"""
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vqim.evaluation.feature_sets import Statistics
+from vqim.evaluation.frechet import Gaussian
+
+_PROTOCOL = "vqim_protocol"
+
+
+def write_statistics(path: str | os.PathLike[str], statistics: Statistics, protocol: Mapping[str, str]) -> None:
+    """Writes a file of statistics.
+
+    Args:
+      path: the file's path, ending in `.npz`.
+      statistics: what it holds.
+      protocol: how the features were made, and of which images.
+    """
+    arrays: dict[str, Any] = {_PROTOCOL: np.array(json.dumps(dict(protocol)))}
+    for gaussian, ending in ((statistics.pooled, ""), (statistics.spatial, "_s")):
+        if gaussian is not None:
+            arrays |= {f"mu{ending}": gaussian.mean_D, f"sigma{ending}": gaussian.covariance_DD}
+            arrays["count"] = np.array(gaussian.count)
+    if statistics.features_NC is not None:
+        arrays["features"] = statistics.features_NC.astype(np.float32)
+    np.savez(path, **arrays)
+
+
+def read_statistics(path: str | os.PathLike[str]) -> tuple[Statistics, dict[str, str]]:
+    """Reads a file of statistics: ADM's, pytorch-fid's or ours.
+
+    Returns:
+      The statistics; the protocol, {} if the file does not say it.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it holds no statistics.
+    """
+    with open_npz(path) as arrays:
+        names = set(arrays.files)
+        if not {"mu", "sigma"} <= names:
+            raise ValueError(f"{path}: expected the arrays mu and sigma of a reference, got "
+                             f"{', '.join(sorted(names)[:6]) or 'none'}")
+        count = int(arrays["count"]) if "count" in names else 0
+        protocol = json.loads(str(arrays[_PROTOCOL])) if _PROTOCOL in names else {}
+        pooled, spatial = (
+            Gaussian(arrays[f"mu{ending}"].astype(np.float64), arrays[f"sigma{ending}"].astype(np.float64), count)
+            if f"mu{ending}" in names else None for ending in ("", "_s"))
+        return Statistics(pooled, spatial, arrays["features"] if "features" in names else None), protocol
+
+
+def read_images(path: str | os.PathLike[str]) -> np.ndarray:
+    """The images of an `.npz` file, ADM's `arr_0`: uint8 [B, H, W, 3].
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it holds no images.
+    """
+    with open_npz(path) as arrays:
+        if "arr_0" not in arrays.files:
+            raise ValueError(f"{path}: expected images in arr_0, got {', '.join(sorted(arrays.files)[:6]) or 'none'}")
+        images_BHWC = arrays["arr_0"]
+    if images_BHWC.dtype != np.uint8 or images_BHWC.ndim != 4 or images_BHWC.shape[3] != 3:
+        raise ValueError(f"{path}: arr_0 must be uint8 images [number, height, width, 3], got {images_BHWC.dtype} "
+                         f"{images_BHWC.shape}")
+    return images_BHWC
+
+
+def write_images(path: str | os.PathLike[str], images_BHWC: np.ndarray, labels_B: np.ndarray | None = None) -> None:
+    """Writes uint8 images as ADM's evaluator reads samples, with their labels in `arr_1`.
+
+    ADM's Inception score takes splits in the file's order: images that are sorted by class score too little.
+    """
+    if labels_B is None:
+        np.savez(path, arr_0=images_BHWC)
+    else:
+        np.savez(path, arr_0=images_BHWC, arr_1=labels_B)
+
+
+def has_statistics(path: str | os.PathLike[str]) -> bool:
+    """Whether an `.npz` file holds a reference's mu and sigma."""
+    with open_npz(path) as arrays:
+        return {"mu", "sigma"} <= set(arrays.files)
+
+
+def has_images(path: str | os.PathLike[str]) -> bool:
+    """Whether an `.npz` file holds images, as ADM's references do beside their statistics."""
+    with open_npz(path) as arrays:
+        return "arr_0" in arrays.files
+
+
+def open_npz(path: str | os.PathLike[str]) -> Any:
+    """The arrays of a file, which cannot run code; FileNotFoundError without it, ValueError for another file."""
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path}: expected an .npz file with named arrays, got a single array")
+    return found

@@ -1,0 +1,107 @@
+"""Notices that a run hangs, and writes what every thread of every process is doing."""
+import contextlib
+import faulthandler
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+from absl import logging
+
+from vqim.contracts.runtime import Hosts
+
+EXIT_CODE = 70
+"""The exit code of a process that is ended because it hangs."""
+
+_FACTOR = 10.0
+_POLL_SECONDS = 0.5
+
+
+class Watchdog:
+    """Watches steps and batches of evaluations.
+
+    One that takes ten times as long as the longest one before it of its kind, and at least `least_seconds`, is taken
+    to hang. The first of each kind compile, and are not watched. When one process finds that it hangs, all of them
+    write their stacks, to the log and to `<directory>/stacks_<process>.txt`: which of them is late shows why.
+
+    Args:
+      hosts: the processes of the run.
+      directory: the run directory.
+      least_seconds: shorter steps never count as hanging.
+      ends: whether a process that hangs ends itself, so that what started it can start it again.
+    """
+
+    def __init__(
+        self, hosts: Hosts, directory: str | os.PathLike[str], least_seconds: float = 300.0, ends: bool = False,
+    ) -> None:
+        self._hosts, self._path = hosts, os.path.join(directory, f"stacks_{hosts.process_index}.txt")
+        self._least_seconds, self._ends = least_seconds, ends
+        self._longest: dict[str, float] = {}
+        self._now: tuple[str, float] | None = None  # what is being done, since when
+        self._count = 0  # of the hangs that all processes have been told of
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    @contextlib.contextmanager
+    def watching(self, kind: str, compiles: bool = False) -> Iterator[None]:
+        """A context in which one step, or another thing that is done again and again, has to end in time."""
+        begin = time.monotonic()
+        self._now = None if compiles or kind not in self._longest else (kind, begin)
+        try:
+            yield
+        finally:
+            self._now = None
+        seconds = time.monotonic() - begin
+        # The first of a kind may compile without saying so; it makes a limit, but the next may lower it.
+        known = self._longest.get(kind)
+        if not compiles:
+            self._longest[kind] = seconds if known is None else max(known, seconds)
+
+    def _limit(self, kind: str) -> float:
+        return max(self._least_seconds, _FACTOR * self._longest[kind])
+
+    def _watch(self) -> None:
+        """The body of the thread."""
+        told = None
+        while not self._closing.wait(_POLL_SECONDS):
+            now = self._now
+            if now is not None and now != told and time.monotonic() - now[1] > self._limit(now[0]):
+                told = now
+                self._tell(f"process {self._hosts.process_index}: a {now[0]} has not ended after "
+                           f"{time.monotonic() - now[1]:.0f} s; the longest before it took "
+                           f"{self._longest[now[0]]:.1f} s")
+            try:
+                heard = self._hosts.read(f"hang/{self._count}")
+            except RuntimeError:  # process 0, which keeps the posts, has ended
+                heard = None
+            if heard:
+                self._count += 1
+                self._write_stacks(heard)
+
+    def _tell(self, text: str) -> None:
+        try:
+            self._hosts.post(f"hang/{self._count}", text)
+        except RuntimeError:
+            self._write_stacks(text)
+
+    def _write_stacks(self, reason: str) -> None:
+        logging.error("It hangs: %s. The stacks of all threads are in %s.", reason, self._path)
+        try:
+            with open(self._path, "a") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {reason}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:
+            logging.error("%s", error)
+        faulthandler.dump_traceback(2, all_threads=True)
+        if self._ends:
+            logging.error("This process ends itself; the same command goes on from the newest checkpoint.")
+            os._exit(EXIT_CODE)
