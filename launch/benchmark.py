@@ -28,7 +28,7 @@ ALL = {**CASES, "optimizer": optimizer}
 
 SIZE = absl_flags.DEFINE_enum("size", "quickstart", list(SIZES), "How large the networks and the work are.")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 7, "How often each contestant runs; the median counts.", lower_bound=1)
-THREADS = absl_flags.DEFINE_integer("threads", None, "CPU threads of torch; its own choice if not given.", lower_bound=1)
+THREADS = absl_flags.DEFINE_integer("threads", None, "CPU threads of torch; its choice if not given.", lower_bound=1)
 JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 
 

@@ -68,7 +68,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(16, 4, 32, 2, 2, 64, 2),
+    "tiny": Size(8, 4, 32, 2, 2, 64, 2),
     "quickstart": Size(32, 4, 256, 4, 4, 1024, 32),
     "short": Size(64, 8, 768, 12, 12, 8192, 8),
     "base": Size(128, 8, 768, 12, 12, 8192, 8),
@@ -96,8 +96,7 @@ class Case:
 
 def sample_ar(size: Size, runtime: Runtime) -> Case:
     """All tokens of a batch by an autoregressive prior, one at a time, without classes."""
-    ours = {"hidden": 4 * size.width, "dropout_rate": 0.0}
-    prior = AutoregressivePrior(size.grid, 0, size.width, size.num_layers, size.num_heads, **ours)
+    prior = AutoregressivePrior(size.grid, 0, size.width, size.num_layers, size.num_heads, 4 * size.width, 0.0)
     plain = peers.PlainPrior(*size.plain, causal=True)
     contestants = {"vqim": _draw(StepwiseSampler(), prior, size, runtime),
                    "plain, static cache": lambda: plain.sample(size.batch_size)}
@@ -169,6 +168,7 @@ def decode(size: Size, runtime: Runtime) -> Case:
 def gpt2(size: Size) -> Any:
     """transformers' GPT-2; its token V begins a sequence."""
     import transformers
+    transformers.logging.set_verbosity_error()  # it warns of padding, of which there is none
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=size.vocabulary + 1, n_positions=size.num_tokens + 1, n_embd=size.width, n_layer=size.num_layers,
         n_head=size.num_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=size.vocabulary,
@@ -194,8 +194,8 @@ class _Tokens(OneLearner):
         return Computed({self.name: loss}, metrics)
 
 
-def _learner(*, name: str, module: nn.Module) -> Learner:
-    return Learner(name, module, AdamW(), Constant(1e-4))
+def _learner(*, name: str, module: nn.Module, start_step: int = 0) -> Learner:
+    return Learner(name, module, AdamW(), Constant(1e-4), start_step)
 
 
 def _draw(sampler: Any, prior: nn.Module, size: Size, runtime: Runtime) -> Callable[[], Tensor]:
@@ -254,11 +254,11 @@ def _no_gradients(case: Case) -> Case:
 
 
 def _tokenizer(size: Size) -> ImageTokenizer:
+    quantizer: Any = VectorQuantizer(size.width, size.width, size.vocabulary, 32)
     network = (size.width, size.num_layers, size.num_heads, 4 * size.width)
     return ImageTokenizer(
         ViTEncoder(size.image_size, size.patch_size, *network),
-        VectorQuantizer(size.width, size.width, size.vocabulary, 32),
-        ViTDecoder(size.image_size, size.patch_size, *network), size.image_size)
+        quantizer, ViTDecoder(size.image_size, size.patch_size, *network), size.image_size)
 
 
 def _plain_tokenizer(size: Size) -> peers.PlainTokenizer:

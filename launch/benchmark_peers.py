@@ -37,7 +37,7 @@ class PlainPrior(nn.Module):
 
     def __init__(self, width: int, num_layers: int, num_heads: int, vocabulary: int, num_tokens: int, causal: bool):
         super().__init__()
-        self.causal = causal
+        self.num_heads, self.causal = num_heads, causal
         self.table = nn.Embedding(vocabulary + 1, width)
         self.positions = nn.Embedding(num_tokens, width)
         self.blocks = nn.ModuleList([PlainBlock(width, num_heads) for _ in range(num_layers)])
@@ -59,9 +59,8 @@ class PlainPrior(nn.Module):
     @torch.no_grad()
     def sample(self, batch_size: int) -> Tensor:
         """Draws tokens [B, S] against a cache that is allocated once; only what is filled is attended to."""
-        block, num_tokens = self.blocks[0], self.positions.num_embeddings
-        head_size = self.norm.normalized_shape[0] // block.num_heads
-        caches = [torch.zeros(2, batch_size, block.num_heads, num_tokens, head_size) for _ in self.blocks]
+        num_tokens, head_size = self.positions.num_embeddings, self.positions.embedding_dim // self.num_heads
+        caches = [torch.zeros(2, batch_size, self.num_heads, num_tokens, head_size) for _ in self.blocks]
         tokens_B1 = torch.full((batch_size, 1), self.table.num_embeddings - 1)
         drawn = []
         for place in range(num_tokens):
@@ -100,8 +99,8 @@ class PlainTokenizer(nn.Module):
         self.patch, self.side = patch, size // patch
         pixels, num_tokens = 3 * patch * patch, self.side**2
         self.embed, self.pixels = nn.Linear(pixels, width), nn.Linear(width, pixels)
-        self.towers = nn.ModuleList([nn.ModuleList([PlainBlock(width, num_heads) for _ in range(num_layers)])
-                                     for _ in range(2)])
+        self.towers = [nn.ModuleList([PlainBlock(width, num_heads) for _ in range(num_layers)]) for _ in range(2)]
+        self.encoder, self.decoder = self.towers
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
         self.heads = nn.ModuleList([nn.Sequential(nn.Linear(width, 4 * width), nn.Tanh(), nn.Linear(4 * width, width))
                                     for _ in range(2)])

@@ -1,5 +1,6 @@
 """How the benchmark measures: interleaved calls, medians, ratios, memory, and the ceilings of the machine."""
 import dataclasses
+import functools
 import gc
 import statistics
 import time
@@ -56,17 +57,21 @@ def measure(
     Two calls of each come before, which compile and warm up; memory is that of the second.
     """
     calls = {**case.contestants, **ceilings}
-    peaks = {name: peak_memory(lambda call=call: runtime.fetch([call()])) for name, call in calls.items()}
+    peaks = {name: peak_memory(functools.partial(_wait, call, runtime)) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(num_rounds):
         for name, call in calls.items():
             begin = time.perf_counter()
-            runtime.fetch([call()])
+            _wait(call, runtime)
             seconds[name].append(time.perf_counter() - begin)
     first = seconds[next(iter(calls))]
     return {name: Measured(times, statistics.median(ours / theirs for ours, theirs in zip(first, times, strict=True)),
                            peaks[name])
             for name, times in seconds.items()}
+
+
+def _wait(call: Callable[[], Tensor], runtime: Runtime) -> None:
+    runtime.fetch([call()])
 
 
 def peak_memory(call: Callable[[], Any]) -> int | None:
@@ -93,7 +98,7 @@ def _kibibytes(status: str, name: str) -> int:
 
 def make_ceilings() -> dict[str, Callable[[], Tensor]]:
     """A matrix product, and a sum that reads memory."""
-    a, long = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE), torch.randn(NUM_READ)
+    a, long = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE), torch.ones(NUM_READ)
     return {"matrix product": lambda: torch.mm(a, a), "memory": lambda: long.sum()}
 
 

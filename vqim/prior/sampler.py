@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqim.contracts.context import Context
 from vqim.contracts.grid import TokenGrid
@@ -93,6 +93,7 @@ class _StepwiseDraw:
         num_sequences = (2 if self._has_branch else 1) * self._batch_size
         empty = self._prior.empty_cache(num_sequences, self._dtype, device["drawn"].device)
         cache = dict(zip(empty, runtime.cut(list(empty.values()), axis=1), strict=True))
+        assert isinstance(self._prior, nn.Module)
         arrays = lay_out_stacks(self._prior, arrays, Context(runtime.kernels, self._dtype))
         settings = {"temperature": sampler.temperature, "top_p": sampler.top_p or 1.0}
         num_steps = self._prior.num_steps
