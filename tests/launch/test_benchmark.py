@@ -51,7 +51,7 @@ def test_peak_memory_is_what_a_call_takes_while_it_runs():
     peak = peak_memory(lambda: torch.ones(8 * 2**20).sum())
     if peak is None:
         pytest.skip("this system does not tell")
-    assert 32 * 2**20 <= peak < 48 * 2**20
+    assert 31 * 2**20 < peak < 40 * 2**20  # Linux counts pages in batches
 
 
 def test_the_plain_cache_gives_the_logits_of_the_whole_sequence():
