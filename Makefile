@@ -51,4 +51,4 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m launch.benchmark_optimizers
+	$(BIN)/python -m launch.benchmark all

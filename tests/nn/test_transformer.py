@@ -7,8 +7,9 @@ from torch import nn
 
 from vqim.contracts.context import Context
 from vqim.nn.attention import Cache
+from vqim.nn.layers import Dense
 from vqim.nn.module import apply, spec
-from vqim.nn.transformer import Stack, TransformerBlock
+from vqim.nn.transformer import Stack, TransformerBlock, lay_out_stacks
 from vqim.runtime.torch import TorchKernels
 from vqim.state.init import full_index
 from vqim.state.random import fold_key
@@ -100,16 +101,57 @@ def test_a_new_stack_is_the_identity(context):
     assert (params["block/attention/value/kernel_IO"] != 0).all() and (params["block/expand/kernel_IO"] != 0).all()
 
 
-def test_steps_through_a_stack_give_what_the_whole_sequence_gives(draw_params, context):
+@pytest.mark.parametrize("cut", [False, True])
+def test_steps_through_a_stack_give_what_the_whole_sequence_gives(draw_params, context, cut):
     stack = make_stack(causal=True)
     params, x = draw_params(stack), torch.randn(2, TOKENS, WIDTH)
     whole = apply(stack.forward, params, x, context)
     garbage = torch.full((LAYERS, 2, HEADS, TOKENS, WIDTH // HEADS), 1e4)
     cache = Cache(garbage.clone(), garbage.clone())
     for t in range(TOKENS):
-        out, new = apply(stack.step, params, x[:, t:t + 1], cache, torch.tensor(t), context)
+        out = apply(stack.step, params, x[:, t:t + 1], cache, torch.tensor(t), context, t if cut else None)
         torch.testing.assert_close(out[:, 0], whole[:, t])
-        cache.keys[:, :, :, t], cache.values[:, :, :, t] = new.keys[:, :, :, 0], new.values[:, :, :, 0]
+
+
+class TwoStacks(nn.Module):
+    """One stack after another, and a dense layer beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = make_stack(causal=True), make_stack(causal=True)
+        self.head = Dense(WIDTH, 3)
+
+    def forward(self, x_BTD, context):
+        return self.head(self.second(self.first(x_BTD, context), context), context)
+
+    def step(self, x_B1D, caches, position, context):
+        for stack, cache in zip((self.first, self.second), caches, strict=True):
+            x_B1D = stack.step(x_B1D, cache, position, context)
+        return self.head(x_B1D, context)
+
+
+def test_steps_with_arrays_laid_out_for_them_give_what_the_whole_sequence_gives(draw_params, context):
+    model = TwoStacks()
+    params, x = draw_params(model), torch.randn(2, TOKENS, WIDTH)
+    whole = apply(model.forward, params, x, context)
+    laid_out = lay_out_stacks(model, params, context)
+    assert laid_out.keys() == params.keys() and laid_out["head/kernel_IO"] is params["head/kernel_IO"]
+    caches = [Cache(*torch.zeros(2, LAYERS, 2, HEADS, TOKENS, WIDTH // HEADS)) for _ in range(2)]
+    for t in range(TOKENS):
+        out = apply(model.step, laid_out, x[:, t:t + 1], caches, torch.tensor(t), context)
+        torch.testing.assert_close(out[:, 0], whole[:, t])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [1, 7, 64])
+def test_products_with_kernels_laid_out_are_those_of_the_kernels(dtype, num_rows):
+    kernel_LIO, bias, x = torch.randn(2, 24, 40), torch.randn(40), torch.randn(num_rows, 1, 24).to(dtype)
+    laid_out = TorchKernels().lay_out(kernel_LIO, dtype, is_kernel=True)
+    tolerance = {"rtol": 0.02, "atol": 0.1} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    for kernel, kernel_IO in zip(laid_out, kernel_LIO, strict=True):
+        y = TorchKernels().linear(x, kernel, bias)
+        assert y.dtype == dtype and y.shape == (num_rows, 1, 40)
+        torch.testing.assert_close(y.double(), x.double() @ kernel_IO.double() + bias.double(), **tolerance)
 
 
 def test_no_layer_of_a_causal_stack_sees_what_comes_later(draw_params, context):

@@ -34,8 +34,24 @@ class Kernels(Protocol):
         """x @ kernel + bias, in x's dtype."""
         ...
 
+    def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> Any:
+        """One array of each of L layers as `scan`'s loops take it fastest, for many products with few rows in `dtype`.
+
+        What it makes of a kernel only `linear` reads. There is no gradient."""
+        ...
+
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
         """GELU with the error function, then dropout by `keep_mask`; without a key no dropout."""
+        ...
+
+    def reach(self, filled: int, length: int) -> int:
+        """How many first entries of a cache of `length` a program reads, of which `filled` are filled.
+
+        At least `filled`; each number that this returns is another program."""
+        ...
+
+    def write(self, cache: Tensor, entry: Tensor, axis: int, place: Tensor) -> None:
+        """Writes an entry, of size 1 along `axis`, into a cache at a place, an integer scalar tensor."""
         ...
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
@@ -66,6 +82,8 @@ class Context:
       scalars: numbers that change from step to step, such as a temperature: float32 scalars by `part/name`.
       step_key: like `key`, but the same in all micro-batches of a step, for draws on which they have to agree.
       micro_batch: the index of this micro-batch in its step, and the number of micro-batches.
+      reach: in a step of a `Stepwise` prior, a number of draws, at least as many as lie before this step's: entries of
+        caches that later ones would write need not be read. None where it is not known; then all are.
     """
 
     kernels: Kernels
@@ -74,6 +92,7 @@ class Context:
     scalars: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     step_key: Tensor | None = None
     micro_batch: tuple[int, int] = (0, 1)
+    reach: int | None = None
 
     def fold(self, purpose: str | Tensor) -> "Context":
         """The same context for one purpose: a part's name, a word, or a layer's number as an int32 tensor.

@@ -95,7 +95,7 @@ class Stepwise(Prior, Protocol):
           labels_B: classes; -1 or None where they are not told.
           cache: what earlier steps wrote; this step writes into it.
           step: integer scalar tensor, so that one compiled program serves every step.
-          context: a context without a key.
+          context: a context without a key. Entries of a cache from `context.reach` on need not be read.
         """
         ...
 

@@ -51,22 +51,25 @@ class SelfAttention(nn.Module):
     def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
         """Attention from one position to itself and all positions before it.
 
+        The position's own key and value do not come from the cache, of which so nothing is copied.
+
         Args:
           x_B1D: the input at `position`.
-          cache: keys and values [B, N, S, H]; entries at `position` and after it are ignored.
+          cache: keys and values [B, N, S, H] of the first S positions, or of all that lie before `position`; entries at
+            `position` and after it are ignored.
           position: int32 or int64 scalar tensor, so that one compiled program serves every position.
 
         Returns:
           [B, 1, D], and the key and value of this position, [B, N, 1, H] each.
         """
         q_BN1H, k_BN1H, v_BN1H = self._project(x_B1D, context)
-        s = torch.arange(cache.keys.shape[2], device=x_B1D.device)
-        here_S1 = (s == position)[:, None]
-        keys = torch.where(here_S1, k_BN1H, cache.keys)
-        values = torch.where(here_S1, v_BN1H, cache.values)
-        logits_BN1S = torch.einsum("bnth,bnsh->bnts", q_BN1H, keys).float() * q_BN1H.shape[-1] ** -0.5
-        weights = logits_BN1S.masked_fill(s > position, -torch.inf).softmax(-1).to(values.dtype)
-        out_BN1H = torch.einsum("bnts,bnsh->bnth", weights, values)
+        num_before = cache.keys.shape[2]
+        is_later_S = torch.arange(num_before, device=x_B1D.device) >= position
+        before_BN1S = (q_BN1H @ cache.keys.mT).masked_fill(is_later_S, -torch.inf)
+        logits_BN1s = torch.cat([before_BN1S, q_BN1H @ k_BN1H.mT], -1).float() * q_BN1H.shape[-1] ** -0.5
+        weights_BN1s = logits_BN1s.softmax(-1).to(v_BN1H.dtype)
+        before_BN1S, own_BN11 = weights_BN1s.split([num_before, 1], -1)
+        out_BN1H = before_BN1S @ cache.values + own_BN11 * v_BN1H
         out = self.out(rearrange(out_BN1H, "b n t h -> b t (n h)"), context)
         return out, Cache(k_BN1H, v_BN1H)
 

@@ -2,7 +2,7 @@
 
     B batch, T tokens, D width, F hidden width of the feed-forward, L layers
 """
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vqim.contracts.context import Context
 from vqim.nn.attention import Cache, SelfAttention
 from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate, dropout, gelu_dropout
-from vqim.nn.module import apply, stack_parameters
+from vqim.nn.module import apply, present_arrays, stack_parameters
 from vqim.state.init import Constant, Init
 
 
@@ -79,17 +79,29 @@ class Stack(nn.Module):
         """`reduce` of every block's output, [L, ...]; the outputs themselves are not kept."""
         return self._scan(x_BTD, context, reduce)[1]
 
-    def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
-        """One position through all blocks; cache [L, B, N, S, H], the new entries [L, B, N, 1, H]."""
+    def step(
+        self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context, reach: int | None = None,
+    ) -> Tensor:
+        """One position through all blocks, [B, 1, D]; its entries are written into the cache [L, B, N, S, H].
+
+        With `reach`, only so many first entries of the cache are read.
+        """
 
         def body(x: Tensor, layer: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
             of_layer = Cache(layer["keys"], layer["values"])
             x, new = apply(self.block.step, layer["params"], x, of_layer, position, context)
             return x, {"keys": new.keys, "values": new.values}
 
-        inputs = {"params": self._params(), "keys": cache.keys, "values": cache.values}
+        read = Cache(cache.keys[:, :, :, :reach], cache.values[:, :, :, :reach])
+        inputs = {"params": self._params(), "keys": read.keys, "values": read.values}
         x_B1D, new = context.kernels.scan(body, x_B1D, inputs)
-        return x_B1D, Cache(new["keys"], new["values"])
+        context.kernels.write(cache.keys, new["keys"], 3, position)
+        context.kernels.write(cache.values, new["values"], 3, position)
+        return x_B1D
+
+    def kernel_names(self) -> set[str]:
+        """The names of arrays of the blocks that are kernels of dense layers."""
+        return {f"{path.replace('.', '/')}/kernel_IO" for path, part in self.named_modules() if isinstance(part, Dense)}
 
     def _scan(
         self, x_BTD: Tensor, context: Context, reduce: Callable[[Tensor], Tensor] | None,
@@ -105,5 +117,17 @@ class Stack(nn.Module):
 
         return context.kernels.scan(body, x_BTD, inputs)
 
-    def _params(self) -> dict[str, Tensor]:
-        return dict(self.block.named_parameters())
+    def _params(self) -> dict[str, Any]:
+        return present_arrays(self.block)
+
+
+def lay_out_stacks(module: nn.Module, arrays: Mapping[str, Tensor], context: Context) -> dict[str, Any]:
+    """A module's arrays for many calls of `Stack.step`: those of its stacks as `Kernels.lay_out` makes them, once."""
+    laid_out: dict[str, Any] = dict(arrays)
+    for path, stack in module.named_modules():
+        if isinstance(stack, Stack):
+            prefix = f"{path.replace('.', '/')}/"
+            kernels = {f"{prefix}{name}" for name in stack.kernel_names()}
+            laid_out |= {name: context.kernels.lay_out(array_L, context.dtype, is_kernel=name in kernels)
+                         for name, array_L in arrays.items() if name.startswith(prefix)}
+    return laid_out

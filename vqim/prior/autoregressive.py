@@ -114,10 +114,7 @@ class AutoregressivePrior(nn.Module):
         position_D = F.embedding(before, self._positions())
         token_BD = F.embedding(previous_B + self._layout.first_row(before), self.token_table_VD)
         x_B1D = torch.where(place == 0, class_B1D, (token_BD + position_D)[:, None].to(context.dtype))
-        x_B1D, new = self.blocks.step(x_B1D, Cache(cache["keys"], cache["values"]), place, context)
-        here_S1 = (torch.arange(self.num_steps, device=x_B1D.device) == place)[:, None]
-        for name, entry in (("keys", new.keys), ("values", new.values)):
-            cache[name].copy_(torch.where(here_S1, entry, cache[name]))
+        x_B1D = self.blocks.step(x_B1D, Cache(cache["keys"], cache["values"]), place, context, context.reach)
         return self._layout.logits_at(self.norm(x_B1D, context), self.head, place, context).float()
 
     def _positions(self) -> Tensor:

@@ -78,7 +78,8 @@ def declare_positions(module: nn.Module, grid: TokenGrid, width: int, init: Init
 
 def join_positions(module: nn.Module, names: list[str]) -> Tensor:
     """All of these vectors, in the order of the sequence: [N, D], or [S, D] for a vector for each code."""
-    return torch.cat([rearrange(getattr(module, name), "h w d -> (h w) d") for name in names])
+    parts = [rearrange(getattr(module, name), "h w d -> (h w) d") for name in names]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def class_rows(

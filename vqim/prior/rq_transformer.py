@@ -145,7 +145,8 @@ class RQTransformer(nn.Module):
         class_B1D = self._embed_class(drawn_BS, labels_B, context)
         input_B1D = self._spatial_inputs(codes_B2KZ[:, :1], context, before.reshape(1))
         x_B1D = torch.where(position == 0, class_B1D, input_B1D)
-        x_B1D = self._advance(self.spatial, x_B1D, cache, "spatial", position, context)
+        reach = None if context.reach is None else -(-context.reach // num_codes)
+        x_B1D = self._advance(self.spatial, x_B1D, cache, "spatial", position, context, reach)
 
         is_before_K1 = (torch.arange(num_codes, device=drawn_BS.device) < channel)[:, None]
         sum_BZ = torch.where(is_before_K1, codes_B2KZ[:, 1], 0.0).sum(1)
@@ -156,14 +157,10 @@ class RQTransformer(nn.Module):
 
     def _advance(
         self, stack: Stack, x_B1D: Tensor, cache: dict[str, Tensor], name: str, place: Tensor, context: Context,
+        reach: int | None = None,
     ) -> Tensor:
-        """One step of a transformer, which also writes its entries into its part of the cache."""
-        names = (f"{name}_keys", f"{name}_values")
-        x_B1D, new = stack.step(x_B1D, Cache(*(cache[which] for which in names)), place, context)
-        here_L1 = (torch.arange(cache[names[0]].shape[3], device=x_B1D.device) == place)[:, None]
-        for which, entry in zip(names, (new.keys, new.values), strict=True):
-            cache[which].copy_(torch.where(here_L1, entry, cache[which]))
-        return x_B1D
+        """One step of a transformer, with its part of the cache."""
+        return stack.step(x_B1D, Cache(cache[f"{name}_keys"], cache[f"{name}_values"]), place, context, reach)
 
     def _embed_codes(self, tokens_BNK: Tensor, positions_N: Tensor | None = None) -> Tensor:
         """Each code's vector, float32 [B, N, K, Z], at these positions, or at all of them."""

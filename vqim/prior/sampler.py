@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqim.contracts.context import Context
 from vqim.contracts.grid import TokenGrid
@@ -16,6 +16,7 @@ from vqim.contracts.placing import own_rows
 from vqim.contracts.prior import Draw, Sampler, Stepwise, check_numbers
 from vqim.contracts.runtime import Runtime
 from vqim.nn.module import apply
+from vqim.nn.transformer import lay_out_stacks
 from vqim.prior.guidance import GuidanceSchedule, check_can_guide, check_guidance, guided_logits, has_branch
 from vqim.prior.sampling import check_sampling, sample_logits
 from vqim.state.leaf import State
@@ -87,27 +88,31 @@ class _StepwiseDraw:
         """See `Sampler.bind`."""
         sampler, runtime, grid = self._sampler, self._runtime, self._prior.grid
         device, _ = put_images(runtime, grid, self._batch_size, labels_B, numbers_B, given_BNK)
+        keys_BS = draw_keys(numbers_B, seed, self._prior.num_steps)[own_rows(self._batch_size, runtime)]
+        device |= runtime.put({"keys": keys_BS})
         num_sequences = (2 if self._has_branch else 1) * self._batch_size
         empty = self._prior.empty_cache(num_sequences, self._dtype, device["drawn"].device)
         cache = dict(zip(empty, runtime.cut(list(empty.values()), axis=1), strict=True))
+        assert isinstance(self._prior, nn.Module)
+        arrays = lay_out_stacks(self._prior, arrays, Context(runtime.kernels, self._dtype))
         settings = {"temperature": sampler.temperature, "top_p": sampler.top_p or 1.0}
         num_steps = self._prior.num_steps
         for step in range(num_steps):
             guidance = sampler.guidance_schedule.scale(sampler.guidance, step, num_steps)
-            self._program(arrays, device, cache, runtime.scalars(
-                {"step": step, "seed": seed, "guidance": guidance, **settings}))
+            scalars = runtime.scalars({"step": step, "guidance": guidance, **settings})
+            self._program(arrays, device, cache, scalars, runtime.kernels.reach(step, num_steps))
         return rearrange(device["drawn"], "b (n k) -> b n k", k=grid.num_channels)
 
     def _step(
         self, arrays: State, images: dict[str, Tensor], cache: dict[str, Tensor], scalars: dict[str, Tensor],
+        reach: int,
     ) -> None:
         """Makes one draw, in place, where no token is given."""
         drawn_BS, labels_B = images["drawn"], images["labels"]
         with torch.no_grad():
             step = scalars["step"].to(drawn_BS.device)
-            logits_BV = self._logits(arrays, drawn_BS, labels_B, cache, step, scalars)
-            key = fold_key(step_key(scalars["seed"], scalars["step"], "sample"), "code")
-            keys_B = fold_key(key.to(drawn_BS.device), images["numbers"])
+            logits_BV = self._logits(arrays, drawn_BS, labels_B, cache, step, scalars, reach)
+            keys_B = images["keys"].index_select(1, step.reshape(1))[:, 0]
             codes_B = sample_logits(
                 logits_BV, uniform_rows(keys_B, logits_BV.shape[-1]),
                 temperature=0.0 if self._sampler.temperature == 0 else scalars["temperature"],
@@ -117,13 +122,23 @@ class _StepwiseDraw:
 
     def _logits(
         self, arrays: State, drawn_BS: Tensor, labels_B: Tensor, cache: dict[str, Tensor], step: Tensor,
-        scalars: dict[str, Tensor],
+        scalars: dict[str, Tensor], reach: int,
     ) -> Tensor:
         """Logits of this step's codes, float32 [B, V]."""
-        context = Context(self._runtime.kernels, self._dtype)
+        context = Context(self._runtime.kernels, self._dtype, reach=reach)
         return guided_logits(
             lambda tokens, labels: apply(self._prior.step, arrays, tokens, labels, cache, step, context),
             drawn_BS.clamp_min(0), labels_B, scalars["guidance"] if self._has_branch else None)
+
+
+def draw_keys(numbers_B: np.ndarray, seed: int, num_steps: int) -> np.ndarray:
+    """The random keys of all draws of some images, int32 [B, S]: on the host, since a step would make them one by one.
+
+    They take 130 operations, more than two layers of a prior.
+    """
+    steps_S = torch.arange(num_steps, dtype=torch.int32)
+    keys_S = fold_key(step_key(torch.tensor(seed, dtype=torch.int32), steps_S, "sample"), "code")
+    return fold_key(keys_S, torch.from_numpy(numbers_B.astype(np.int32))[:, None]).numpy()
 
 
 def put_images(

@@ -39,7 +39,10 @@ def plain_attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: b
 def loop_scan(
     body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, inputs: Any, remat: str,
 ) -> tuple[Tensor, Any]:
-    """A Python loop over nested dicts of tensors, with jax.lax.scan's contract; `remat` is `TorchSettings.remat`."""
+    """A Python loop over nested dicts of tensors, or of lists of their slices, with jax.lax.scan's contract.
+
+    `remat` is `TorchSettings.remat`.
+    """
     if remat != "none" and torch.is_grad_enabled():
         # No code here draws from torch's generators: see `vqim.state.random`.
         kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
@@ -56,6 +59,8 @@ def loop_scan(
 def _unstack(tree: Any) -> list[Any]:
     if isinstance(tree, Tensor):
         return list(tree.unbind(0))
+    if isinstance(tree, list):
+        return tree
     parts = {name: _unstack(branch) for name, branch in tree.items()}
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 

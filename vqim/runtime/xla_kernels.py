@@ -86,6 +86,10 @@ class XlaKernels:
             return plain_linear(x_I, kernel_IO, bias_O)
         return Linear.apply(x_I, kernel_IO, bias_O, self._gradient_dtype)
 
+    def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> Tensor:
+        """As it is: the compiler lays arrays out."""
+        return array_L
+
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
         """GELU and dropout, computed once together with the derivative."""
         return GeluDropout.apply(x, None if key is None else self._keeps(key, rate, tuple(x.shape)), rate)
@@ -100,6 +104,16 @@ class XlaKernels:
         keep = self._keeps(key, rate, shape)
         xm.optimization_barrier_([keep])
         return keep
+
+    def reach(self, filled: int, length: int) -> int:
+        """All of them: one program serves every step."""
+        return length
+
+    def write(self, cache: Tensor, entry: Tensor, axis: int, place: Tensor) -> None:
+        """One elementwise operation over the cache, which can stay cut over the devices."""
+        places = torch.arange(cache.shape[axis], device=cache.device)
+        here = (places == place).reshape([-1 if i == axis else 1 for i in range(cache.ndim)])
+        cache.copy_(torch.where(here, entry, cache))
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """A product of parts that a TPU multiplies exactly; it would round whole float32 factors."""

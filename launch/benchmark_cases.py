@@ -1,0 +1,286 @@
+"""The benchmark's cases: our programs and others' on the same work. `launch.benchmark` times them.
+
+    B images in a batch, S tokens of an image, D width, L layers, V vocabulary
+"""
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vqim.contracts.context import Context
+from vqim.contracts.grid import Level, TokenGrid
+from vqim.contracts.learning import Computed, Learner, OneLearner
+from vqim.contracts.placing import place
+from vqim.contracts.runtime import Runtime
+from vqim.nn.module import apply, arrays_spec
+from vqim.optim.adamw import AdamW
+from vqim.optim.schedules import Constant
+from vqim.prior.autoregressive import AutoregressivePrior
+from vqim.prior.masked import MaskedPrior
+from vqim.prior.masked_sampler import MaskedSampler
+from vqim.prior.sampler import StepwiseSampler
+from vqim.state.leaf import State
+from vqim.tokenizer.model import ImageTokenizer
+from vqim.tokenizer.objective import TokenizerObjective
+from vqim.tokenizer.quantizer.vector import VectorQuantizer
+from vqim.tokenizer.terms import L2
+from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
+from vqim.training.gradient_task import GradientTask
+from vqim.training.state import start
+
+from . import benchmark_peers as peers
+
+NUM_FILLING_STEPS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large the networks and the work are; tokenizer and prior have the same transformers."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    vocabulary: int
+    batch_size: int
+
+    @property
+    def grid(self) -> TokenGrid:
+        """One code a patch."""
+        side = self.image_size // self.patch_size
+        return TokenGrid((Level(side, side, 1, self.vocabulary),))
+
+    @property
+    def num_tokens(self) -> int:
+        """S."""
+        return self.grid.num_positions
+
+    @property
+    def plain(self) -> tuple[int, int, int, int, int]:
+        """The arguments of `PlainPrior`."""
+        return self.width, self.num_layers, self.num_heads, self.vocabulary, self.num_tokens
+
+
+SIZES = {
+    "tiny": Size(8, 4, 32, 2, 2, 64, 2),
+    "quickstart": Size(32, 4, 256, 4, 4, 1024, 32),
+    "short": Size(64, 8, 768, 12, 12, 8192, 8),
+    "base": Size(128, 8, 768, 12, 12, 8192, 8),
+}
+
+
+@dataclasses.dataclass
+class Case:
+    """Work that each contestant does once when it is called.
+
+    Attributes:
+      unit: what `amount` counts.
+      amount: how much of it a call does.
+      contestants: the calls by name, ours first; each returns a tensor to wait for.
+      missing: the peers that cannot run it, and why.
+      num_bytes: the least that has to be read from memory, where that may bound a call.
+    """
+
+    unit: str
+    amount: int
+    contestants: dict[str, Callable[[], Tensor]]
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    num_bytes: int = 0
+
+
+def sample_ar(size: Size, runtime: Runtime) -> Case:
+    """All tokens of a batch by an autoregressive prior, one at a time, without classes."""
+    prior = AutoregressivePrior(size.grid, 0, size.width, size.num_layers, size.num_heads, 4 * size.width, 0.0)
+    plain = peers.PlainPrior(*size.plain, causal=True)
+    contestants = {"vqim": _draw(StepwiseSampler(), prior, size, runtime),
+                   "plain, static cache": lambda: plain.sample(size.batch_size)}
+    missing = {}
+    if importlib.util.find_spec("transformers"):
+        contestants |= {f"transformers GPT-2, {cache} cache": functools.partial(_generate, gpt2(size), size, cache)
+                        for cache in ("static", "dynamic")}
+    else:
+        missing["transformers GPT-2"] = peers.TRANSFORMERS
+    head_and_blocks = sum(leaf.num_bytes for name, leaf in arrays_spec(prior).items() if "table" not in name)
+    cache = size.batch_size * size.num_tokens * size.num_layers * size.width * 2 * 4
+    # Every step reads the weights, and on the average half of the cache.
+    return Case("tokens", size.batch_size * size.num_tokens, contestants, missing,
+                size.num_tokens * (head_and_blocks + cache // 2))
+
+
+def sample_masked(size: Size, runtime: Runtime) -> Case:
+    """All tokens of a batch by a masked prior in eight steps, without classes."""
+    prior = MaskedPrior(size.grid, 0, size.width, size.num_layers, size.num_heads, 4 * size.width, 0.0)
+    plain = peers.PlainPrior(*size.plain, causal=False)
+    return Case("tokens", size.batch_size * size.num_tokens, {
+        "vqim": _draw(MaskedSampler(NUM_FILLING_STEPS), prior, size, runtime),
+        "plain": lambda: plain.fill(size.batch_size, NUM_FILLING_STEPS)})
+
+
+def train_prior(size: Size, runtime: Runtime) -> Case:
+    """One step of an autoregressive prior with AdamW."""
+    prior = AutoregressivePrior(size.grid, 0, size.width, size.num_layers, size.num_heads, 4 * size.width, 0.0)
+    tokens_BNK = _tokens(size, runtime)
+    plain = peers.PlainPrior(*size.plain, causal=True)
+    contestants = {"vqim": _train(_Tokens(prior), {"tokens": tokens_BNK}, runtime),
+                   "plain": _train_plain(plain, lambda: plain.loss(tokens_BNK[..., 0]))}
+    missing = {}
+    if importlib.util.find_spec("transformers"):
+        model = gpt2(size)
+        contestants["transformers GPT-2"] = _train_plain(
+            model, lambda: model(tokens_BNK[..., 0], labels=tokens_BNK[..., 0]).loss)
+    else:
+        missing["transformers GPT-2"] = peers.TRANSFORMERS
+    return Case("images", size.batch_size, contestants, missing)
+
+
+def train_tokenizer(size: Size, runtime: Runtime) -> Case:
+    """One step of a ViT-VQGAN on the squared error alone, with AdamW."""
+    objective = TokenizerObjective(_tokenizer(size), _learner, [L2()])
+    images = runtime.put({"images": _images(size)})
+    plain, images_BCHW = _plain_tokenizer(size), _floats(size)
+    return Case("images", size.batch_size, {
+        "vqim": _train(objective, images, runtime),
+        "plain": _train_plain(plain, lambda: plain.loss(images_BCHW))})
+
+
+def encode(size: Size, runtime: Runtime) -> Case:
+    """The tokens of a batch of images."""
+    plain, images_BCHW = _plain_tokenizer(size), _floats(size)
+    return _no_gradients(Case("images", size.batch_size, {
+        "vqim": _apply(_tokenizer(size), "tokens", images_BCHW, runtime),
+        "plain": lambda: plain.encode(images_BCHW)}))
+
+
+def decode(size: Size, runtime: Runtime) -> Case:
+    """The images of a batch of tokens."""
+    plain, tokens_BNK = _plain_tokenizer(size), _tokens(size, runtime)
+    return _no_gradients(Case("images", size.batch_size, {
+        "vqim": _apply(_tokenizer(size), "images", tokens_BNK, runtime),
+        "plain": lambda: plain.decode(tokens_BNK[..., 0])}))
+
+
+def gpt2(size: Size) -> Any:
+    """transformers' GPT-2; its token V begins a sequence."""
+    import transformers
+    transformers.logging.set_verbosity_error()  # it warns of padding, of which there is none
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=size.vocabulary + 1, n_positions=size.num_tokens + 1, n_embd=size.width, n_layer=size.num_layers,
+        n_head=size.num_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=size.vocabulary,
+        eos_token_id=None, pad_token_id=size.vocabulary))
+
+
+class _Tokens(OneLearner):
+    """A prior on tokens that are there already."""
+
+    name = "prior"
+
+    def __init__(self, prior: AutoregressivePrior):
+        self.prior, self.learner = prior, _learner(name=self.name, module=prior)
+
+    def check_data(self, data: Any) -> None:
+        """Accepts any."""
+
+    def compute(
+        self, leaves: Any, arrays: State, batch: dict[str, Tensor], context: Context, program: str,
+    ) -> Computed:
+        """See `vqim.contracts.learning.Objective`."""
+        loss, metrics = apply(self.prior.loss, leaves[self.name], batch["tokens"], None, context)
+        return Computed({self.name: loss}, metrics)
+
+
+def _learner(*, name: str, module: nn.Module, start_step: int = 0) -> Learner:
+    return Learner(name, module, AdamW(), Constant(1e-4), start_step)
+
+
+def _draw(sampler: Any, prior: nn.Module, size: Size, runtime: Runtime) -> Callable[[], Tensor]:
+    arrays = place(arrays_spec(prior), 0, runtime)
+    draw = sampler.bind(prior, runtime, size.batch_size, torch.float32)
+    labels_B, numbers_B = np.full(size.batch_size, -1, np.int32), np.arange(size.batch_size)
+    return lambda: draw(arrays, labels_B, numbers_B, 0)
+
+
+def _generate(model: Any, size: Size, cache: str) -> Tensor:
+    tokens_B1 = torch.full((size.batch_size, 1), size.vocabulary)
+    tokens: Tensor = model.generate(
+        tokens_B1, attention_mask=torch.ones_like(tokens_B1), do_sample=True, top_k=0, top_p=1.0,
+        min_new_tokens=size.num_tokens, max_new_tokens=size.num_tokens,
+        cache_implementation=cache if cache == "static" else None)
+    return tokens
+
+
+def _train(objective: Any, batch: dict[str, Tensor], runtime: Runtime) -> Callable[[], Tensor]:
+    """One step of a task, of which the loss is waited for."""
+    task = GradientTask(objective)
+    state = start(task.init_spec(), 0, runtime).arrays
+    step = runtime.compile(task.train_step)
+    program = objective.program(0)
+
+    def call() -> Tensor:
+        scalars = runtime.scalars({**task.host_scalars(0), "step": 0, "seed": 0})
+        loss: Tensor = step(state, batch, scalars, runtime.kernels, program)["loss"]
+        return loss
+
+    return call
+
+
+def _train_plain(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def call() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return call
+
+
+def _apply(model: nn.Module, method: str, x: Tensor, runtime: Runtime) -> Callable[[], Tensor]:
+    arrays = place(arrays_spec(model), 0, runtime)
+    return lambda: apply(getattr(model, method), arrays, x, Context(runtime.kernels))
+
+
+def _no_gradients(case: Case) -> Case:
+    """The same calls under torch.no_grad."""
+    return dataclasses.replace(case, contestants={
+        name: torch.no_grad()(call) for name, call in case.contestants.items()})
+
+
+def _tokenizer(size: Size) -> ImageTokenizer:
+    quantizer: Any = VectorQuantizer(size.width, size.width, size.vocabulary, 32)
+    network = (size.width, size.num_layers, size.num_heads, 4 * size.width)
+    return ImageTokenizer(
+        ViTEncoder(size.image_size, size.patch_size, *network),
+        quantizer, ViTDecoder(size.image_size, size.patch_size, *network), size.image_size)
+
+
+def _plain_tokenizer(size: Size) -> peers.PlainTokenizer:
+    return peers.PlainTokenizer(
+        size.image_size, size.patch_size, size.width, size.num_layers, size.num_heads, size.vocabulary)
+
+
+def _images(size: Size) -> np.ndarray:
+    shape = (size.batch_size, size.image_size, size.image_size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def _floats(size: Size) -> Tensor:
+    return torch.from_numpy(_images(size)).movedim(-1, 1).contiguous() / 255
+
+
+def _tokens(size: Size, runtime: Runtime) -> Tensor:
+    shape = (size.batch_size, size.num_tokens, 1)
+    return runtime.put({"tokens": np.random.default_rng(0).integers(0, size.vocabulary, shape)})["tokens"]
+
+
+CASES: dict[str, Callable[[Size, Runtime], Case]] = {
+    "sample_ar": sample_ar, "sample_masked": sample_masked, "train_tokenizer": train_tokenizer,
+    "train_prior": train_prior, "encode": encode, "decode": decode,
+}
