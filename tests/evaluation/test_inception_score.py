@@ -42,7 +42,7 @@ def test_shuffled_splits_are_those_of_torch_fidelitys_permutation():
 
 @pytest.mark.parametrize("batch_size", [1, 8, 57])
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_it_does_not_depend_on_the_batch_size(batch_size, shuffled):
+def test_the_score_does_not_depend_on_the_batch_size(batch_size, shuffled):
     logits = draw()
     assert score(logits, batch_size, shuffled=shuffled) == pytest.approx(score(logits, shuffled=shuffled), rel=1e-12)
 

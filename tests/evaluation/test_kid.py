@@ -34,7 +34,7 @@ def test_subsets_are_those_that_torch_fidelity_draws():
     assert found == pytest.approx((np.mean(values), np.std(values)), rel=1e-12)
 
 
-def test_it_is_unbiased_for_few_images():
+def test_kid_is_unbiased_for_few_images():
     # Two sets from one distribution: the mean over many draws is 0 within four standard errors.
     values = [kernel_distance(draw(10, 2 * seed), draw(10, 2 * seed + 1), num_subsets=1)[0] for seed in range(400)]
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))

@@ -65,7 +65,7 @@ def test_the_distance_is_the_mean_of_the_bands_frechet_distances():
     assert found == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_it_does_not_depend_on_the_batch_size_by_a_bit():
+def test_the_distance_does_not_depend_on_the_batch_size_by_a_bit():
     images, other = emoji("train"), moments(emoji("validation"), 4).gaussians(scale())
     values = {wavelet_distance(moments(images, 4, size).gaussians(scale()), other) for size in (1, 7, 60)}
     assert len(values) == 1
