@@ -22,7 +22,7 @@ from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.terms import L2
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 from vqim.training.gradient_task import GradientTask
-from vqim.training.loop import Programs
+from vqim.training.programs import Programs
 from vqim.training.state import start
 
 NUM_STEPS = 3

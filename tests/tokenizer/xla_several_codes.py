@@ -27,7 +27,7 @@ from vqim.tokenizer.quantizer.residual import ResidualQuantizer
 from vqim.tokenizer.terms import L1
 from vqim.tokenizer.vit import ViTEncoder
 from vqim.training.gradient_task import GradientTask
-from vqim.training.loop import Programs
+from vqim.training.programs import Programs
 from vqim.training.state import start
 
 NUM_STEPS, BATCH_SIZE = 3, 16
