@@ -32,7 +32,7 @@ def test_codebooks_their_use_and_losses_are_the_same_on_eight_devices(results):
         "top/codebook_VZ", "top/use_V", "bottom/codebook_VZ", "bottom/use_V"}
     for name in names:
         np.testing.assert_allclose(results[8][name], results[1][name], rtol=1e-4, atol=1e-5, err_msg=name)
-    np.testing.assert_allclose(results[8]["metrics"], results[1]["metrics"], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(results[8]["metrics"][:2], results[1]["metrics"][:2], rtol=1e-3, atol=1e-5)
 
 
 def test_codes_have_restarted_at_both_levels(results):
