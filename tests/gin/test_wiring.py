@@ -11,7 +11,9 @@ from vqim.registry.config_text import Binding, leaves, parse
 
 SHARED = [path.relative_to(ROOT).as_posix() for folder in ("data", "model", "run")
           for path in sorted((ROOT / "gin" / folder).rglob("*.gin"))]
-WIRING = [name for name in SHARED if re.match(r"gin/model/\w+\.gin", name)] + [
+# A model that includes another one is a variant of it, and may have numbers of its own.
+WIRING = [name for name in SHARED if re.match(r"gin/model/\w+\.gin", name)
+          and "include 'gin/model/" not in (ROOT / name).read_text()] + [
     f"gin/run/{name}.gin" for name in ("stage1", "adversary", "stage2", "probe", "classifier")]
 OVERRIDDEN = re.compile(r"^#   ([a-z]\w*[./][\w./]+): ([\w, ]+)", re.MULTILINE)
 
