@@ -26,9 +26,9 @@ from vqim.classifier.model import Classifier, TrainedClassifier
 from vqim.classifier.objective import ClassifierObjective
 from vqim.evaluation.copies import measure_copies
 from vqim.evaluation.distances import downscaled_copy, mean_image_psnr, psnr, unit_range
+from vqim.evaluation.measuring import compare_sets, measure_images
 from vqim.evaluation.passes import evaluate
 from vqim.evaluation.report import Bar, Measure, Neighbours, ProbeAccuracies, Report, write_report
-from vqim.evaluation.wavelets import PacketMoments, haar_packets, scale, wavelet_distance
 from vqim.registry.config import load
 from vqim.registry.runtimes import make_runtime
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
@@ -92,8 +92,8 @@ def _command(stage: str, workdir: Path) -> list[str]:
 def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The report's content and the summary, from the runs' newest checkpoints and their metrics."""
     tokenizer, stage1 = _evaluate(workdir / "tokenizer")
-    prior, stage2 = _evaluate(workdir / "prior")
-    judge_objective = cast(ClassifierObjective, _evaluate(workdir / "judge")[0].experiment.task.objective)
+    prior, stage2 = _open(workdir / "prior"), _last(workdir / "prior")
+    judge_objective = cast(ClassifierObjective, _open(workdir / "judge").experiment.task.objective)
     judge = cast(Classifier, TrainedClassifier(judge_objective.network, str(workdir / "judge")))
     probe = _last(workdir / "probe")
     raw_pixels = _last(workdir / "pixel_probe")["evaluation/top1"]
@@ -162,6 +162,9 @@ def _judge(
     shown = training_NHWC[:len(validation_NHWC)]
     errors = unit_range(prior.reconstruct(shown)) - unit_range(shown)
     threshold = 1.25 * np.median(np.sqrt((errors ** 2).mean((1, 2, 3)))).item()
+    samples, real, training = (
+        measure_images(name, len(images), [images], [], prior.runtime) for name, images in (
+            ("samples", samples_MHWC), ("validation images", validation_NHWC), ("training images", training_NHWC)))
     copies = measure_copies(samples_MHWC, training_NHWC, validation_NHWC, threshold)
     figures = {
         "samples_top1": verdicts(samples_MHWC, classes_M)[1].mean().item(),
@@ -170,8 +173,8 @@ def _judge(
         "samples_near_duplicates": copies.near_duplicates,
         "real_images_near_duplicates": copies.real_near_duplicates,
         "samples_spread": copies.spread_ratio,
-        "samples_fwd": _distance(samples_MHWC, validation_NHWC),
-        "training_images_fwd": _distance(training_NHWC, validation_NHWC),
+        "samples_fwd": compare_sets(samples, real, [])[0]["fwd"],
+        "training_images_fwd": compare_sets(training, real, [])[0]["fwd"],
     }
     every = np.arange(0, len(classes_M), NUM_SAMPLES.value // 2)
     note = (f"Below {threshold:.3f}, 1.25 times what the tokenizer itself changes, a sample counts as a "
@@ -181,17 +184,6 @@ def _judge(
     neighbours = Neighbours(samples_MHWC[every], training_NHWC[copies.nearest_N[every]], copies.to_nearest_N[every],
                             note)
     return samples_MHWC, neighbours, figures
-
-
-def _distance(images_NHWC: np.ndarray, reference_NHWC: np.ndarray) -> float:
-    """The Frechet wavelet distance of two sets, which no network decides."""
-    packets = []
-    for images_BHWC in (images_NHWC, reference_NHWC):
-        found_BPD = haar_packets(unit_range(images_BHWC)).numpy()
-        moments = PacketMoments(*found_BPD.shape[1:])
-        moments.add(found_BPD)
-        packets.append(moments.gaussians(scale()))
-    return wavelet_distance(*packets)
 
 
 def _measures(summary: dict[str, float]) -> list[Measure]:
@@ -218,10 +210,15 @@ def _measures(summary: dict[str, float]) -> list[Measure]:
     ]
 
 
+def _open(workdir: Path) -> Trained:
+    """A stage's run."""
+    config = load([str(workdir / "config.gin")], [], [])
+    return open_run(config, str(workdir), make_runtime(config, flags.RUNTIME.value), needs_data=True)
+
+
 def _evaluate(workdir: Path) -> tuple[Trained, dict[str, Any]]:
     """A stage's run, and its evaluators' results for its newest checkpoint."""
-    config = load([str(workdir / "config.gin")], [], [])
-    run = open_run(config, str(workdir), make_runtime(config, flags.RUNTIME.value), needs_data=True)
+    run = _open(workdir)
     experiment = run.experiment
     results: dict[str, Any] = {}
     for evaluator in experiment.evaluators:
