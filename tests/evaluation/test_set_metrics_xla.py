@@ -1,14 +1,11 @@
 """Distances of sets on a mesh of eight devices are those of one device, by one program without fallbacks."""
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
+from tests.support.processes import run_on_xla
+
 pytest.importorskip("torch_xla")
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +13,7 @@ def found(tmp_path_factory):
     """What the script wrote, by the number of devices."""
     paths = {count: tmp_path_factory.mktemp("xla") / f"{count}.json" for count in (1, 8)}
     for count, path in paths.items():
-        environment = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(count), "OMP_NUM_THREADS": "1",
-                                    "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        process = subprocess.run([sys.executable, "-m", "tests.evaluation.xla_sets", str(path)], cwd=ROOT,
-                                 env=environment, capture_output=True, text=True, timeout=300)
-        assert process.returncode == 0, process.stderr
+        run_on_xla("tests.evaluation.xla_sets", path, num_devices=count)
     return {count: json.loads(path.read_text()) for count, path in paths.items()}
 
 

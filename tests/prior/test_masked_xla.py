@@ -1,8 +1,4 @@
 """The masked prior and its sampler on a mesh of eight virtual devices, beside one device and the torch runtime."""
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,12 +7,12 @@ import torch
 pytest.importorskip("torch_xla")
 
 from tests.prior.xla_masked import BATCH_SIZE, given_tokens, make_prior
+from tests.support.processes import run_on_xla
 from vqim.contracts.placing import place
 from vqim.nn.module import arrays_spec
 from vqim.prior.masked_sampler import MaskedSampler
 from vqim.runtime.torch import TorchRuntime
 
-ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ("confidence", "scheduled", "halton")
 
 
@@ -26,11 +22,7 @@ def results(tmp_path_factory):
     found = {}
     for count in (8, 1):
         path = tmp_path_factory.mktemp("masked") / f"{count}.npz"
-        environment = {**os.environ, "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(count), "OMP_NUM_THREADS": "1",
-                       "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        done = subprocess.run([sys.executable, "-m", "tests.prior.xla_masked", str(path)], cwd=ROOT,
-                              env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
+        run_on_xla("tests.prior.xla_masked", path, num_devices=count, timeout=600)
         found[count] = dict(np.load(path))
     return found
 

@@ -1,27 +1,18 @@
 """One pair a prior on eight virtual devices of XLA, beside the torch runtime."""
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from tests.product.conftest import PRIORS
+from tests.support.processes import printed, run_on_xla
 
 pytest.importorskip("torch_xla")
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def results(tokenizer_run, tmp_path_factory):
-    environment = {**os.environ, "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "OMP_NUM_THREADS": "1",
-                   "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.product.xla_pairs", str(tmp_path_factory.mktemp("xla")),
-         str(tokenizer_run("MoVQ"))], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed(run_on_xla("tests.product.xla_pairs", tmp_path_factory.mktemp("xla"), tokenizer_run("MoVQ"),
+                              num_devices=8, timeout=600))
 
 
 @pytest.mark.parametrize("prior", PRIORS)

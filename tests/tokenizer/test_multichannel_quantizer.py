@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tokenizer.gradients import gradients
 from tests.tokenizer.parameters import count_parameters
 from vqim.contracts.context import Context
 from vqim.contracts.grid import Level, TokenGrid
@@ -80,15 +81,6 @@ def test_lookup_of_the_codes_found_gives_what_quantising_gave(draw_params, conte
 def test_the_grid_has_a_channel_for_each_chunk():
     levels = make_quantizer(4).levels(6, 5)
     assert levels == (Level(6, 5, 4, 16),) and TokenGrid(levels).num_channels == 4
-
-
-def gradients(quantizer, params, latents, context, of):
-    """Gradients of `of(quantized)` by the latents and by every parameter, zeros where there is none."""
-    leaves = {name: array.clone().requires_grad_() for name, array in params.items()}
-    latents = latents.clone().requires_grad_()
-    found = torch.autograd.grad(of(apply(quantizer.forward, leaves, latents, context)), [latents, *leaves.values()],
-                                allow_unused=True, materialize_grads=True)
-    return found[0], dict(zip(leaves, found[1:], strict=True))
 
 
 def test_the_decoders_gradients_pass_straight_through_to_the_latents(draw_params, context):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from tests.tokenizer.gradients import gradients
 from tests.tokenizer.parameters import count_parameters
 from vqim.contracts.context import Context
 from vqim.contracts.grid import Level
@@ -87,15 +88,6 @@ def test_lookup_of_the_codes_found_gives_what_quantising_gave(draw_params, conte
 
 def test_the_grid_has_a_channel_for_each_depth():
     assert make_quantizer(16).levels(8, 8) == (Level(8, 8, 16, 16),)
-
-
-def gradients(quantizer, params, latents, context, of):
-    """Gradients of `of(quantized)` by the latents and by every parameter, zeros where there is none."""
-    leaves = {name: array.clone().requires_grad_() for name, array in params.items()}
-    latents = latents.clone().requires_grad_()
-    found = torch.autograd.grad(of(apply(quantizer.forward, leaves, latents, context)), [latents, *leaves.values()],
-                                allow_unused=True, materialize_grads=True)
-    return found[0], dict(zip(leaves, found[1:], strict=True))
 
 
 def test_the_decoders_gradient_passes_straight_through_all_depths(draw_params, context):

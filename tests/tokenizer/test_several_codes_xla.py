@@ -1,14 +1,11 @@
 """Residual and multichannel codes with upkeep, and the decoder that they modulate, on eight virtual devices and one."""
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests.support.processes import run_on_xla
+
 pytest.importorskip("torch_xla")
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +14,7 @@ def results(tmp_path_factory):
     found = {}
     for count in (8, 1):
         path = tmp_path_factory.mktemp("several_codes") / f"{count}.npz"
-        environment = {**os.environ, "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(count), "OMP_NUM_THREADS": "1",
-                       "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        done = subprocess.run([sys.executable, "-m", "tests.tokenizer.xla_several_codes", str(path)], cwd=ROOT,
-                              env=environment, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stderr
+        run_on_xla("tests.tokenizer.xla_several_codes", path, num_devices=count, timeout=900)
         found[count] = dict(np.load(path))
     return found
 
