@@ -6,7 +6,16 @@ from vqim.classifier import model as classifier_model
 from vqim.classifier import objective as classifier_objective
 from vqim.contracts import learning
 from vqim.data import folder, images, source, token_cache, transforms
-from vqim.evaluation import accuracy, extractors, image_metrics, passes, rejection, set_metrics, token_metrics
+from vqim.evaluation import (
+    accuracy,
+    extractors,
+    image_metrics,
+    passes,
+    rejection,
+    repetition,
+    set_metrics,
+    token_metrics,
+)
 from vqim.frozen import alexnet, efficientnet, from_run, inception, lpips, resnet, vgg16, vgg16_classifier
 from vqim.nn import convolution
 from vqim.optim import adafactor, adamw, groups, schedules
@@ -49,7 +58,7 @@ for module, components in {
                    image_metrics.Distances, image_metrics.Lpips, image_metrics.ShownImages, token_metrics.CodebookUse,
                    token_metrics.Likelihood, accuracy.Accuracy, rejection.Rejection, set_metrics.FeatureDistances,
                    set_metrics.WaveletDistance, extractors.InceptionFeatures, extractors.ProxyFeatures,
-                   extractors.VGG16Features),
+                   extractors.VGG16Features, repetition.Repetition),
 }.items():
     for component in components:
         gin.register(component, module=module)
