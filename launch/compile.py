@@ -163,7 +163,8 @@ def decode(task: Any, runtime: Any, arrays: Any, tokens_BNK: Any) -> Any:
     from vqim.contracts.context import Context
     from vqim.tokenizer.model import float_to_images
     with torch.no_grad():
-        return float_to_images(task.objective.images(arrays, tokens_BNK, Context(runtime.kernels)))
+        return float_to_images(task.objective.images(
+            arrays, tokens_BNK, Context(runtime.kernels, evaluation_dtype=task.evaluation_dtype)))
 
 
 def run() -> None:

@@ -13,10 +13,11 @@ from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.context import Context
 from vqim.nn.module import apply
 from vqim.registry.config import ConfigError
-from vqim.runtime.torch import TorchKernels
+from vqim.runtime.torch import TorchKernels, TorchRuntime
 from vqim.state.init import Constant
 from vqim.state.leaf import Leaf, select
 from vqim.third_party.noto_emoji import find_dataset
+from vqim.trained import open_run, read_config
 
 SECOND_DECODER = ("train.start_from = [@training.StartFrom()]", "training.StartFrom.run = 'tokenizer'",
                   "training.Learner.trains = 'decoder/.*'", "training.Learner.ema_decay = 0.9")
@@ -85,6 +86,20 @@ def test_tokens_are_those_of_the_checkpoints_parameters(tokenizer, emoji, runs):
     tokens = tokenizer.tokens(emoji)
     assert tokens.dtype == np.int64 and tokens.shape == (7, 16, 1)
     np.testing.assert_array_equal(tokens, expected)
+
+
+def test_a_run_in_bfloat16_has_tokens_of_its_own_and_codes_in_float32(runs, tokenizer, validation):
+    workdir = str(runs / "tokenizer")
+    config = read_config(workdir, bindings=["training.GradientTask.evaluation_dtype = 'bfloat16'"])
+    rough = open_run(config, workdir, TorchRuntime())
+    context = Context(TorchKernels(), torch.bfloat16)
+    images_BCHW = torch.from_numpy(validation / np.float32(255)).permute(0, 3, 1, 2)
+    expected = apply(rough.tokenizer.tokens, rough._tokenizer_arrays, images_BCHW, context)
+    np.testing.assert_array_equal(rough.tokens(validation), expected)
+    assert (rough.tokens(validation) != tokenizer.tokens(validation)).any()
+    codes = rough.encode(validation[:3])
+    assert codes.vectors_BhwZ.dtype == codes.latents_BhwD.dtype == np.float32
+    np.testing.assert_array_equal(rough.decode(codes), rough.reconstruct(validation[:3]))
 
 
 def test_images_through_tokens_are_images_through_codes(tokenizer, emoji):

@@ -166,7 +166,7 @@ class Trained:
         is_prior = isinstance(objective, PriorObjective)
         self._tokenizer_arrays = (select(arrays, sections.frozen("tokenizer")) if is_prior
                                   else sections.network_arrays(arrays, objective.name))
-        self._context = Context(runtime.kernels)
+        self._context = Context(runtime.kernels, experiment.task.evaluation_dtype)
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._draws: dict[Any, Draw] = {}
 
@@ -215,7 +215,7 @@ class Trained:
     def decode(self, codes: Codes) -> np.ndarray:
         """The images of codes from `encode`, uint8 [N, H, W, 3]."""
         def run(arrays: State, batch: dict[str, Tensor]) -> Tensor:
-            given = Codes(batch["vectors"], batch["latents"])
+            given = Codes(*(batch[name].to(self._context.dtype) for name in ("vectors", "latents")))
             return float_to_images(apply(self.tokenizer.decode, arrays, given, self._context).mean_BCHW.clamp(0, 1))
 
         arrays = {"vectors": np.asarray(codes.vectors_BhwZ), "latents": np.asarray(codes.latents_BhwD)}
@@ -306,7 +306,7 @@ class Trained:
         arrays = select(place_frozen({"classifier": classifier}, self.runtime), sections.frozen("classifier"))
 
         def logits(arrays: State, batch: dict[str, Tensor]) -> Tensor:
-            return classifier(arrays, images_to_float(batch["images"]), context=self._context)
+            return classifier(arrays, images_to_float(batch["images"]), context=Context(self.runtime.kernels))
 
         def verdicts(images_NHWC: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             found = self._over(f"judged by {id(classifier)}", {"images": images_NHWC}, logits, arrays)
@@ -364,13 +364,14 @@ class Trained:
     ) -> list[np.ndarray]:
         """Runs `run`, compiled once under a name, on batches of a set; the last batch is padded.
 
-        It gets the tokenizer's arrays, or `network_arrays`.
+        It gets the tokenizer's arrays, or `network_arrays`. What comes back in another floating dtype becomes float32.
         """
         if name not in self._compiled:
             def program(arrays: State, batch: dict[str, Tensor]) -> list[Tensor]:
                 with torch.no_grad():
                     found = run(arrays, batch)
-                    return list(found) if isinstance(found, list | tuple) else [found]
+                    return [array.float() if array.is_floating_point() else array
+                            for array in (found if isinstance(found, list | tuple) else [found])]
 
             self._compiled[name] = self.runtime.compile(program)
         parts = []

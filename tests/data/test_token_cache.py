@@ -17,11 +17,11 @@ def tokens_of(split, view, example):
     return np.random.default_rng([SIZES[split], view, example]).integers(0, 512, (16, 2))
 
 
-def write(path, split, num_views, levels=LEVELS, fingerprint="tokenizer-1", make=tokens_of, batch_size=4):
+def write(path, split, num_views, levels=LEVELS, fingerprint="tokenizer-1", make=tokens_of, batch_size=4, **settings):
     """Writes a split as `Images.views` would give it, in batches, the last of them padded."""
     rows = [(make(split, view, example), example % 3) for view in range(num_views) for example in range(SIZES[split])]
     with TokenCacheWriter(path, split, levels=levels, fingerprint=fingerprint, image_size=32,
-                          class_names=("a", "b", "c"), num_views=num_views) as writer:
+                          class_names=("a", "b", "c"), num_views=num_views, **settings) as writer:
         for first in range(0, len(rows), batch_size):
             batch = rows[first:first + batch_size]
             padding = batch_size - len(batch)
@@ -214,6 +214,20 @@ def test_splits_of_different_tokenizers_are_refused(tmp_path):
     write(tmp_path, "train", 1, fingerprint="one")
     write(tmp_path, "validation", 1, fingerprint="two")
     with pytest.raises(ValueError, match="splits differ in fingerprint: one and two"):
+        Tokens(tmp_path).num_examples("train")
+
+
+def test_a_cache_names_the_dtype_that_it_was_computed_in(cache, tmp_path):
+    assert Tokens(cache).computed_in == "float32"
+    for split, views in (("train", 2), ("validation", 1)):
+        write(tmp_path / "rough", split, views, computed_in="bfloat16")
+    assert Tokens(tmp_path / "rough").computed_in == "bfloat16"
+
+
+def test_splits_that_were_computed_in_two_dtypes_are_refused(tmp_path):
+    write(tmp_path, "train", 1)
+    write(tmp_path, "validation", 1, computed_in="bfloat16")
+    with pytest.raises(ValueError, match="splits differ in computed_in: float32 and bfloat16"):
         Tokens(tmp_path).num_examples("train")
 
 

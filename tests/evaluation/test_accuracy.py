@@ -47,7 +47,7 @@ def measured(num_layers):
         def classify(self, state, batch, context):
             return super().classify(state, {**batch, "logits": batch["logits"][:, :num_layers]}, context)
 
-    task = SimpleNamespace(objective=OfLayers(), dtype=torch.float32)
+    task = SimpleNamespace(objective=OfLayers(), dtype=torch.float32, evaluation_dtype=torch.float32)
     return evaluate(Classifications([Accuracy()], batch_size=4).begin(task, Data(), {}, TorchRuntime()))
 
 

@@ -14,6 +14,7 @@ from vqim.evaluation.accuracy import Accuracy
 from vqim.evaluation.distances import Averages
 from vqim.evaluation.image_metrics import Distances, Lpips, ShownImages
 from vqim.evaluation.passes import Classifications, Predictions, Reconstructions, Samples, evaluate
+from vqim.evaluation.protocol import differences
 from vqim.evaluation.token_metrics import CodebookUse, Likelihood
 from vqim.frozen.vgg16 import VGG16
 from vqim.nn.module import apply
@@ -89,6 +90,39 @@ def test_any_metric_looks_at_the_images_of_any_pass(make, prior_run, data):
     pictures = results[f"images/{type(evaluator).__name__.lower()}"]
     chosen = (images[::len(images) // 4][:4] * 255).round().byte().permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(pictures[-4:], chosen)
+
+
+class Dtypes(Brightness):
+    """Notes the dtype in which it is to compute, and the images."""
+
+    def __init__(self):
+        self.dtypes, self.images = set(), []
+
+    def observe(self, items, frozen, context):
+        self.dtypes.add(context.dtype)
+        self.images.append(items.images_BCHW)
+        return super().observe(items, frozen, context)
+
+
+def test_a_pass_decodes_in_the_evaluation_dtype_and_metrics_stay_in_float32(tokenizer_run, data):
+    task, state = tokenizer_run()
+    rough = GradientTask(task.objective, evaluation_dtype="bfloat16")
+    metric = Dtypes()
+    measure(Reconstructions([metric], batch_size=300), (rough, state), data)
+    assert metric.dtypes == {torch.float32}
+    context = Context(RUNTIME.kernels, torch.bfloat16)
+    images_BCHW = images_to_float(torch.from_numpy(data.images))
+    _, expected = apply(task.objective.tokenizer.forward, select(state, "params/tokenizer/"), images_BCHW, context)
+    assert torch.equal(metric.images[0], (expected.mean_BCHW.clamp(0, 1) * 255).round() / 255)
+
+
+def test_the_protocol_of_a_pass_names_its_dtypes(tokenizer_run, prior_run, data):
+    tokenizer, prior = tokenizer_run()[0].objective, prior_run()[0].objective
+    about = Reconstructions([], 64).about(GradientTask(tokenizer, evaluation_dtype="bfloat16"), data)
+    assert about.protocol["dtype"] == "bfloat16" and "prior dtype" not in about.protocol
+    about = Samples([], 2, 64).about(GradientTask(prior, dtype="bfloat16"), data)
+    assert (about.protocol["dtype"], about.protocol["prior dtype"]) == ("float32", "bfloat16")
+    assert differences({"dtype": "float32"}, {"dtype": "bfloat16"}) == ["dtype: 'float32' against 'bfloat16'"]
 
 
 def test_one_pass_finds_what_a_pass_for_each_metric_finds(tokenizer_run, data):

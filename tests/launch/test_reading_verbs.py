@@ -103,6 +103,24 @@ def test_a_prior_trains_on_cached_tokens_which_are_those_of_the_images(verbs, ru
     assert not (verbs.directory / "refused").exists()
 
 
+def test_a_cache_in_bfloat16_says_how_many_tokens_differ_and_is_not_mixed_with_float32(verbs, runs):
+    rough = "--gin_bindings=training.GradientTask.evaluation_dtype = 'bfloat16'"
+    done = verbs("cache_tokens", TOKENIZER, "--out=rough", "--batch_size=128", rough)
+    assert done.code == 0, done.err
+    assert verbs("cache_tokens", TOKENIZER, "--out=exact", "--batch_size=100").code == 0
+    found, exact = (np.load(verbs.directory / name / "validation/tokens.npy") for name in ("rough", "exact"))
+    assert 0 < (found != exact).mean() < 0.2
+    assert done.out == (f"{(found != exact).mean():.3%} of the tokens of {len(exact):,} validation images differ from "
+                        "those in float32\n")
+    cached = ("train.data = @data.Tokens()", "data.Tokens.path = 'rough'", "train.num_steps = 2")
+    done = verbs("train", *train_flags("gin/debug/prior_tiny.gin", "refused", *cached))
+    assert done.code == 2
+    assert "the token cache was computed in bfloat16, this run tokenises in float32" in done.err
+    assert not (verbs.directory / "refused").exists()
+    verbs.train("prior_tiny", *cached, "training.GradientTask.evaluation_dtype = 'bfloat16'",
+                "train.evaluators = []", workdir="accepted")
+
+
 @pytest.mark.parametrize("flags, message", [
     ([TOKENIZER, "--out=cache"], "--out must be a new folder; cache holds validation."),
     ([PRIOR, "--out=new"], "--workdir must be the run of a tokenizer, runs/debug/prior trains a prior"),

@@ -56,6 +56,16 @@ def test_tokens_are_the_tokenizers_in_float32(make_task, tokenizer, draw_params,
     assert torch.equal(tokens, expected)
 
 
+def test_the_evaluation_dtype_is_the_tokenizers_own(make_task, tokenizer, draw_params):
+    task, batch = make_task(), make_batch(300)
+    params, images = draw_params(tokenizer), batch["images"].permute(0, 3, 1, 2) / 255
+    context = Context(RUNTIME.kernels, evaluation_dtype=torch.bfloat16)
+    tokens = task.objective.tokens(make_state(task), batch, context)
+    assert torch.equal(tokens, apply(tokenizer.tokens, params, images, ROUGH))
+    found = task.objective.images(make_state(task), tokens, context)
+    assert torch.equal(found, (apply(tokenizer.images, params, tokens, ROUGH) * 255).round() / 255)
+
+
 def test_tokens_of_a_cache_are_taken_as_they_are(make_task):
     task = make_task()
     cached = torch.randint(16, (6, 4, 1), dtype=torch.int32)

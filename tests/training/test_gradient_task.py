@@ -353,6 +353,7 @@ def test_micro_batches_have_numbers_and_keys_of_their_own_and_share_the_steps_ke
 @pytest.mark.parametrize(("settings", "message"), [
     ({"num_micro_batches": 0}, "num_micro_batches must be at least 1, got 0"),
     ({"dtype": "float16"}, "dtype must be float32 or bfloat16, got 'float16'"),
+    ({"evaluation_dtype": "float16"}, "evaluation_dtype must be float32 or bfloat16, got 'float16'"),
 ])
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -84,6 +84,7 @@ class Context:
       micro_batch: the index of this micro-batch in its step, and the number of micro-batches.
       reach: in a step of a `Stepwise` prior, a number of draws, at least as many as lie before this step's: entries of
         caches that later ones would write need not be read. None where it is not known; then all are.
+      evaluation_dtype: `dtype` for networks that are not trained here, such as a prior's tokenizer.
     """
 
     kernels: Kernels
@@ -93,6 +94,7 @@ class Context:
     step_key: Tensor | None = None
     micro_batch: tuple[int, int] = (0, 1)
     reach: int | None = None
+    evaluation_dtype: torch.dtype = torch.float32
 
     def fold(self, purpose: str | Tensor) -> "Context":
         """The same context for one purpose: a part's name, a word, or a layer's number as an int32 tensor.
@@ -107,8 +109,13 @@ class Context:
         return dataclasses.replace(self, key=key, step_key=step_key, scalars=scalars)
 
     def evaluation(self) -> "Context":
-        """The same runtime, in float32 and without randomness: for networks that are not trained."""
-        return Context(self.kernels)
+        """The same runtime, in `evaluation_dtype` and without randomness: for networks that are not trained."""
+        return Context(self.kernels, self.evaluation_dtype, evaluation_dtype=self.evaluation_dtype)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as gin files and protocols name it: 'float32', 'bfloat16'."""
+    return str(dtype).removeprefix("torch.")
 
 
 @runtime_checkable

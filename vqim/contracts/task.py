@@ -16,13 +16,15 @@ class Task(Protocol):
       objective: what the run is for.
       checked: the tensors whose health each step checks, in the order of the flags (`vqim.state.health`).
       num_micro_batches: the number of parts into which a step cuts its batch.
-      dtype: the dtype in which trained networks compute, both in training and in evaluation.
+      dtype: the dtype in which networks compute in training, and a prior also where it is measured or drawn from.
+      evaluation_dtype: the dtype in which tokenizers encode and decode, and classifiers classify, outside training.
     """
 
     objective: Objective
     checked: list[str]
     num_micro_batches: int
     dtype: torch.dtype
+    evaluation_dtype: torch.dtype
 
     def init_spec(self) -> Spec:
         """Describes all arrays of the state, the flags of `vqim.state.health.health_spec(checked)` among them."""

@@ -42,6 +42,7 @@ class CacheMetadata:
       class_names: names of the classes, in the order of the labels; empty without classes.
       num_views: the number of differently augmented encodings of each example.
       num_examples: the number of images in the split.
+      computed_in: the dtype in which the tokenizer computed, such as 'float32'.
     """
 
     levels: Levels
@@ -50,6 +51,7 @@ class CacheMetadata:
     class_names: tuple[str, ...]
     num_views: int
     num_examples: int
+    computed_in: str = "float32"
 
     def __post_init__(self) -> None:
         if self.num_views < 1:
@@ -86,7 +88,7 @@ class TokenCacheWriter:
 
     def __init__(
         self, path: str | os.PathLike[str], split: str, *, levels: Sequence[Sequence[int]], fingerprint: str,
-        image_size: int, class_names: Sequence[str], num_views: int = 1,
+        image_size: int, class_names: Sequence[str], num_views: int = 1, computed_in: str = "float32",
     ):
         """Makes the folder in which the split is written until it is complete.
 
@@ -98,13 +100,15 @@ class TokenCacheWriter:
           image_size: height and width of the images that are encoded.
           class_names: names of the classes, in the order of the labels; empty without classes.
           num_views: the number of times that each example comes.
+          computed_in: the dtype in which the tokenizer computes.
 
         Raises:
           FileExistsError: the split already exists.
           ValueError: an argument is out of range.
         """
         check_split(split)
-        self._metadata = CacheMetadata(as_levels(levels), fingerprint, image_size, tuple(class_names), num_views, 0)
+        self._metadata = CacheMetadata(
+            as_levels(levels), fingerprint, image_size, tuple(class_names), num_views, 0, computed_in)
         self._folder = Path(path) / split
         if self._folder.exists():
             raise FileExistsError(f"{self._folder} exists. Remove it to write the cache again, or give another path.")
@@ -211,7 +215,7 @@ class Tokens:
         """Both splits, opened."""
         splits = {split: _CachedSplit(Path(self._path) / split) for split in SPLITS}
         train, validation = (splits[split].metadata for split in SPLITS)
-        for name in ("levels", "fingerprint", "image_size", "class_names"):
+        for name in ("levels", "fingerprint", "image_size", "class_names", "computed_in"):
             if getattr(train, name) != getattr(validation, name):
                 raise ValueError(f"{self._path}: its splits differ in {name}: {getattr(train, name)} and "
                                  f"{getattr(validation, name)}. Write both with the same tokenizer.")
@@ -226,6 +230,11 @@ class Tokens:
     def fingerprint(self) -> str:
         """The fingerprint of the tokenizer that wrote the tokens."""
         return self._splits["train"].metadata.fingerprint
+
+    @property
+    def computed_in(self) -> str:
+        """The dtype in which the tokenizer computed the tokens, such as 'float32'."""
+        return self._splits["train"].metadata.computed_in
 
     @property
     def image_size(self) -> int:
@@ -255,7 +264,7 @@ class Tokens:
         """Counts and classes of the splits, a line for each."""
         classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
         return [f"{name}: tokens of {split.metadata.num_examples:,} images in {split.metadata.num_views} views, "
-                f"{classes}" for name, split in self._splits.items()]
+                f"{classes}, computed in {split.metadata.computed_in}" for name, split in self._splits.items()]
 
     def batch_like(self, batch_size: int) -> Batch:
         """See `vqim.contracts.data.Dataset`."""

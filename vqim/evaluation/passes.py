@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqim.contracts.context import Context
+from vqim.contracts.context import Context, dtype_name
 from vqim.contracts.data import Batch, Dataset
 from vqim.contracts.evaluation import About, Evaluation, Items, Metric
 from vqim.contracts.frozen import Frozen, merge_frozen
@@ -98,7 +98,7 @@ class SplitPass(Pass):
         """See `Pass`."""
         tokenizer = getattr(task.objective, "tokenizer", None)
         return About(self.name, data.num_examples(self.split), tokenizer.grid if tokenizer else None,
-                     data.num_classes, {"split": self.split, **protocol_of(data)})
+                     data.num_classes, {"split": self.split, **protocol_of(data), **dtypes_of(task)})
 
     def batch_like(self, task: Task, data: Dataset) -> Batch:
         """See `Pass`."""
@@ -177,7 +177,8 @@ class Samples(Pass):
         objective = _of_a_prior(task)
         labels_N, sampler = self.labels(task), self.sampler or objective.sampler
         protocol = {"labels": f"{self.num_images} of each of {len(set(labels_N.tolist()))} classes"
-                    if objective.num_classes else "none", "sampler": repr(sampler), "seed": str(self.seed)}
+                    if objective.num_classes else "none", "sampler": repr(sampler), "seed": str(self.seed),
+                    **dtypes_of(task)}
         if self.reference_split is None:
             return About(self.name, len(labels_N), objective.tokenizer.grid, objective.num_classes, protocol)
         protocol |= {"split": self.reference_split, **protocol_of(data)}
@@ -245,6 +246,12 @@ def protocol_of(data: Dataset) -> dict[str, str]:
     return {"image size": f"{data.image_size}x{data.image_size}", **crop}
 
 
+def dtypes_of(task: Task) -> dict[str, str]:
+    """The dtypes in which a pass's images and tokens were computed, for the protocol of a result."""
+    prior = {"prior dtype": dtype_name(task.dtype)} if hasattr(task.objective, "prior") else {}
+    return {"dtype": dtype_name(task.evaluation_dtype), **prior}
+
+
 def bind_sampler(task: Task, runtime: Runtime, batch_size: int, sampler: Sampler | None = None) -> Draw:
     """A function that draws a batch of tokens from a task's prior, with its own sampler or another one."""
     objective = _of_a_prior(task)
@@ -303,13 +310,15 @@ class _Program:
 
     def _observe(self, state: State, constants: State, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
-            context = Context(self._runtime.kernels, self._task.dtype)
+            context = Context(
+                self._runtime.kernels, self._task.dtype, evaluation_dtype=self._task.evaluation_dtype)
+            measuring = Context(self._runtime.kernels)
             items = self._owner.items(self._task, state, batch, context)
             observed = {"valid/": items.valid_B}
             for number, metric in enumerate(self._owner.metrics):
                 check_needs(metric, items, type(self._owner).__name__)
                 frozen = {name: self._arrays(name, state, constants) for name in metric.frozen}
-                for name, value in metric.observe(items, frozen, context.evaluation()).items():
+                for name, value in metric.observe(items, frozen, measuring).items():
                     observed[f"{number}/{name}"] = value
             return observed
 

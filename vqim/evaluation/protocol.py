@@ -14,7 +14,7 @@ from torch import Tensor
 _PERIOD = 31  # of pixels' weights: sums of 8-bit images up to 256x256 stay below 2^31
 
 COMPARED = ("measure", "extractor", "weights", "compares", "reference", "reference count", "count", "image size",
-            "split", "crop", "rounding")
+            "split", "crop", "rounding", "dtype")
 """What of two results has to be the same; the rest, such as a sampler's settings, is what is compared."""
 
 

@@ -28,7 +28,8 @@ def rehearse(owner: Pass, task: Task, data: Dataset, kernels: Kernels) -> dict[s
     arrays = owner.batch_like(task, data)
     if arrays is None:
         return None
-    context, state = Context(kernels, task.dtype), blank(task.init_spec())
+    context = Context(kernels, task.dtype, evaluation_dtype=task.evaluation_dtype)
+    state = blank(task.init_spec())
     batch = {name: torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype, device="meta")
              for name, array in arrays.items()}
     with torch.no_grad():
@@ -37,7 +38,7 @@ def rehearse(owner: Pass, task: Task, data: Dataset, kernels: Kernels) -> dict[s
         for metric in owner.metrics:
             check_needs(metric, items, type(owner).__name__)
             observed = metric.observe(items, {name: blank(network.init_spec())
-                                              for name, network in metric.frozen.items()}, context.evaluation())
+                                              for name, network in metric.frozen.items()}, Context(kernels))
             zeros = {name: torch.zeros(
                 value.shape, dtype=torch.float32 if value.is_floating_point() else value.dtype).numpy()
                 for name, value in observed.items()}

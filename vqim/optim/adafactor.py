@@ -110,17 +110,20 @@ class Adafactor:
     ) -> dict[str, Tensor]:
         """One update in place; see `Optimizer.update`."""
         check_names(self._layouts, params, grads)
+        device = next(iter(params.values())).device
         t = step.to(torch.float32) + 1
         if self.decay == "adam":
             new_weight = (1 - self.beta2) / one_minus_power(self.beta2, t)  # 1 - b
         else:
             new_weight = t ** -self.decay_power
+        # Scalars may be on the host. A copy that does not block waits for nothing that the device still has to do.
+        new_weight = new_weight.to(device, non_blocking=True)
         rates = {name: learning_rate * treatment.learning_rate_multiplier
                  for name, treatment in self._treatments.items()}
         keys: dict[str, Tensor] = {}
         if self.rounding == "stochastic":
             seed = torch.full_like(step, self.rounding_seed)
-            keys = {name: step_key(seed, step, name) for name in self._layouts}
+            keys = {name: step_key(seed, step, name).to(device, non_blocking=True) for name in self._layouts}
         norms = []
         for name in self._layouts:
             arrays = params[name], grads[name], {slot: slots[f"{slot}/{name}"] for slot in self._slots[name]}

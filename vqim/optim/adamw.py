@@ -62,12 +62,14 @@ class AdamW:
     ) -> dict[str, Tensor]:
         """One update in place; see `Optimizer.update`."""
         check_names(self._treatments, params, grads)
-        t = step.to(torch.float32) + 1
-        one_parameter = self._fused if step.device.type in ("cpu", "cuda") else self._written_out
+        device = next(iter(params.values())).device
+        # Scalars may be on the host. A copy that does not block waits for nothing that the device still has to do.
+        rate, t = (x.to(device, non_blocking=True) for x in (learning_rate, step.to(torch.float32) + 1))
+        one_parameter = self._fused if device.type in ("cpu", "cuda") else self._written_out
         norms = [
             one_parameter(
                 params[name], grads[name].to(torch.float32), slots[f"m/{name}"], slots[f"v/{name}"],
-                learning_rate * treatment.learning_rate_multiplier, treatment.weight_decay, t, keep)
+                rate * treatment.learning_rate_multiplier, treatment.weight_decay, t, keep)
             for name, treatment in self._treatments.items()]
         return {"update_norm": combine_norms(norms)}
 

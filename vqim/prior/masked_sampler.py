@@ -123,7 +123,7 @@ class _MaskedDraw:
             logits_BSV = self._logits(arrays, drawn_BS, images["labels"], scalars["guidance"])
             key = step_key(scalars["seed"], scalars["step"], "sample")
             code_keys_B, choice_keys_B = (
-                fold_key(fold_key(key, purpose).to(drawn_BS.device), images["numbers"])
+                fold_key(fold_key(key, purpose).to(drawn_BS.device, non_blocking=True), images["numbers"])
                 for purpose in ("code", "choice"))
             uniform_BSV = uniform_rows(code_keys_B, logits_BSV[0].numel()).reshape(logits_BSV.shape)
             codes_BS = sample_logits(

@@ -110,7 +110,7 @@ class _StepwiseDraw:
         """Makes one draw, in place, where no token is given."""
         drawn_BS, labels_B = images["drawn"], images["labels"]
         with torch.no_grad():
-            step = scalars["step"].to(drawn_BS.device)
+            step = scalars["step"].to(drawn_BS.device, non_blocking=True)
             logits_BV = self._logits(arrays, drawn_BS, labels_B, cache, step, scalars, reach)
             keys_B = images["keys"].index_select(1, step.reshape(1))[:, 0]
             codes_B = sample_logits(

@@ -36,5 +36,5 @@ def check_finite(state: State, checked: list[Tensor], step: Tensor) -> Tensor:
     was_healthy = first < 0
     newly_bad = was_healthy & is_bad.any()
     flags.copy_(torch.where(newly_bad, is_bad.to(torch.int32), flags))
-    first.copy_(torch.where(newly_bad, step.to(torch.int32), first))
+    first.copy_(torch.where(newly_bad, step.to(first.device, torch.int32, non_blocking=True), first))
     return was_healthy & ~newly_bad

@@ -3,6 +3,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from vqim.checkpoint.policy import Keep, KeepLatest
+from vqim.contracts.context import dtype_name
 from vqim.contracts.data import Dataset
 from vqim.contracts.evaluation import Evaluator
 from vqim.contracts.task import Task
@@ -58,3 +59,9 @@ class Experiment:
         if self.needs_data:
             self.data.num_examples("train")  # opens the data
             self.task.objective.check_data(self.data)
+            wanted = dtype_name(self.task.evaluation_dtype)
+            if (computed_in := getattr(self.data, "computed_in", wanted)) != wanted:
+                raise ValueError(
+                    f"data: the token cache was computed in {computed_in}, this run tokenises in {wanted}, which gives "
+                    f"some images other tokens. Set training.GradientTask.evaluation_dtype = {computed_in!r}, or write "
+                    "a cache in the other dtype")

@@ -30,7 +30,11 @@ class GradientTask:
       objective: what is to be learnt, and which networks learn it.
       num_micro_batches: the number of parts into which each step cuts its batch, to need less memory. A loss that
         combines several images, for example in batch statistics, then combines those in one part.
-      dtype: the dtype in which it computes, 'float32' or 'bfloat16'; parameters are always float32.
+      dtype: the dtype in which it computes, 'float32' or 'bfloat16'; parameters are always float32. A prior is also
+        measured and drawn from in it.
+      evaluation_dtype: the dtype in which tokenizers encode and decode, and classifiers classify, where they are not
+        trained: evaluation, the tokens and images of a prior, `launch.cache_tokens`, `vqim.load`. Networks that
+        measure, such as those of LPIPS and FID, compute in float32.
 
     Raises:
       ValueError: an argument is out of its range, or a learner trains nothing.
@@ -38,12 +42,15 @@ class GradientTask:
 
     def __init__(
         self, objective: Objective, num_micro_batches: int = 1, dtype: Literal["float32", "bfloat16"] = "float32",
+        evaluation_dtype: Literal["float32", "bfloat16"] = "float32",
     ):
         if num_micro_batches < 1:
             raise ValueError(f"num_micro_batches must be at least 1, got {num_micro_batches}")
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
-        self.objective, self.num_micro_batches, self.dtype = objective, num_micro_batches, DTYPES[dtype]
+        for name, value in (("dtype", dtype), ("evaluation_dtype", evaluation_dtype)):
+            if value not in DTYPES:
+                raise ValueError(f"{name} must be {' or '.join(DTYPES)}, got {value!r}")
+        self.objective, self.num_micro_batches = objective, num_micro_batches
+        self.dtype, self.evaluation_dtype = DTYPES[dtype], DTYPES[evaluation_dtype]
         self._learners = objective.learners()
         self._main = self._learners[0].name
         self._params = {learner.name: spec(learner.module) for learner in self._learners}
@@ -91,7 +98,8 @@ class GradientTask:
         key = step_key(scalars["seed"], scalars["step"], self.objective.name)
 
         def compute(part: dict[str, Tensor], part_key: Tensor, number: int) -> tuple[dict[str, State], State]:
-            context = Context(kernels, self.dtype, part_key, scalars, key, (number, self.num_micro_batches))
+            context = Context(kernels, self.dtype, part_key, scalars, key, (number, self.num_micro_batches),
+                              evaluation_dtype=self.evaluation_dtype)
             return self._differentiate(learners, leaves, state, part, context, program)
 
         # 1. Losses and gradients.

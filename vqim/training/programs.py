@@ -41,4 +41,6 @@ class Programs:
     ) -> Tensor:
         metrics = self._task.train_step(arrays, batch, scalars, self._runtime.kernels, program)
         self._names[program] = list(metrics)
-        return torch.stack([value.float().reshape(()) for value in metrics.values()])
+        # A weight that the host gave is shown too, and comes from there.
+        device = metrics["loss"].device
+        return torch.stack([value.float().reshape(()).to(device, non_blocking=True) for value in metrics.values()])
