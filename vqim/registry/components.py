@@ -6,7 +6,16 @@ from vqim.classifier import model as classifier_model
 from vqim.classifier import objective as classifier_objective
 from vqim.contracts import learning
 from vqim.data import folder, images, source, token_cache, transforms
-from vqim.evaluation import accuracy, extractors, image_metrics, passes, rejection, set_metrics, token_metrics
+from vqim.evaluation import (
+    accuracy,
+    extractors,
+    image_metrics,
+    passes,
+    rejection,
+    samples,
+    set_metrics,
+    token_metrics,
+)
 from vqim.frozen import alexnet, efficientnet, from_run, inception, lpips, resnet, vgg16, vgg16_classifier
 from vqim.nn import convolution
 from vqim.optim import adafactor, adamw, groups, schedules
@@ -45,7 +54,7 @@ for module, components in {
               schedules.WarmupExponential, schedules.WarmupLinear),
     "training": (gradient_task.GradientTask, learning.Learner, start_from.StartFrom),
     "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepHourly, policy.KeepBest),
-    "evaluation": (passes.Reconstructions, passes.Predictions, passes.Classifications, passes.Samples,
+    "evaluation": (passes.Reconstructions, passes.Predictions, passes.Classifications, samples.Samples,
                    image_metrics.Distances, image_metrics.Lpips, image_metrics.ShownImages, token_metrics.CodebookUse,
                    token_metrics.Likelihood, accuracy.Accuracy, rejection.Rejection, set_metrics.FeatureDistances,
                    set_metrics.WaveletDistance, extractors.InceptionFeatures, extractors.ProxyFeatures,
