@@ -71,6 +71,21 @@ class Samples(Pass):
         other._draw = ()
         return other
 
+    def check(self, task: Task, runtime: Runtime) -> None:
+        """Raises ValueError unless sampler and acceptance fit the prior, as far as can be told without drawing."""
+        self._check_acceptance(task)
+        bind_sampler(task, runtime, self.batch_size, self.sampler)
+
+    def _check_acceptance(self, task: Task) -> None:
+        objective, classifier = _of_a_prior(task), self.acceptance.classifier
+        if self.acceptance.acceptance_rate == 1:
+            return
+        assert classifier is not None
+        if not objective.num_classes:
+            raise ValueError(f"acceptance_rate {self.acceptance.acceptance_rate} needs a prior with classes, by which "
+                             "the classifier judges")
+        check_classifier(classifier, objective.num_classes, objective.tokenizer.image_size)
+
     def labels(self, task: Task) -> np.ndarray:
         """The class of every image, in order; -1 without classes."""
         num_classes: int = _of_a_prior(task).num_classes
@@ -84,11 +99,7 @@ class Samples(Pass):
         protocol = {"labels": f"{self.num_images} of each of {len(set(labels_N.tolist()))} classes"
                     if objective.num_classes else "none", "sampler": repr(sampler), "seed": str(self.seed)}
         if self.acceptance.acceptance_rate < 1:
-            assert self.acceptance.classifier is not None
-            if not objective.num_classes:
-                raise ValueError(f"acceptance: a rate of {self.acceptance.acceptance_rate} needs a prior with classes, "
-                                 "by which the classifier judges")
-            check_classifier(self.acceptance.classifier, objective.num_classes, objective.tokenizer.image_size)
+            self._check_acceptance(task)
             protocol["acceptance"] = self.acceptance.describe()
         if self.reference_split is None:
             return About(self.name, len(labels_N), objective.tokenizer.grid, objective.num_classes, protocol)
