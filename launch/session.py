@@ -36,7 +36,8 @@ MAY_CHANGE = (
 
 
 OF_A_RUN = ("config.gin", "config.tmp", "operative_config.gin", "run.json", "run.tmp", "metrics.jsonl", "metrics.tmp",
-            "checkpoints", "evaluation", "evaluation.json", "samples", "plugins", lock.FILE)
+            "checkpoints", "evaluation", "evaluation.json", "evaluation.npz", "evaluation.html", "evaluation.tmp",
+            "evaluation_in_progress", "samples", "plugins", lock.FILE)
 """What a run writes into its directory, besides TensorBoard's events, traces and the stacks of hanging processes."""
 
 

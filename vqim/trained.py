@@ -31,8 +31,9 @@ from vqim.contracts.prior import Draw, Featuring
 from vqim.contracts.runtime import Runtime
 from vqim.data.image_arrays import to_bytes, to_image_arrays, to_rgb
 from vqim.data.images import Images
-from vqim.evaluation.passes import bind_sampler, draw_batches, place_frozen
+from vqim.evaluation.passes import place_frozen
 from vqim.evaluation.rejection import check_classifier, verdicts_of
+from vqim.evaluation.samples import bind_sampler, draw_batches
 from vqim.nn.module import apply
 from vqim.prior.editing import check_fillable, match, token_mask
 from vqim.prior.objective import PriorObjective

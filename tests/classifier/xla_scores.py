@@ -16,8 +16,9 @@ import torch_xla.debug.metrics as xla_metrics
 from tests.evaluation.test_rejection import make_state, make_task
 from vqim.classifier.model import ImageClassifier, TrainedClassifier
 from vqim.contracts.context import Context
-from vqim.evaluation.passes import Samples, evaluate
+from vqim.evaluation.passes import evaluate
 from vqim.evaluation.rejection import Rejection
+from vqim.evaluation.samples import Samples
 from vqim.frozen.resnet import TorchvisionResNet
 from vqim.prior.sampler import StepwiseSampler
 from vqim.runtime.arrays import to_tensor

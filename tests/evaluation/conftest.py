@@ -45,9 +45,9 @@ class Images:
     def num_examples(self, split):
         return len(self._of(split)[0])
 
-    def evaluation(self, batch_size, *, split="validation", process_index=0, process_count=1):
+    def evaluation(self, batch_size, *, split="validation", process_index=0, process_count=1, first_batch=0):
         images, labels = self._of(split)
-        for start in range(0, len(images), batch_size):
+        for start in range(first_batch * batch_size, len(images), batch_size):
             self.num_batches += 1
             rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
             yield {"images": images[rows], "labels": labels[rows],

@@ -23,10 +23,10 @@ class Data:
     def num_examples(self, split):
         return 7
 
-    def evaluation(self, batch_size, *, split, process_index, process_count):
+    def evaluation(self, batch_size, *, split, process_index, process_count, first_batch=0):
         assert batch_size == 4
         filled = np.concatenate([LOGITS, np.tile(np.array([99, 0, 0], np.float32), (3, 1, 1))], 1).transpose(1, 0, 2)
-        for start in (0, 4):
+        for start in (0, 4)[first_batch:]:
             rows = slice(start, start + 4)
             yield {"logits": filled[rows], "labels": np.append(LABELS, 0)[rows].astype(np.int32),
                    "valid": np.arange(8)[rows] < 7}

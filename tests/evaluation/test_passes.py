@@ -13,8 +13,9 @@ from vqim.contracts.learning import Learner
 from vqim.evaluation.accuracy import Accuracy
 from vqim.evaluation.distances import Averages
 from vqim.evaluation.image_metrics import Distances, Lpips, ShownImages
-from vqim.evaluation.passes import Classifications, Predictions, Reconstructions, Samples, evaluate
+from vqim.evaluation.passes import Classifications, Predictions, Reconstructions, evaluate
 from vqim.evaluation.protocol import differences
+from vqim.evaluation.samples import Samples
 from vqim.evaluation.token_metrics import CodebookUse, Likelihood
 from vqim.frozen.vgg16 import VGG16
 from vqim.nn.module import apply

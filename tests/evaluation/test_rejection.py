@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from vqim.contracts.learning import Learner
 from vqim.evaluation import rejection
-from vqim.evaluation.passes import Samples, bind_sampler, draw_batches, evaluate
+from vqim.evaluation.passes import evaluate
 from vqim.evaluation.rejection import Acceptance, Rejection, accept
+from vqim.evaluation.samples import Samples, bind_sampler, draw_batches
 from vqim.frozen.from_run import FromRun
 from vqim.nn.module import spec
 from vqim.optim import schedules

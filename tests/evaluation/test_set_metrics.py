@@ -10,7 +10,8 @@ from vqim.contracts.evaluation import About, Items
 from vqim.evaluation.extractors import VGG16Features
 from vqim.evaluation.feature_sets import FeatureSet
 from vqim.evaluation.image_metrics import Distances
-from vqim.evaluation.passes import Reconstructions, Samples, evaluate
+from vqim.evaluation.passes import Reconstructions, evaluate
+from vqim.evaluation.samples import Samples
 from vqim.evaluation.set_metrics import FeatureDistances, WaveletDistance
 from vqim.evaluation.statistics_files import read_statistics, write_statistics
 from vqim.frozen.vgg16 import VGG16

@@ -12,7 +12,8 @@ from launch.cache_tokens import write_cache
 from tests.product.conftest import PRIORS, TOKENIZERS, TWO_STEPS, trained
 from vqim.contracts.context import Context
 from vqim.data.source import Emoji
-from vqim.evaluation.passes import Predictions, Samples, evaluate
+from vqim.evaluation.passes import Predictions, evaluate
+from vqim.evaluation.samples import Samples
 from vqim.evaluation.token_metrics import CodebookUse, Likelihood
 from vqim.frozen.from_run import FromRun
 from vqim.nn.module import apply

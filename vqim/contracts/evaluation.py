@@ -1,10 +1,11 @@
 """Evaluation combines passes with metrics: a pass yields batches of images and tokens, and metrics measure them.
 
-    B images of a batch, C image channels, H W image size, N positions, K codes a position, L layers, Y classes
+    B images of a batch, C image channels, H W image size, N positions (items of a whole pass, in `ItemValues`),
+    K codes a position, L layers, Y classes
 """
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -100,6 +101,28 @@ class Tally(Protocol):
 
     def result(self) -> dict[str, Any]:
         """Floats, images (uint8 [B, H, W, 3]), `Histogram`s, `Curve`s or text, by name."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A tally that can be kept on disk, so that an evaluation goes on after a kill. One that cannot begins anew."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that has been added up, by names without order."""
+        ...
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes the place of a new tally, with the same result to a bit as if there had been no break."""
+        ...
+
+
+@runtime_checkable
+class ItemValues(Protocol):
+    """A tally some of whose results are means over items, so that two runs can be compared item by item."""
+
+    def values(self) -> dict[str, np.ndarray]:
+        """float32 [N] in the order of the items, by the name of the result that is their mean."""
         ...
 
 

@@ -124,11 +124,13 @@ class Evaluation:
     def __init__(
         self, read: ReadBatch, num_examples: int, batch_size: int, *, num_epochs: int = 1,
         process_index: int = 0, process_count: int = 1, num_threads: int = 1, corrupt: Sized | None = None,
+        first_batch: int = 0,
     ):
         """Reads nothing yet; see `Loader` for the arguments.
 
         Args:
           num_epochs: the number of times that each example comes; `read` gets the epoch.
+          first_batch: the number of the first batch; those before it are left out.
         """
         check_share(batch_size, process_index, process_count)
         if num_epochs < 1:
@@ -141,6 +143,7 @@ class Evaluation:
         self._global_batch_size = batch_size * process_count
         self._num_threads = num_threads
         self._corrupt = corrupt
+        self._first = first_batch * self._global_batch_size
 
     @property
     def num_skipped(self) -> int:
@@ -148,10 +151,10 @@ class Evaluation:
         return len(self._corrupt) if self._corrupt is not None else 0
 
     def __len__(self) -> int:
-        return -(-self._num_positions // self._global_batch_size)
+        return max(0, -(-(self._num_positions - self._first) // self._global_batch_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        firsts = range(0, self._num_positions, self._global_batch_size)
+        firsts = range(self._first, self._num_positions, self._global_batch_size)
         batches = ReadAhead(self._read_padded, firsts, self._num_threads)
         try:
             yield from batches

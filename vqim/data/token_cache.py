@@ -289,11 +289,12 @@ class Tokens:
 
     def evaluation(
         self, batch_size: int, *, split: str = "validation", process_index: int = 0, process_count: int = 1,
+        first_batch: int = 0,
     ) -> Evaluation:
         """One pass over a split in the order in which it was written."""
         check_split(split)
         return Evaluation(self._splits[split].read, self.num_examples(split), batch_size,
-                          process_index=process_index, process_count=process_count)
+                          process_index=process_index, process_count=process_count, first_batch=first_batch)
 
 
 class _CachedSplit:

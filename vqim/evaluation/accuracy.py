@@ -2,9 +2,10 @@
 
     B batch, L layers, Y classes
 """
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,6 +42,16 @@ class _AccuracyTally(Averages):
         """Results for the best layer, and by layer."""
         means = super().result()
         top1_L = tuple(means[f"top1/{layer}"] for layer in range(len(means) // 2))
-        best = max(range(len(top1_L)), key=lambda layer: top1_L[layer])
+        best = _best(top1_L)
         return {"top1": top1_L[best], "cross_entropy": means[f"cross_entropy/{best}"],
                 "top1_by_layer": Curve(top1_L, "layer")}
+
+    def values(self) -> dict[str, np.ndarray]:
+        """Those of the best layer."""
+        means, values = super().result(), self.state()
+        best = _best([means[f"top1/{layer}"] for layer in range(len(means) // 2)])
+        return {name: values[f"{name}/{best}"] for name in ("top1", "cross_entropy")}
+
+
+def _best(top1_L: Sequence[float]) -> int:
+    return max(range(len(top1_L)), key=lambda layer: top1_L[layer])

@@ -59,6 +59,33 @@ def loss_curves(curves: Mapping[str, Curve], title: str) -> str:
         return _to_svg(figure, title)
 
 
+def over_settings(series: Mapping[str, tuple[Sequence[Any], Sequence[float]]], setting: str, title: str) -> str:
+    """A measure over the values of a sampler's setting, one line for each combination of the other settings.
+
+    Args:
+      series: (values of the setting, values of the measure) by name; at most six. Settings that are not all numbers
+        stand beside each other, in their order.
+      setting: the name of the setting.
+      title: the alternative text.
+    """
+    if len(series) > len(_SERIES):
+        raise ValueError(f"a chart shows at most {len(_SERIES)} curves, got {len(series)}")
+    words = list(dict.fromkeys(x for xs, _ in series.values() for x in xs))
+    are_numbers = all(isinstance(x, int | float) for x in words)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _new_chart()
+        for color, (name, (xs, values)) in zip(_SERIES, series.items(), strict=False):
+            places = xs if are_numbers else [words.index(x) for x in xs]
+            axes.plot(places, values, color=color, marker="o", markersize=4, label=name)
+        if not are_numbers:
+            axes.set_xticks(range(len(words)), [str(word) for word in words])
+        axes.set_xlabel(setting)
+        axes.margins(y=0.15)
+        if len(series) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=2)
+        return _to_svg(figure, title)
+
+
 def code_frequencies(counts_K: np.ndarray, title: str) -> str:
     """Each code's share of the tokens, most frequent first, with the even share 1/K as a line.
 

@@ -4,6 +4,8 @@ A codebook has K codes. If channels or levels have their own codebooks, each is 
 
     B batch, K codes, N images in a set, G groups of images; ... any dimensions of positions
 """
+from collections.abc import Mapping
+
 import numpy as np
 
 _SHUFFLE_KEY = 256
@@ -87,6 +89,15 @@ class CodebookStatistics:
         for group, indices in zip(self._groups_N[numbers_B], indices_B, strict=True):
             if group < len(self._used_GK):
                 self._used_GK[group, indices] = True
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that it holds, for `restore`."""
+        return {"counts": self.counts_K, "used": self._used_GK, "seen": np.array(self._num_seen)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues from what `state` gave, with the same result as if there had been no break."""
+        self.counts_K, self._used_GK = state["counts"].copy(), state["used"].copy()
+        self._num_seen = int(state["seen"])
 
     def result(self) -> dict[str, float]:
         """`usage` over the set and `usage_per_batch` (shares), `entropy_bits` (per token) and `perplexity`."""

@@ -79,11 +79,13 @@ def _window_mean(x_BCHW: Tensor) -> Tensor:
 
 
 class Averages:
-    """Means of per-image values over a set that comes in batches, the last of which may be padded."""
+    """Means of per-image values over a set that comes in batches, the last of which may be padded.
+
+    The values are kept, 4 bytes each: a mean does not depend on the batches, and runs are compared image by image.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._values: dict[str, list[np.ndarray]] = {}
 
     def add(self, values: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
         """Adds a batch.
@@ -92,12 +94,10 @@ class Averages:
           values: arrays [B] by name, the same names in every batch.
           valid_B: bool, False for padding, whose values are ignored whatever they are.
         """
-        if self._count and values.keys() != self._sums.keys():
-            raise ValueError(f"expected values of {sorted(self._sums)} as in earlier batches, got {sorted(values)}")
+        if self._values and values.keys() != self._values.keys():
+            raise ValueError(f"expected values of {sorted(self._values)} as in earlier batches, got {sorted(values)}")
         for name, values_B in values.items():
-            kept = np.asarray(values_B)[valid_B]
-            self._sums[name] = self._sums.get(name, 0.0) + float(kept.sum(dtype=np.float64))
-        self._count += int(np.count_nonzero(valid_B))
+            self._values.setdefault(name, []).append(np.asarray(values_B)[valid_B])
 
     def result(self) -> dict[str, float]:
         """The means over all valid images so far.
@@ -105,9 +105,22 @@ class Averages:
         Raises:
           ValueError: there were no valid images.
         """
-        if not self._count:
+        values = self.state()
+        if not values or not len(next(iter(values.values()))):
             raise ValueError("there was no valid image to average over: is the validation set empty?")
-        return {name: total / self._count for name, total in self._sums.items()}
+        return {name: float(values_N.mean(dtype=np.float64)) for name, values_N in values.items()}
+
+    def values(self) -> dict[str, np.ndarray]:
+        """See `ItemValues`: here of all valid images."""
+        return self.state()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Resumable`."""
+        return {name: np.concatenate(parts) for name, parts in self._values.items()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Resumable`."""
+        self._values = {name: [values_N] for name, values_N in state.items()}
 
 
 def mean_image_psnr(train_images_NHWC: np.ndarray, validation_images_NHWC: np.ndarray) -> float:

@@ -3,7 +3,7 @@
     B batch, N images kept, C S D features, Y classes
 """
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from vqim.evaluation.frechet import Gaussian, Moments, check_features, frechet_d
 from vqim.evaluation.inception_score import InceptionScore
 from vqim.evaluation.kid import kernel_distance
 from vqim.evaluation.neighbours import compare_neighbours
+from vqim.evaluation.tally_state import join, part_of
 
 T = TypeVar("T")
 
@@ -72,11 +73,33 @@ class FeatureSet:
             self._spatial = self._spatial or Moments(spatial_BS.shape[1])
             self._spatial.add(spatial_BS)
         if logits_BY is not None and "inception_score" in self._measures:
-            self._scores = self._scores or tuple(  # type: ignore[assignment]
-                InceptionScore(self.num_images, logits_BY.shape[1], shuffled) for shuffled in (False, True))
+            if self._scores is None:
+                self._start_scores(logits_BY.shape[1])
             assert self._scores is not None
             for score in self._scores:
                 score.add(logits_BY)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that it holds besides its settings, for `restore`."""
+        parts = {"pooled": self._pooled, "spatial": self._spatial} | dict(zip(
+            ("score", "score_shuffled"), self._scores or (None, None), strict=True))
+        return {"count": np.array(self.count), **({"kept": np.concatenate(self._kept)} if self._kept else {}),
+                **join({name: part.state() for name, part in parts.items() if part is not None})}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues from what `state` gave, with the same result as if there had been no break."""
+        self.count, self._kept = int(state["count"]), [state["kept"]] if "kept" in state else []
+        self._pooled, self._spatial = (
+            Moments.restored(part) if (part := part_of(state, name)) else None for name in ("pooled", "spatial"))
+        if score := part_of(state, "score"):
+            self._start_scores(score["probabilities"].shape[1])
+            assert self._scores is not None
+            for own, name in zip(self._scores, ("score", "score_shuffled"), strict=True):
+                own.restore(part_of(state, name))
+
+    def _start_scores(self, num_classes: int) -> None:
+        self._scores = (InceptionScore(self.num_images, num_classes, shuffled=False),
+                        InceptionScore(self.num_images, num_classes, shuffled=True))
 
     def statistics(self) -> Statistics:
         """What is compared with another set; ValueError unless all images have come, at least two."""

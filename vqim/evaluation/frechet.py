@@ -6,6 +6,7 @@ distributions with the sets' means and covariances. All is NumPy on the host, in
     B rows of a batch, N rows of a set, D features
 """
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -105,11 +106,18 @@ class Moments:
         return {"count": np.array(self.count), "mean": self._mean_D, "products": self._products_DD,
                 "waiting": waiting_BD}
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continues from what `state` gave, with the same result as if there had been no break."""
         self.count = int(state["count"])
         self._mean_D, self._products_DD = state["mean"].copy(), state["products"].copy()
         self._waiting, self._num_waiting = [state["waiting"]], len(state["waiting"])
+
+    @classmethod
+    def restored(cls, state: Mapping[str, np.ndarray]) -> "Moments":
+        """New ones from what `state` gave."""
+        found = cls(len(state["mean"]))
+        found.restore(state)
+        return found
 
     def _join(self, rows_BD: np.ndarray) -> None:
         # The gap between the means is one more row of the product, which saves a matrix for it. NumPy takes x.T @ x of

@@ -13,6 +13,7 @@ from vqim.contracts.context import Context
 from vqim.contracts.evaluation import About, Items, Tally
 from vqim.contracts.frozen import Frozen
 from vqim.evaluation.distances import Averages, gradient_energy, l1, l2, psnr, ssim
+from vqim.evaluation.tally_state import part_of
 from vqim.frozen import lpips as lpips_network
 from vqim.frozen.alexnet import AlexNet
 from vqim.frozen.vgg16 import VGG16
@@ -54,6 +55,10 @@ class _DistancesTally(Averages):
         means: dict[str, Any] = super().result()
         energy, originals = means.pop("gradient_energy"), means.pop("originals_gradient_energy")
         return means | {"sharpness": energy / originals if originals else 1.0}
+
+    def values(self) -> dict[str, np.ndarray]:
+        """All but the energies, of which the sharpness of a set is no mean."""
+        return {name: values_N for name, values_N in self.state().items() if "gradient_energy" not in name}
 
 
 class Lpips:
@@ -119,6 +124,16 @@ class _Shown:
         for name, images_BHWC in observed.items():
             self._kept.setdefault(name, []).extend(images_BHWC[valid_B][-self._seen % self._stride::self._stride])
         self._seen += int(np.count_nonzero(valid_B))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Resumable`."""
+        return {"seen": np.array(self._seen), **{f"kept/{name}": np.stack(images) for name, images in self._kept.items()
+                                                 if images}}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Resumable`."""
+        self._seen = int(state["seen"])
+        self._kept = {name: list(images_NHWC) for name, images_NHWC in part_of(state, "kept").items()}
 
     def result(self) -> dict[str, Any]:
         """`images/<pass>`: rows of eight images, each row under the row of its originals."""

@@ -2,6 +2,8 @@
 
     B rows of a batch, N images, Y classes, S splits
 """
+from collections.abc import Mapping
+
 import numpy as np
 
 NUM_SPLITS = 10
@@ -52,6 +54,16 @@ class InceptionScore:
             own_B = splits_B == split
             self._probabilities_SY[split] += probabilities_BY[own_B].sum(0)
             self._information_S[split] += (probabilities_BY[own_B] * log_probabilities_BY[own_B]).sum()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that it holds besides its settings, for `restore`."""
+        return {"seen": np.array(self._seen), "probabilities": self._probabilities_SY,
+                "information": self._information_S}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues from what `state` gave, with the same result as if there had been no break."""
+        self._seen = int(state["seen"])
+        self._probabilities_SY, self._information_S = state["probabilities"].copy(), state["information"].copy()
 
     def result(self) -> tuple[float, float]:
         """The mean over splits, and their standard deviation; ValueError unless all images have come."""

@@ -1,9 +1,9 @@
 """Passes: each yields items batch by batch, and any number of metrics measure them at once.
 
-    B images in a batch
+    B images in a batch, N items of a pass
 """
 import abc
-import itertools
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from vqim.contracts.context import Context, dtype_name
 from vqim.contracts.data import Batch, Dataset
-from vqim.contracts.evaluation import About, Evaluation, Items, Metric
+from vqim.contracts.evaluation import About, Evaluation, Items, ItemValues, Metric, Resumable
 from vqim.contracts.frozen import Frozen, merge_frozen
-from vqim.contracts.placing import own_rows, place
-from vqim.contracts.prior import Draw, Sampler
+from vqim.contracts.placing import place
 from vqim.contracts.runtime import Runtime
 from vqim.contracts.task import Task
+from vqim.evaluation.protocol import image_checksums
+from vqim.evaluation.tally_state import join, part_of
 from vqim.state import sections
 from vqim.state.leaf import State, prefixed, select
 from vqim.tokenizer.model import images_to_float
@@ -46,14 +47,15 @@ class Pass(abc.ABC):
         if every < 0:
             raise ValueError(f"every must be at least 0, got {every}")
         self.metrics, self.batch_size, self.every = tuple(metrics), batch_size, every
-        self._bound: tuple[Any, ...] = ()
+        self._bound = _Bound()
 
-    def begin(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Evaluation:
+    def begin(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> "PassEvaluation":
         """See `vqim.contracts.evaluation.Evaluator`."""
         # Compiled programs and constants stay for the next measurement of the same task.
-        if not self._bound or self._bound[0] is not task or self._bound[1] is not runtime:
-            self._bound = (task, runtime, _Program(self, task, runtime))
-        return _Evaluation(self, self._bound[2], task, data, state, runtime)
+        bound = self._bound
+        if bound.program is None or bound.task is not task or bound.runtime is not runtime:
+            bound.task, bound.runtime, bound.program = task, runtime, _Program(self, task, runtime)
+        return PassEvaluation(self, bound.program, task, data, state, runtime)
 
     def shown_name(self, name: str) -> str:
         """The name of a result in the summaries."""
@@ -69,8 +71,10 @@ class Pass(abc.ABC):
         """What is known about the pass before it begins."""
 
     @abc.abstractmethod
-    def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterable[dict[str, Tensor]]:
-        """Device arrays from which `items` makes items."""
+    def batches(
+        self, task: Task, data: Dataset, state: State, runtime: Runtime, first_batch: int = 0,
+    ) -> Iterable[dict[str, Tensor]]:
+        """Device arrays from which `items` makes items, from batch number `first_batch` on."""
 
     @abc.abstractmethod
     def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
@@ -110,10 +114,12 @@ class SplitPass(Pass):
             raise ValueError(f"evaluators: {type(self).__name__} needs an objective with `{self.view}`, which "
                              f"{type(task.objective).__name__} has not")
 
-    def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
+    def batches(
+        self, task: Task, data: Dataset, state: State, runtime: Runtime, first_batch: int = 0,
+    ) -> Iterator[dict[str, Tensor]]:
         """See `Pass`."""
         self._check(task)
-        yield from split_batches(data, self.split, self.batch_size, runtime)
+        yield from split_batches(data, self.split, self.batch_size, runtime, first_batch)
 
     def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
         """See `Pass`."""
@@ -139,103 +145,13 @@ class Classifications(SplitPass):
     view = "classify"
 
 
-class Samples(Pass):
-    """Images drawn from a prior. Each depends only on its number and the seed, not on the batch size.
-
-    Args:
-      num_images: the number of images; for a prior with classes, the number for each class.
-      metrics, batch_size, every, section: see `Pass`.
-      num_classes: the number of classes to use, from the first on; None uses all.
-      sampler: a sampler to use instead of the prior's own.
-      seed: seed for the draws.
-      reference_split: the split whose images metrics of a set compare the samples with; None for no such metrics, or
-        for those with a file of statistics.
-    """
-
-    section = "samples"
-
-    def __init__(
-        self, metrics: Sequence[Metric], num_images: int, batch_size: int, every: int = 0,
-        num_classes: int | None = None, sampler: Sampler | None = None, seed: int = 0, section: str | None = None,
-        reference_split: str | None = None,
-    ):
-        super().__init__(metrics, batch_size, every, section)
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
-        self.reference_split = reference_split
-        self.num_images, self.num_classes, self.sampler, self.seed = num_images, num_classes, sampler, seed
-        self._draw: tuple[Any, ...] = ()
-
-    def labels(self, task: Task) -> np.ndarray:
-        """The class of every image, in order; -1 without classes."""
-        num_classes: int = _of_a_prior(task).num_classes
-        shown = num_classes if self.num_classes is None else min(num_classes, self.num_classes)
-        return np.repeat(np.arange(shown) if num_classes else np.array([-1]), self.num_images).astype(np.int32)
-
-    def about(self, task: Task, data: Dataset) -> About:
-        """See `Pass`."""
-        objective = _of_a_prior(task)
-        labels_N, sampler = self.labels(task), self.sampler or objective.sampler
-        protocol = {"labels": f"{self.num_images} of each of {len(set(labels_N.tolist()))} classes"
-                    if objective.num_classes else "none", "sampler": repr(sampler), "seed": str(self.seed),
-                    **dtypes_of(task)}
-        if self.reference_split is None:
-            return About(self.name, len(labels_N), objective.tokenizer.grid, objective.num_classes, protocol)
-        protocol |= {"split": self.reference_split, **protocol_of(data)}
-        return About(self.name, len(labels_N), objective.tokenizer.grid, objective.num_classes, protocol,
-                     data.num_examples(self.reference_split))
-
-    def batch_like(self, task: Task, data: Dataset) -> Batch | None:
-        """See `Pass`."""
-        if self.reference_split is not None:
-            return None
-        grid = _of_a_prior(task).tokenizer.grid
-        return {"tokens": np.zeros((self.batch_size, grid.num_positions, grid.num_channels), np.int64),
-                "labels": np.zeros(self.batch_size, np.int32), "valid": np.zeros(self.batch_size, bool)}
-
-    def batches(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
-        """See `Pass`."""
-        if not self._draw or self._draw[0] is not task or self._draw[1] is not runtime:
-            self._draw = (task, runtime, bind_sampler(task, runtime, self.batch_size, self.sampler))
-        drawn = draw_batches(self._draw[2], task, state, runtime, self.labels(task), self.batch_size, self.seed)
-        if self.reference_split is None:
-            yield from drawn
-        else:
-            yield from _beside(drawn, split_batches(data, self.reference_split, self.batch_size, runtime), runtime)
-
-    def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
-        """See `Pass`."""
-        images_BCHW = task.objective.images(state, batch["tokens"], context)  # type: ignore[attr-defined]
-        references_BCHW = images_to_float(batch["references"]) if "references" in batch else None
-        return Items(batch["valid"], batch["labels"].long(), images_BCHW=images_BCHW, tokens_BNK=batch["tokens"],
-                     references_BCHW=references_BCHW, references_valid_B=batch.get("references_valid"))
-
-
-def _beside(
-    drawn: Iterable[dict[str, Tensor]], real: Iterable[dict[str, Tensor]], runtime: Runtime,
+def split_batches(
+    data: Dataset, split: str, batch_size: int, runtime: Runtime, first_batch: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of samples and of real images side by side; the shorter one is filled up by what does not count."""
-    last: dict[str, dict[str, Tensor]] = {}
-    for one, other in itertools.zip_longest(drawn, real):
-        for name, batch in (("drawn", one), ("real", other)):
-            # Once all are drawn, the last batch is decoded again: one program serves every batch.
-            last[name] = batch or last[name] | none_valid(len(last[name]["valid"]), runtime)
-        if "images" not in last["real"]:
-            raise ValueError("reference_split: this run's data are tokens, without the images that samples could be "
-                             "compared with; give evaluation.FeatureDistances a reference file")
-        yield last["drawn"] | {"references": last["real"]["images"], "references_valid": last["real"]["valid"]}
-
-
-def none_valid(batch_size: int, runtime: Runtime) -> dict[str, Tensor]:
-    """The mask of a batch in which nothing counts."""
-    return runtime.put({"valid": np.zeros(batch_size // runtime.process_count, bool)})
-
-
-def split_batches(data: Dataset, split: str, batch_size: int, runtime: Runtime) -> Iterator[dict[str, Tensor]]:
-    """The examples of a split, on the device, `batch_size` over all processes."""
+    """The examples of a split, on the device, `batch_size` over all processes, from one batch on."""
     share: Iterable[Batch] = data.evaluation(
         batch_size // runtime.process_count, split=split, process_index=runtime.process_index,
-        process_count=runtime.process_count)
+        process_count=runtime.process_count, first_batch=first_batch)
     for batch in share:
         yield runtime.put(batch)
 
@@ -252,36 +168,13 @@ def dtypes_of(task: Task) -> dict[str, str]:
     return {"dtype": dtype_name(task.evaluation_dtype), **prior}
 
 
-def bind_sampler(task: Task, runtime: Runtime, batch_size: int, sampler: Sampler | None = None) -> Draw:
-    """A function that draws a batch of tokens from a task's prior, with its own sampler or another one."""
-    objective = _of_a_prior(task)
-    return (sampler or objective.sampler).bind(objective.prior, runtime, batch_size, task.dtype)
+@dataclasses.dataclass
+class _Bound:
+    """What a pass has compiled, and for what; copies of a pass share it."""
 
-
-def _of_a_prior(task: Task) -> Any:
-    """A task's objective; ValueError unless it is a prior's."""
-    if not hasattr(task.objective, "prior"):
-        raise ValueError(f"samples need a prior, this run trains a {task.objective.name}")
-    return task.objective
-
-
-def draw_batches(
-    draw: Draw, task: Task, state: State, runtime: Runtime, labels_N: np.ndarray, batch_size: int, seed: int,
-    given_NPK: np.ndarray | None = None, first: int = 0,
-) -> Iterator[dict[str, Tensor]]:
-    """Tokens, labels and validity on the device, [batch_size, ...] each, until there is one for each label.
-
-    The images are numbered from `first` on; image number i from one seed is the same in batches of any size.
-    """
-    arrays: State = task.objective.prior_arrays(state)  # type: ignore[attr-defined]
-    own = own_rows(batch_size, runtime)
-    for start in range(0, len(labels_N), batch_size):
-        numbers_B = np.arange(start, start + batch_size)
-        valid_B = numbers_B < len(labels_N)
-        rows_B = np.minimum(numbers_B, len(labels_N) - 1)
-        labels_B = labels_N[rows_B]
-        tokens_BNK = draw(arrays, labels_B, first + numbers_B, seed, None if given_NPK is None else given_NPK[rows_B])
-        yield {"tokens": tokens_BNK, **runtime.put({"labels": labels_B[own], "valid": valid_B[own]})}
+    task: Task | None = None
+    runtime: Runtime | None = None
+    program: "_Program | None" = None
 
 
 class _Program:
@@ -315,6 +208,8 @@ class _Program:
             measuring = Context(self._runtime.kernels)
             items = self._owner.items(self._task, state, batch, context)
             observed = {"valid/": items.valid_B}
+            if "images" in batch:  # by which two runs' items are known to be of the same images
+                observed["valid/checksums"] = image_checksums(images_to_float(batch["images"]))
             for number, metric in enumerate(self._owner.metrics):
                 check_needs(metric, items, type(self._owner).__name__)
                 frozen = {name: self._arrays(name, state, constants) for name in metric.frozen}
@@ -327,22 +222,34 @@ class _Program:
         return select(state if prefix in self._shared else constants, prefix)
 
 
-class _Evaluation:
-    """A running pass."""
+class PassEvaluation:
+    """A running pass, which can be kept and gone on with.
+
+    Attributes:
+      about: what is known about the pass.
+      num_batches: the number of batches in the whole pass.
+      num_done: the number of those that have been measured.
+    """
 
     def __init__(self, owner: Pass, program: _Program, task: Task, data: Dataset, state: State, runtime: Runtime):
         self._owner, self._program = owner, program
-        self._state = state
-        self._batches = owner.batches(task, data, state, runtime)
-        about = owner.about(task, data)
-        self._tallies = [metric.tally(about) for metric in owner.metrics]
+        self._measured = task, data, state, runtime
+        self.about = owner.about(task, data)
+        self.num_batches = -(-max(self.about.num_items, self.about.num_references) // owner.batch_size)
+        self.num_done = 0
+        self._tallies = [metric.tally(self.about) for metric in owner.metrics]
+        self._checksums: list[np.ndarray] = []
 
     def __iter__(self) -> Iterator[None]:
-        for batch in self._batches:
-            observed = self._program(self._state, batch)
+        task, data, state, runtime = self._measured
+        for batch in self._owner.batches(task, data, state, runtime, self.num_done):
+            observed = self._program(state, batch)
             valid_B = observed["valid"][""]
             for number, tally in enumerate(self._tallies):
                 tally.add(observed.get(str(number), {}), valid_B)
+            if "checksums" in observed["valid"]:
+                self._checksums.append(observed["valid"]["checksums"][valid_B])
+            self.num_done += 1
             yield
 
     def result(self) -> dict[str, Any]:
@@ -355,6 +262,36 @@ class _Evaluation:
                     raise ValueError(f"metrics: two of them measure {shown}, one is {type(metric).__name__}")
                 results[shown] = value
         return results
+
+    def values(self) -> dict[str, np.ndarray]:
+        """Every item's value, float32 [N], by the name of the result that is their mean."""
+        return {self._owner.shown_name(name): values_N for tally in self._tallies if isinstance(tally, ItemValues)
+                for name, values_N in tally.values().items()}
+
+    def checksums(self) -> np.ndarray | None:
+        """Which images the items are of, int32 [N, 2] (`protocol.image_checksums`); None without images."""
+        return np.concatenate(self._checksums) if self._checksums else None
+
+    def not_resumable(self) -> list[str]:
+        """The metrics that cannot be kept; with one of them, the evaluation cannot."""
+        return [type(metric).__name__ for metric, tally in zip(self._owner.metrics, self._tallies, strict=True)
+                if not isinstance(tally, Resumable)]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that has been measured, for `restore`; only where `not_resumable` names none."""
+        checksums = self.checksums()
+        parts = {str(number): tally.state() for number, tally in enumerate(self._tallies)
+                 if isinstance(tally, Resumable)}
+        return {"num_done": np.array(self.num_done), **({} if checksums is None else {"checksums": checksums}),
+                **join(parts)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Goes on from what `state` gave, with the same results to a bit as if there had been no break."""
+        self.num_done = int(state["num_done"])
+        self._checksums = [state["checksums"]] if "checksums" in state else []
+        for number, tally in enumerate(self._tallies):
+            if isinstance(tally, Resumable):
+                tally.restore(part_of(state, str(number)))
 
 
 def evaluate(evaluation: Evaluation) -> dict[str, Any]:

@@ -46,6 +46,14 @@ class Fingerprint:
         """Adds images' `image_checksums`."""
         self._checksums.append(checksums_B2.astype("<i4"))
 
+    def state(self) -> dict[str, np.ndarray]:
+        """The checksums, int32 [N, 2], for `restore`."""
+        return {"checksums": np.concatenate(self._checksums)} if self._checksums else {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continues from what `state` gave."""
+        self._checksums = list(state.values())
+
     def text(self) -> str:
         """Sixteen hexadecimal digits."""
         checksums_N2 = np.concatenate(self._checksums)

@@ -92,7 +92,7 @@ def verdicts_of(logits_MBY: list[np.ndarray], labels_B: np.ndarray) -> tuple[np.
 
 @dataclasses.dataclass(frozen=True)
 class Acceptance:
-    """How `launch.sample` selects among its samples; its name in gin files is `sample`.
+    """How `launch.sample` and `evaluation.Samples` select among samples; its name in gin files is `sample`.
 
     Attributes:
       classifier: the classifier whose probability of the wanted class is the score.
@@ -107,6 +107,12 @@ class Acceptance:
         if self.acceptance_rate < 1 and self.classifier is None:
             raise ValueError(f"acceptance_rate {self.acceptance_rate} needs a classifier, such as "
                              "sample.classifier = @classifier.TrainedClassifier()")
+
+    def describe(self) -> str:
+        """The rate, and whose classifier it is, for the protocol of a result."""
+        run = getattr(self.classifier, "run", None)
+        by = f"{type(self.classifier).__name__}{f' of {run}' if run else ''}"
+        return f"{self.acceptance_rate:g} of the candidates of each class, those of which {by} is surest"
 
 
 class Rejection:
@@ -169,6 +175,22 @@ class _Judged:
         self._images |= {first + i: observed["images"][valid_B][i] for i in shown}
         for kept, found in ((self._labels, labels_B), (self._scores, scores_MB), (self._hits, hits_MB)):
             kept.append(found)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Resumable`."""
+        if not self._labels:
+            return {}
+        shown = {"numbers": np.array(list(self._images)), "images": np.stack(list(self._images.values()))
+                 } if self._images else {}
+        return {"labels": np.concatenate(self._labels), "scores": np.concatenate(self._scores, 1),
+                "hits": np.concatenate(self._hits, 1), **shown}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Resumable`."""
+        if state:
+            self._labels, self._scores, self._hits = [state["labels"]], [state["scores"]], [state["hits"]]
+        if "numbers" in state:
+            self._images = dict(zip(state["numbers"].tolist(), state["images"], strict=True))
 
     def result(self) -> dict[str, Any]:
         """See `Rejection`."""

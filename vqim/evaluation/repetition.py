@@ -50,7 +50,7 @@ class Repetition:
 class _Repetition:
     def __init__(self, level: Level):
         self._level = level
-        self._positions = self._in_groups = 0
+        self._counts = np.zeros(2, np.int64)  # of positions: all, and those that are not alone in their group
         self._products = np.zeros(3)  # of deviations: originals', reconstructions', of one with the other
 
     def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
@@ -63,8 +63,7 @@ class _Repetition:
             x_ND, y_ND = (values_ND - ((member_GN @ values_ND) / count_G[:, None])[group_N.reshape(-1)]
                           for values_ND in (originals_ND, images_ND))
             self._products += (x_ND**2).sum(), (y_ND**2).sum(), (x_ND * y_ND).sum()
-            self._positions += len(tokens_NK)
-            self._in_groups += int(count_G[count_G > 1].sum())
+            self._counts += len(tokens_NK), count_G[count_G > 1].sum()
 
     def _patches(self, images_BHWC: np.ndarray) -> np.ndarray:
         return rearrange(images_BHWC / 255, "b (h p) (w q) c -> b (h w) (p q c)",
@@ -72,7 +71,15 @@ class _Repetition:
 
     def result(self) -> dict[str, Any]:
         """See `Repetition`; where originals do not deviate, `variance` and `explained` are 1 and 0."""
-        originals, images, both = self._products
-        return {"repetition/share": self._in_groups / max(1, self._positions),
+        (positions, in_groups), (originals, images, both) = self._counts, self._products
+        return {"repetition/share": in_groups / max(1, positions),
                 "repetition/variance": images / originals if originals else 1.0,
                 "repetition/explained": both / originals if originals else 0.0}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Resumable`."""
+        return {"counts": self._counts, "products": self._products}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Resumable`."""
+        self._counts, self._products = state["counts"].copy(), state["products"].copy()

@@ -2,21 +2,17 @@
 
     B images, H height, W width, C channels; K codes; L layers
 """
-import base64
 import dataclasses
 import datetime
 import html
-import importlib.resources
-import io
 import pathlib
-import string
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from vqim.evaluation import charts, codebook, distances
+from vqim.evaluation.page import Numbering, duration, how_made, image_tag, write_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,39 +146,24 @@ def write_report(path: str | pathlib.Path, report: Report) -> None:
       path: the path of the file; its folder must exist.
       report: what to show.
     """
-    numbered = _Numbering()
+    numbered = Numbering()
     sections = [
         _measures(report), _reconstructions(report, numbered), _samples(report, numbered),
         _neighbours(report, numbered),
         f'<div class="beside">{_codebook(report, numbered)}{_probe(report, numbered)}</div>',
-        _losses(report, numbered), _how(report)]
-    template = importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    page = string.Template(template).substitute(
-        title=html.escape(report.title), summary=html.escape(report.summary),
-        facts=_facts(report), sections="\n".join(filter(None, sections)),
-        sample_columns=max([len(images) for images in report.samples.values()], default=1))
-    pathlib.Path(path).write_text(page, encoding="utf-8")
+        _losses(report, numbered), how_made(report.commands, report.config, report.protocols)]
+    write_page(path, report.title, report.summary, _facts(report), sections,
+               max([len(images) for images in report.samples.values()], default=1))
 
 
-class _Numbering:
-    """Counts the figures, to number captions as in a paper."""
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def caption(self, text: str) -> str:
-        self._last += 1
-        return f"<figcaption><b>Figure {self._last}.</b> {html.escape(text)}</figcaption>"
-
-
-def _facts(report: Report) -> str:
+def _facts(report: Report) -> dict[str, str]:
     facts = {"Machine": html.escape(report.machine), "Finished": f"{report.date:%Y-%m-%d %H:%M}",
-             "Took": _duration(report.seconds)}
+             "Took": duration(report.seconds)}
     passed = [bar.passed(measure.value) for measure in report.measures for bar in measure.bars]
     if passed:
         missed = f' <span class="chip miss">{passed.count(False)} missed</span>' if not all(passed) else ""
         facts["Bars"] = f"{sum(passed)} of {len(passed)} passed{missed}"
-    return "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())
+    return facts
 
 
 def _measures(report: Report) -> str:
@@ -216,14 +197,14 @@ def _chip(passed: bool) -> str:
     return f'<span class="chip {"pass" if passed else "miss"}">{"passed" if passed else "missed"}</span>'
 
 
-def _reconstructions(report: Report, numbered: _Numbering) -> str:
+def _reconstructions(report: Report, numbered: Numbering) -> str:
     originals, copies = report.originals_BHWC, report.reconstructions_BHWC
     if originals is None or copies is None or not len(originals):
         return ""
     psnr_B = distances.psnr(*map(distances.unit_range, (originals, copies))).tolist()
     names = report.image_names or [f"image {i}" for i in range(1, len(originals) + 1)]
     pairs = "".join(
-        f'<div class="pair">{_image(original, f"{name}, original")}{_image(copy, f"{name}, reconstruction")}'
+        f'<div class="pair">{image_tag(original, f"{name}, original")}{image_tag(copy, f"{name}, reconstruction")}'
         f"<p><span>{html.escape(name)}</span><span>{psnr:.1f} dB</span></p></div>"
         for name, original, copy, psnr in zip(names, originals, copies, psnr_B, strict=True))
     height, width = originals.shape[1:3]
@@ -233,23 +214,23 @@ def _reconstructions(report: Report, numbered: _Numbering) -> str:
     return f'<section><h2>Reconstructions</h2><figure><div class="pairs">{pairs}</div>{caption}</figure></section>'
 
 
-def _samples(report: Report, numbered: _Numbering) -> str:
+def _samples(report: Report, numbered: Numbering) -> str:
     if not report.samples:
         return ""
     rows = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>"
-        + "".join(_image(image, f"sample {i} of class {name}") for i, image in enumerate(images, start=1))
+        + "".join(image_tag(image, f"sample {i} of class {name}") for i, image in enumerate(images, start=1))
         + "</dd></div>" for name, images in report.samples.items())
     caption = numbered.caption("Generated images, a row for each class: the first that were drawn, none picked out.")
     return f'<section><h2>Samples by class</h2><figure><dl class="classes">{rows}</dl>{caption}</figure></section>'
 
 
-def _neighbours(report: Report, numbered: _Numbering) -> str:
+def _neighbours(report: Report, numbered: Numbering) -> str:
     found = report.neighbours
     if found is None:
         return ""
     pairs = "".join(
-        f'<div class="pair">{_image(sample, f"sample {i}")}{_image(image, f"its nearest training image, {i}")}'
+        f'<div class="pair">{image_tag(sample, f"sample {i}")}{image_tag(image, f"its nearest training image, {i}")}'
         f"<p><span>{distance:.3f}</span></p></div>"
         for i, (sample, image, distance) in enumerate(
             zip(found.samples_BHWC, found.training_BHWC, found.distances_B, strict=True), start=1))
@@ -260,7 +241,7 @@ def _neighbours(report: Report, numbered: _Numbering) -> str:
     return f"<section><h2>Nearest training images</h2>{figure}</section>"
 
 
-def _codebook(report: Report, numbered: _Numbering) -> str:
+def _codebook(report: Report, numbered: Numbering) -> str:
     counts_K = report.code_counts_K
     if counts_K is None:
         return ""
@@ -273,7 +254,7 @@ def _codebook(report: Report, numbered: _Numbering) -> str:
     return f"<section><h2>Codebook</h2><figure>{chart}{numbered.caption(text)}</figure></section>"
 
 
-def _probe(report: Report, numbered: _Numbering) -> str:
+def _probe(report: Report, numbered: Numbering) -> str:
     probe = report.probe
     if probe is None:
         return ""
@@ -285,7 +266,7 @@ def _probe(report: Report, numbered: _Numbering) -> str:
     return f"<section><h2>Linear probe</h2><figure>{chart}{numbered.caption(text)}</figure></section>"
 
 
-def _losses(report: Report, numbered: _Numbering) -> str:
+def _losses(report: Report, numbered: Numbering) -> str:
     if not report.loss_curves:
         return ""
     panels = "".join(
@@ -293,32 +274,3 @@ def _losses(report: Report, numbered: _Numbering) -> str:
         for run, curves in report.loss_curves.items())
     caption = numbered.caption("Losses over the steps of each run.")
     return f'<section><h2>Training</h2><figure><div class="beside">{panels}</div>{caption}</figure></section>'
-
-
-def _how(report: Report) -> str:
-    if not report.commands and not report.config and not report.protocols:
-        return ""
-    commands = f"<pre>{html.escape(chr(10).join(report.commands))}</pre>" if report.commands else ""
-    config = (f"<details><summary>Configuration</summary><pre>{html.escape(report.config)}</pre></details>"
-              if report.config else "")
-    measured = "".join(
-        f"<details><summary>How {html.escape(name)} was measured</summary><dl>"
-        + "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(value)}</dd>" for word, value in protocol.items())
-        + "</dl></details>" for name, protocol in report.protocols.items())
-    return f"<section><h2>How to make this again</h2>{commands}{config}{measured}</section>"
-
-
-def _image(image_HWC: np.ndarray, alt: str) -> str:
-    """An <img> that contains its own PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image_HWC).save(buffer, "PNG", optimize=True)
-    height, width = image_HWC.shape[:2]
-    return (f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" '
-            f'alt="{html.escape(alt)}" width="{width}" height="{height}">')
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return " ".join(f"{value} {unit}" for value, unit in ((hours, "h"), (minutes, "min"), (seconds, "s"))
-                    if value or unit == "s")

@@ -18,6 +18,7 @@ from vqim.evaluation.extractors import Extractor, file_checksum, named
 from vqim.evaluation.feature_sets import NUM_KEPT, FeatureSet, Statistics, compare
 from vqim.evaluation.protocol import Fingerprint, as_text, image_checksums
 from vqim.evaluation.statistics_files import read_statistics
+from vqim.evaluation.tally_state import join, part_of
 from vqim.evaluation.wavelets import LEVEL, PacketMoments, haar_packets, scale, wavelet_distance
 from vqim.state.leaf import State
 
@@ -96,6 +97,17 @@ class _FeatureTally:
         if rows_B := self._real.add(observed, valid_B):
             self._real_set.add(**_rows(observed, _REAL, rows_B[0]))
 
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Resumable`."""
+        return join({"images": self._images.state(), _REAL: self._real_set.state(),
+                     "fingerprint": self._real.fingerprint.state()})
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Resumable`."""
+        self._images.restore(part_of(state, "images"))
+        self._real_set.restore(part_of(state, _REAL))
+        self._real.fingerprint.restore(part_of(state, "fingerprint"))
+
     def result(self) -> dict[str, Any]:
         """The measures by the extractor's names, and their protocol."""
         names, images = self._metric.extractor.names, self._images.statistics()
@@ -144,6 +156,17 @@ class _WaveletTally:
         if rows_B := self._real.add(observed, valid_B):
             self._moments[_REAL].add(observed[_REAL][rows_B[0]])
 
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Resumable`."""
+        return join({name: moments.state() for name, moments in self._moments.items()}
+                    | {"fingerprint": self._real.fingerprint.state()})
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Resumable`."""
+        self._moments = {name: PacketMoments.restored(part) for name in ("images", _REAL)
+                         if (part := part_of(state, name))}
+        self._real.fingerprint.restore(part_of(state, "fingerprint"))
+
     def result(self) -> dict[str, Any]:
         """`fwd`, and its protocol."""
         if not self._moments:
@@ -160,20 +183,20 @@ class _RealImages:
     def __init__(self, about: About):
         self._about = about
         self.num_images = about.num_references or about.num_items
-        self._fingerprint = Fingerprint()
+        self.fingerprint = Fingerprint()
 
     def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> tuple[np.ndarray] | None:
         """Notes a batch; which rows of it are real images, None if it has none."""
         if f"{_REAL}/checksums" not in observed:
             return None
         rows_B = observed.get(_REAL_VALID, valid_B).astype(bool)
-        self._fingerprint.add(observed[f"{_REAL}/checksums"][rows_B])
+        self.fingerprint.add(observed[f"{_REAL}/checksums"][rows_B])
         return (rows_B,)
 
     def protocol(self) -> dict[str, str]:
         """What the images are compared with."""
         kind = "real images of a split" if self._about.num_references else "their own originals"
-        return {"compares": f"{self._about.name} with {kind}", "reference": f"images {self._fingerprint.text()}",
+        return {"compares": f"{self._about.name} with {kind}", "reference": f"images {self.fingerprint.text()}",
                 "reference count": str(self.num_images)}
 
 

@@ -14,6 +14,7 @@ from vqim.contracts.frozen import Frozen
 from vqim.contracts.grid import TokenGrid
 from vqim.evaluation.codebook import CodebookStatistics, count_codes, entropy_bits
 from vqim.evaluation.distances import Averages
+from vqim.evaluation.tally_state import join, part_of
 from vqim.state.leaf import State
 
 
@@ -52,6 +53,21 @@ class _Use:
             statistics.add(indices, valid_B)
             for k, of_channel in enumerate(channels):
                 of_channel.add(indices[..., k], valid_B)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Resumable`."""
+        return join({name: statistics.state() for name, statistics in self._parts().items()})
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Resumable`."""
+        for name, statistics in self._parts().items():
+            statistics.restore(part_of(state, name))
+
+    def _parts(self) -> dict[str, CodebookStatistics]:
+        """Of each level in all and by channel, by names for the state."""
+        parts = {str(level): statistics for level, statistics in enumerate(self._levels)}
+        return parts | {f"{level}.{k}": of_channel for level, channels in enumerate(self._channels)
+                        for k, of_channel in enumerate(channels)}
 
     def result(self) -> dict[str, Any]:
         """The results of `CodebookStatistics.result` in all and by channel, and a histogram in all."""
@@ -95,6 +111,20 @@ class _Likelihood:
         self._means.add({name: value for name, value in observed.items() if name != "tokens"}, valid_B)
         for counts, indices in zip(self._counts, self._grid.split(observed["tokens"][valid_B]), strict=True):
             counts += count_codes(indices, len(counts))
+
+    def values(self) -> dict[str, np.ndarray]:
+        """See `ItemValues`: the prior's measures."""
+        return self._means.values()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `Resumable`."""
+        return join({"means": self._means.state(),
+                     "counts": {str(level): counts for level, counts in enumerate(self._counts)}})
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Resumable`."""
+        self._means.restore(part_of(state, "means"))
+        self._counts = [part_of(state, "counts")[str(level)].copy() for level in range(len(self._counts))]
 
     def result(self) -> dict[str, Any]:
         """The means of the prior's measures, and the unigram entropy."""

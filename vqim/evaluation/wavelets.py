@@ -6,12 +6,15 @@ weights and no bias towards ImageNet, and it is the same on every machine.
 
     B batch, C channels, H W image size, P bands, D values of an image in a band
 """
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from vqim.evaluation.frechet import Gaussian, Moments, frechet_distance
+from vqim.evaluation.tally_state import join, part_of
 
 LEVEL = 4  # the paper's, and the default of its authors' package
 _BLOCK_VALUES = 1 << 24  # values that wait for their block: 64 MiB
@@ -77,6 +80,19 @@ class PacketMoments:
         """Adds images."""
         for number, moments in enumerate(self._bands):
             moments.add(packets_BPD[:, number])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that it holds, for `restore`; nothing is copied."""
+        return join({str(number): moments.state() for number, moments in enumerate(self._bands)})
+
+    @classmethod
+    def restored(cls, state: Mapping[str, np.ndarray]) -> "PacketMoments":
+        """What `state` was of, with the same result as if there had been no break."""
+        num_packets = sum(name.endswith("/mean") for name in state)
+        found = cls(num_packets, len(state["0/mean"]))
+        for number, moments in enumerate(found._bands):
+            moments.restore(part_of(state, str(number)))
+        return found
 
     def gaussians(self, factor: float) -> list[Gaussian]:
         """Mean and covariance of each band over `factor`; ValueError for fewer than two images."""

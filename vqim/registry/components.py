@@ -13,6 +13,7 @@ from vqim.evaluation import (
     passes,
     rejection,
     repetition,
+    samples,
     set_metrics,
     token_metrics,
 )
@@ -54,7 +55,7 @@ for module, components in {
               schedules.WarmupExponential, schedules.WarmupLinear),
     "training": (gradient_task.GradientTask, learning.Learner, start_from.StartFrom),
     "checkpoint": (policy.KeepLatest, policy.KeepEvery, policy.KeepHourly, policy.KeepBest),
-    "evaluation": (passes.Reconstructions, passes.Predictions, passes.Classifications, passes.Samples,
+    "evaluation": (passes.Reconstructions, passes.Predictions, passes.Classifications, samples.Samples,
                    image_metrics.Distances, image_metrics.Lpips, image_metrics.ShownImages, token_metrics.CodebookUse,
                    token_metrics.Likelihood, accuracy.Accuracy, rejection.Rejection, set_metrics.FeatureDistances,
                    set_metrics.WaveletDistance, extractors.InceptionFeatures, extractors.ProxyFeatures,
