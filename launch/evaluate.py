@@ -8,10 +8,10 @@
 """
 import json
 import os
-from pathlib import Path
 
 from absl import flags as absl_flags
 
+from vqim.checkpoint.files import open_files
 from vqim.evaluation.passes import evaluate
 from vqim.registry.config import ConfigError
 from vqim.training.data_identity import DataChangedError, check_classes
@@ -31,10 +31,9 @@ def main() -> None:
             check_classes(list(run.facts.class_names), list(run.experiment.data.class_names), "the run")
         except DataChangedError as error:
             raise ConfigError(f"train.data: {error}") from error
-    out, experiment = Path(os.path.expanduser(OUT.value or session.run_directory())), run.experiment
-    out.mkdir(parents=True, exist_ok=True)
+    out, experiment = os.path.expanduser(OUT.value or session.run_directory()), run.experiment
     # Results that an earlier call wrote for this step are replaced.
-    summaries = Summaries(out / "evaluation", run.step - 1, enabled=run.runtime.process_index == 0)
+    summaries = Summaries(f"{out}/evaluation", run.step - 1, enabled=run.runtime.process_index == 0)
     numbers: dict[str, float] = {"step": run.step}
     protocols: dict[str, dict[str, str]] = {}
     shown: set[str] = set()
@@ -49,7 +48,7 @@ def main() -> None:
                       if isinstance(value, str) and "protocol/" in name}
     summaries.close()
     if run.runtime.process_index == 0:
-        (out / "evaluation.json").write_text(json.dumps(numbers | protocols, indent=2) + "\n")
+        open_files(out).write("evaluation.json", (json.dumps(numbers | protocols, indent=2) + "\n").encode())
         for name, value in numbers.items():
             print(f"{name}: {value:.6g}")
 

@@ -8,11 +8,11 @@ trains its decoder further. Each saves every second step, keeps one checkpoint a
 a random time after the first step that a process has made, wherever the program then is: in a step, while it saves,
 evaluates or removes an old checkpoint. After each kill the newest checkpoint is read, every byte of it. A run that
 comes to its end in spite of the kills is compared with the one that was never killed, arrays and data positions, bit
-for bit, and begins anew. Ends with code 1 if anything differs or cannot be read. Started again, it goes on from the kills
-it has made; `--minutes` ends it early.
+for bit, and begins anew. Ends with code 1 if anything differs or cannot be read. Started again, it goes on from the
+kills that it has made; `--minutes` ends it early.
 
-On XLA the CPU is eight devices. Programs are compiled once, without optimisation, and kept on disk: a run is killed
-every few steps, and would otherwise only compile.
+On XLA the CPU is eight devices, and every start compiles anew: torch_xla's cache of compiled programs is written on a
+CPU, but not read.
 """
 import argparse
 import json
@@ -25,7 +25,6 @@ import signal
 import sys
 import time
 
-from tests.faults import kept_programs
 from tests.launch.verbs import Verbs, train_flags
 from tests.support.processes import xla_environment
 from vqim.checkpoint.errors import CheckpointError
@@ -64,7 +63,7 @@ class Soak:
         self._done = [json.loads(line) for line in lines]
         self._random = random.Random(f"{seed} {len(self._done)}")
         if runtime == "xla":
-            os.environ |= xla_environment(8) | {kept_programs.FOLDER: str(folder / "programs")}
+            os.environ |= xla_environment(8)
         self._verbs = Verbs(folder, folder / "logs", seconds=1800)
 
     def count(self, what: str, scenario: str = "", where: str = "") -> int:
@@ -141,9 +140,8 @@ class Soak:
 
     def _start(self, scenario: str, name: str):
         file, bindings = SCENARIOS[scenario]
-        module = "tests.faults.kept_programs" if self._runtime == "xla" else "launch.train"
-        return self._verbs.start(module, *train_flags(f"gin/debug/{file}.gin", f"{scenario}/{name}", *COMMON,
-                                                      *bindings), runtime=self._runtime)
+        return self._verbs.start("train", *train_flags(f"gin/debug/{file}.gin", f"{scenario}/{name}", *COMMON,
+                                                       *bindings), runtime=self._runtime)
 
     def _end(self, running) -> None:
         done = running.end()

@@ -46,12 +46,11 @@ class Verbs:
         return self.start(verb, *flags, **options).end()
 
     def start(self, verb, *flags, runtime="torch", file_size=None):
-        """Starts a verb, or a module by its full name; `file_size` limits every file that it writes, in bytes."""
+        """Starts a command; `file_size` limits the size of every file that it writes, in bytes."""
         output = [self._logs / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
-        module = verb if "." in verb else f"launch.{verb}"
         process = self._context.Process(
-            target=_run, args=(module, [*([f"--runtime={runtime}"] if verb != "compare" else []), *flags],
-                               str(self.directory), output, file_size))
+            target=_run, args=(f"launch.{verb}", [*([f"--runtime={runtime}"] if verb != "compare" else []), *flags],
+                               str(self.directory), output, file_size, dict(os.environ)))
         process.start()
         return Running(process, *output, self._seconds)
 
@@ -95,8 +94,9 @@ class Running:
         os.kill(self._process.pid, number)
 
 
-def _run(module, flags, directory, output, file_size):
+def _run(module, flags, directory, output, file_size, environment):
     """In the forked process: what `cd directory; python -m module flags > out 2> err` does."""
+    os.environ |= environment  # the fork server's is that of the first command
     os.chdir(directory)
     for path, descriptor in zip(output, (1, 2), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
