@@ -3,7 +3,7 @@
     python -m launch.checkpoint list --workdir=runs/tokenizer
     python -m launch.checkpoint show --workdir=runs/tokenizer [--restore=1000]
     python -m launch.checkpoint verify --workdir=runs/tokenizer [--restore=1000]
-    python -m launch.checkpoint copy --workdir=runs/tokenizer --out=runs/copy [--restore=latest_valid]
+    python -m launch.checkpoint copy --workdir=runs/tokenizer --out=s3://bucket/copy [--restore=latest_valid]
     python -m launch.checkpoint prune --workdir=runs/tokenizer --keep_latest=1 --keep_every=10000
     python -m launch.checkpoint export --workdir=runs/tokenizer --out=tokenizer.safetensors [--noema]
 
@@ -12,7 +12,6 @@ run directory of one step; `prune` removes all steps but those it is told to kee
 writes the networks of one step, with the configuration, as one file that `vqim.load` opens.
 """
 import os
-import shutil
 import sys
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ from absl import flags as absl_flags
 from vqim.checkpoint import layout, lock
 from vqim.checkpoint.errors import CheckpointError
 from vqim.checkpoint.exported import export
-from vqim.checkpoint.files import open_files
+from vqim.checkpoint.files import Files, is_url, open_files
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.checkpoint.policy import Keep, KeepEvery, KeepLatest, Saved, kept_steps
 from vqim.checkpoint.reader import Checkpoint, read_saved
@@ -34,7 +33,7 @@ from . import flags, session
 
 WORDS = ("list", "show", "verify", "copy", "prune", "export")
 
-OUT = absl_flags.DEFINE_string("out", None, "copy: the new run directory. export: the file.")
+OUT = absl_flags.DEFINE_string("out", None, "copy: the new run directory, a path or a URL. export: the file.")
 EMA = absl_flags.DEFINE_bool("ema", True, "export: moving averages in place of the parameters, where they are kept.")
 KEEP_LATEST = absl_flags.DEFINE_integer("keep_latest", None, "prune: how many of the newest steps stay.", lower_bound=1)
 KEEP_EVERY = absl_flags.DEFINE_integer("keep_every", None, "prune: multiples of this stay too.", lower_bound=1)
@@ -55,7 +54,8 @@ def _list(workdir: str, manager: CheckpointManager) -> None:
         when = "" if saved.saved_at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(saved.saved_at))
         metrics = "  ".join(f"{name} {value:.5g}" for name, value in sorted(saved.metrics.items())
                             if name == "loss" or name.startswith(("evaluation/", "samples/")))
-        print(f"{step:>9}  {when:19}  {_mib(_folder_bytes(workdir, step)):>12}  {metrics}".rstrip())
+        size = "" if is_url(workdir) else _mib(_folder_bytes(workdir, step))
+        print(f"{step:>9}  {when:19}  {size:>12}  {metrics}".rstrip())
     if not steps:
         print(f"{workdir} has no checkpoint")
     for name in _aside(workdir):
@@ -108,17 +108,28 @@ def _copy(workdir: str, manager: CheckpointManager) -> None:
     problems = checkpoint.verify()
     if problems:
         raise CheckpointError(f"step {checkpoint.step} is not copied: {'; '.join(problems[:5])}")
-    name = layout.step_name(checkpoint.step)
-    temporary = out / "checkpoints" / layout.temporary_name(checkpoint.step)
-    shutil.copytree(Path(workdir) / "checkpoints" / name, temporary)
-    for file in ("config.gin", "operative_config.gin", "run.json"):
-        if (Path(workdir) / file).exists():
-            shutil.copy2(Path(workdir) / file, out / file)
-    temporary.rename(temporary.with_name(name))
-    copied = CheckpointManager(out / "checkpoints").open(checkpoint.step).verify()
+    source, target = open_files(workdir), open_files(out)
+    for name in ("config.gin", "operative_config.gin", "run.json"):
+        if (data := source.read(name)) is not None:
+            target.write(name, data)
+    step = f"checkpoints/{layout.step_name(checkpoint.step)}"
+    working = f"checkpoints/{layout.temporary_name(checkpoint.step)}" if target.can_rename else step
+    # The file that makes the step exist is the last one.
+    for name in sorted(source.paths(step), key=lambda name: name == layout.COMMIT_FILE):
+        target.write(f"{working}/{name}", _read(source, f"{step}/{name}"))
+    if target.can_rename:
+        target.rename(working, step)
+    copied = CheckpointManager(f"{out}/checkpoints").open(checkpoint.step).verify()
     if copied:
         raise CheckpointError(f"the copy is damaged: {'; '.join(copied[:5])}")
     print(f"step {checkpoint.step} in {out}")
+
+
+def _read(files: Files, path: str) -> bytes:
+    data = files.read(path)
+    if data is None:
+        raise CheckpointError(f"{files.location}/{path} was removed while it was being copied")
+    return data
 
 
 def _prune(workdir: str, manager: CheckpointManager) -> None:
@@ -127,12 +138,12 @@ def _prune(workdir: str, manager: CheckpointManager) -> None:
     if not policies:
         raise ConfigError("--keep_latest or --keep_every must say what stays; got neither")
     try:
-        with lock.Lock(workdir):
+        with session.held(workdir):
             steps = manager.steps()
             for step in sorted(set(steps) - kept_steps(policies, [Saved(step) for step in steps])):
                 print(f"{'removed' if manager.remove(step) else 'being read, not removed'}: {step}")
             for name in _aside(workdir):
-                shutil.rmtree(Path(workdir) / "checkpoints" / name)
+                open_files(f"{workdir}/checkpoints").remove(name)
                 print(f"removed: {name}")
     except lock.LockedError as error:
         raise ConfigError(f"--workdir: {error}") from error
@@ -140,12 +151,14 @@ def _prune(workdir: str, manager: CheckpointManager) -> None:
 
 
 def _export(workdir: str, manager: CheckpointManager) -> None:
-    out = _out(must_be_new=False)
+    if is_url(OUT.value or ""):
+        raise ConfigError(f"--out must be a file of this machine; got {OUT.value}")
+    out = Path(_out(must_be_new=False))
     checkpoint = manager.open(flags.restore())
     names = exported_names(checkpoint, EMA.value)
     export(out, checkpoint, names, {
         "step": checkpoint.step, "seed": checkpoint.metadata["seed"], "ema": EMA.value,
-        "config": (Path(workdir) / "config.gin").read_text(), "run": read_facts(workdir).as_json()})
+        "config": _read(open_files(workdir), "config.gin").decode(), "run": read_facts(workdir).as_json()})
     print(f"step {checkpoint.step}: {len(names)} arrays, {_mib(out.stat().st_size)}, in {out}")
 
 
@@ -162,13 +175,17 @@ def exported_names(checkpoint: Checkpoint, ema: bool) -> dict[str, str]:
     return names
 
 
-def _out(must_be_new: bool) -> Path:
+def _out(must_be_new: bool) -> str:
     if not OUT.value:
         raise ConfigError("--out must say where to write; got none")
-    out = Path(os.path.expanduser(OUT.value))
-    if out.exists() and (must_be_new or out.is_dir()):
-        raise ConfigError(f"--out must be {'new' if must_be_new else 'a file'}; {out} is there already")
-    return out
+    if is_url(OUT.value):
+        is_there, is_folder = bool(open_files(OUT.value).children()), True
+    else:
+        path = Path(os.path.expanduser(OUT.value))
+        is_there, is_folder = path.exists(), path.is_dir()
+    if is_there and (must_be_new or is_folder):
+        raise ConfigError(f"--out must be {'new' if must_be_new else 'a file'}; {OUT.value} is there already")
+    return os.path.expanduser(OUT.value)
 
 
 def _aside(workdir: str) -> list[str]:

@@ -31,6 +31,7 @@ import numpy as np
 from absl import flags as absl_flags
 from absl import logging
 
+from vqim.checkpoint.files import is_url
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.evaluation import Curve, Evaluator, Histogram
 from vqim.evaluation.evaluated import Evaluated, PassResults, write_evaluated
@@ -75,6 +76,7 @@ class Job:
 
 def main() -> None:
     """Runs every evaluator once, and those of samples at each point of the sweep."""
+    out = _folder()
     config, run = session.open_run(needs_data=True)
     jobs = _jobs(config, run)
     config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
@@ -83,7 +85,7 @@ def main() -> None:
             check_classes(list(run.facts.class_names), list(run.experiment.data.class_names), "the run")
         except DataChangedError as error:
             raise ConfigError(f"train.data: {error}") from error
-    out, is_first = Path(os.path.expanduser(OUT.value or session.run_directory())), run.runtime.process_index == 0
+    is_first = run.runtime.process_index == 0
     out.mkdir(parents=True, exist_ok=True)
     # Results that an earlier call wrote for this step are replaced.
     summaries = Summaries(out / "evaluation", run.step - 1, enabled=is_first)
@@ -108,6 +110,15 @@ def main() -> None:
         write_evaluation(out / "evaluation.html", evaluated, [_command()], config.text())
         shutil.rmtree(out / IN_PROGRESS, ignore_errors=True)
         _print(evaluated)
+
+
+def _folder() -> Path:
+    """Where the results go."""
+    directory = OUT.value or session.run_directory()
+    if is_url(directory):
+        raise ConfigError("--out must be a folder on a disk, since an evaluation goes on from files there after a kill; "
+                          f"got {directory}" + ("" if OUT.value else ", the run's own directory"))
+    return Path(os.path.expanduser(directory))
 
 
 def _jobs(config: Config, run: Trained) -> list[Job]:

@@ -39,7 +39,7 @@ GIN_SEARCH_PATH = flags.DEFINE_list(
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None,
-    "The run's directory: its configuration, checkpoints, metrics and samples. A bucket has to be mounted.",
+    "The run's directory: its configuration, checkpoints and metrics. A path, or s3://bucket/run, gs://bucket/run.",
 )
 RESTORE = flags.DEFINE_string(
     "restore", "latest",

@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags as absl_flags
 from absl import logging
 
+from vqim.checkpoint.files import is_url
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.classifier.model import Classifier, TrainedClassifier
 from vqim.classifier.objective import ClassifierObjective
@@ -29,7 +30,7 @@ from vqim.evaluation.distances import downscaled_copy, mean_image_psnr, psnr, un
 from vqim.evaluation.measuring import compare_sets, measure_images
 from vqim.evaluation.passes import evaluate
 from vqim.evaluation.report import Bar, Measure, Neighbours, ProbeAccuracies, Report, write_report
-from vqim.registry.config import load
+from vqim.registry.config import ConfigError, load
 from vqim.registry.runtimes import make_runtime
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.trained import Trained, open_run
@@ -56,6 +57,8 @@ NUM_SHOWN = 8
 
 def main() -> None:
     """Runs the stages, then evaluates their results."""
+    if is_url(flags.WORKDIR.value or ""):
+        raise ConfigError(f"--workdir must be a folder, since the report is written there; got {flags.WORKDIR.value}")
     workdir = Path(flags.WORKDIR.value or "runs/quickstart")
     workdir.mkdir(parents=True, exist_ok=True)
     commands = [_command(stage, workdir) for stage in STAGES]

@@ -35,6 +35,7 @@ from absl import logging
 from PIL import Image
 
 from vqim.checkpoint.errors import NoCheckpointError
+from vqim.checkpoint.files import is_url
 from vqim.evaluation.rejection import accept, groups, num_needed
 from vqim.registry.config import ConfigError
 from vqim.trained import Trained, load
@@ -59,6 +60,8 @@ TOKENIZER_RUN = absl_flags.DEFINE_string(
 
 def main() -> None:
     """Draws and writes the images."""
+    if is_url(flags.workdir() or "") and not OUT.value:
+        raise ConfigError(f"--out must name a folder for the images, since --workdir is none; got {flags.workdir()}")
     config, run = session.open_run(batch_size=BATCH_SIZE.value)
     try:
         _ = run.prior

@@ -1,12 +1,13 @@
 """Code that the launch verbs share: opening runs and experiments, and run directories that belong to one experiment."""
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
 from vqim.checkpoint import lock
+from vqim.checkpoint.files import is_url, open_files
+from vqim.checkpoint.lease import Lease
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.runtime import Hosts, Runtime
 from vqim.registry.config import Config, ConfigError
@@ -53,17 +54,13 @@ def claimed_workdir(config: Config, workdir: str | None, hosts: Hosts) -> Iterat
     """
     if not workdir:
         raise ConfigError("--workdir must name the run's directory, such as --workdir=runs/first; got none")
-    if "://" in workdir:
-        raise ConfigError(f"--workdir must be a path, or a bucket that is mounted as a folder (docs/tpu.md); got "
-                          f"{workdir}. Checkpoints alone can be written to a URL")
     with contextlib.ExitStack() as stack:
         if hosts.process_index == 0:
             try:
                 _check_workdir(config, workdir)
-                Path(workdir).mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock.Lock(workdir))
+                stack.enter_context(held(workdir))
                 _check_workdir(config, workdir)  # another process may have had it in between
-                _write(Path(workdir) / "config.gin", stamped(config.text()))
+                open_files(workdir).write("config.gin", stamped(config.text()).encode())
                 hosts.post("workdir", "")
             except (ConfigError, lock.LockedError, OSError) as error:
                 hosts.post("workdir", str(error) if isinstance(error, ConfigError) else f"--workdir: {error}")
@@ -71,35 +68,38 @@ def claimed_workdir(config: Config, workdir: str | None, hosts: Hosts) -> Iterat
         hosts.wait("workdir")  # process 0, which keeps the posts, may end now
         if refusal:
             raise ConfigError(refusal)
-        if not (Path(workdir) / "config.gin").exists():
+        if open_files(workdir).read("config.gin") is None:
             raise ConfigError(f"--workdir must be a folder that all hosts share; {workdir} has no config.gin for host "
                               f"{hosts.process_index}, though host 0 wrote it")
         yield workdir
 
 
+def held(workdir: str) -> lock.Lock | Lease:
+    """The lock of a run directory, to be taken; the directory exists then."""
+    if is_url(workdir):
+        return Lease(workdir)
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    return lock.Lock(workdir)
+
+
 def _check_workdir(config: Config, workdir: str) -> None:
     """Raises ConfigError unless a directory is new, or holds this experiment or one that has no checkpoint yet."""
-    path = Path(workdir)
-    if path.exists() and not path.is_dir():
+    if not is_url(workdir) and Path(workdir).exists() and not Path(workdir).is_dir():
         raise ConfigError(f"--workdir must be a directory; {workdir} is a file")
-    if CheckpointManager(path / "checkpoints").latest_step() is not None:
-        if not (path / "config.gin").exists():
+    files = open_files(workdir)
+    if CheckpointManager(f"{workdir}/checkpoints").latest_step() is not None:
+        there = files.read("config.gin")
+        if there is None:
             raise ConfigError(f"--workdir: {workdir} has checkpoints but no config.gin. Put the config.gin of one of "
                               "them there, or name another directory")
-        config.refuse_other_experiment((path / "config.gin").read_text(), workdir, MAY_CHANGE)
+        config.refuse_other_experiment(there.decode(), workdir, MAY_CHANGE)
         return
-    others = [name for name in sorted(os.listdir(path)) if name not in OF_A_RUN and not name.startswith(
-        ("events.out.", "stacks_"))] if path.is_dir() else []
+    others = [name for name in files.children()
+              if not {name, name.removesuffix(".tmp")} & {*OF_A_RUN}
+              and not name.startswith(("events.out.", "stacks_"))]
     if others:
         raise ConfigError(f"--workdir must be new or hold a run; {workdir} has no checkpoint but holds "
                           f"{', '.join(others[:5])}. Name another directory")
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file, completely or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
@@ -177,6 +177,6 @@ def open_run(needs_data: bool = False, batch_size: int = 64) -> tuple[Config, Tr
 def run_directory() -> str:
     """The directory in --workdir, for the verbs that read a run; ConfigError if there is no run."""
     workdir = flags.workdir()
-    if not workdir or not (Path(workdir) / "config.gin").exists():
+    if not workdir or open_files(workdir).read("config.gin") is None:
         raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir}")
     return workdir

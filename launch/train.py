@@ -7,12 +7,12 @@ The same command again continues from the newest checkpoint in the run directory
 """
 import re
 import sys
-from pathlib import Path
 
 from absl import flags as absl_flags
 from absl import logging
 
 from vqim.checkpoint.errors import CheckpointError, NoCheckpointError
+from vqim.checkpoint.files import is_url, open_files
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.data.faults import TooManyCorruptError, WrongExampleError
 from vqim.registry.config import ConfigError
@@ -35,6 +35,9 @@ END_IF_HANGING = absl_flags.DEFINE_bool(
 def main() -> None:
     """Builds everything; then trains or, with --dry_run, only describes what would be trained."""
     profile_steps = _steps(PROFILE_STEPS.value)
+    if profile_steps and is_url(flags.workdir() or ""):
+        raise ConfigError("--profile_steps needs a --workdir that is a folder, since profilers write none but files; "
+                          f"got {flags.workdir()}")
     config = flags.load_config()
     runtime = session.make_runtime(config, flags.RUNTIME.value)
     experiment = session.experiment_without_data(config) if DRY_RUN.value else session.experiment_with_data(config)
@@ -59,7 +62,7 @@ def main() -> None:
     rehearse(config, experiment, runtime)
     with session.claimed_workdir(config, flags.workdir(), runtime.hosts) as workdir:
         if runtime.process_index == 0:
-            (Path(workdir) / "operative_config.gin").write_text(operative)
+            open_files(workdir).write("operative_config.gin", operative.encode())
         for name, value in runtime.describe().items():
             logging.info("%s: %s", name, value)
         for line in session.describe_data(experiment):

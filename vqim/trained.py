@@ -23,6 +23,7 @@ from torch import Tensor
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
 from vqim.checkpoint.errors import NoCheckpointError
 from vqim.checkpoint.exported import Exported
+from vqim.checkpoint.files import is_url, open_files
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.classifier.model import Classifier
 from vqim.contracts.context import Context
@@ -63,7 +64,7 @@ def load(
     The caller's own gin configuration, if there is one, stays as it is.
 
     Args:
-      path: the run's directory, or the exported file.
+      path: the run's directory, a URL of one such as s3://bucket/run, or the exported file.
       step: the step of the checkpoint; by default the newest; 'latest_valid' is the newest that is whole.
       runtime: what to compute with; 'auto' takes a TPU if there is one, else torch.
       ema: whether networks are read as their moving averages, where the run keeps them.
@@ -76,7 +77,7 @@ def load(
     """
     with separate() as again:
         exported = Exported(path) if Path(path).is_file() else None
-        config = read_config(path) if exported is None else _exported_config(exported)
+        config = read_config(path) if exported is None else _config_from(exported.about["config"])
         opened = open_run(config, path, make_runtime(config, runtime), step=step, ema=ema, batch_size=batch_size,
                           exported=exported)
         opened.refuse_others()
@@ -94,12 +95,25 @@ def read_config(workdir: str, gin_files: Sequence[str] = (), bindings: Sequence[
     Raises:
       ConfigError: there is no run.
     """
-    if not (Path(workdir) / "config.gin").exists():
+    data = open_files(workdir).read("config.gin")
+    if data is None:
         raise ConfigError(f"expected the directory of a run, with config.gin in it; got {workdir}")
-    if was_changed((Path(workdir) / "config.gin").read_text(errors="replace")):
+    text = data.decode(errors="replace")
+    if was_changed(text):
         logging.warning("%s/config.gin is not as training wrote it: it was edited, or is damaged. It is read as it is.",
                         workdir)
+    if is_url(workdir):
+        return _config_from(text, gin_files, bindings, search_paths)
     return load_config([f"{workdir}/config.gin", *gin_files], list(bindings), list(search_paths))
+
+
+def _config_from(text: str, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
+                 search_paths: Sequence[str] = ()) -> Config:
+    """A configuration of which the first part is in no file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.gin"
+        path.write_text(text)
+        return load_config([str(path), *gin_files], list(bindings), list(search_paths))
 
 
 def open_run(
@@ -131,14 +145,6 @@ def open_run(
         spec = {name: leaf for name, leaf in spec.items() if not name.startswith("ema/")}
     arrays = restore_arrays(spec, experiment.seed, runtime, checkpoint)
     return Trained(experiment, facts, runtime, arrays, checkpoint.step, batch_size)
-
-
-def _exported_config(exported: Exported) -> Config:
-    """The configuration in an exported file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "exported_config.gin"
-        path.write_text(exported.about["config"])
-        return load_config([str(path)], [], [])
 
 
 class Trained:

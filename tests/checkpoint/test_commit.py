@@ -1,4 +1,4 @@
-"""The commit-file protocol, as object stores need it: on a disk, and in tensorstore's store in memory."""
+"""The commit-file protocol, as object stores need it: on a disk, in tensorstore's store in memory, and in S3."""
 import itertools
 import threading
 
@@ -17,9 +17,11 @@ VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
 _numbers = itertools.count()
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(params=["disk", "memory", "s3"])
 def directory(request, tmp_path):
     """A place whose steps are committed by a file; every test gets an empty one."""
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/run/checkpoints"
     return str(tmp_path) if request.param == "disk" else f"memory://test{next(_numbers)}/checkpoints"
 
 

@@ -38,6 +38,13 @@ def cache(tmp_path):
     return tmp_path / "cache"
 
 
+def replace(path, data):
+    """Gives a path to another file; the old one stays as it is for those who read it, loaders' threads among them."""
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
 def take(loader, count):
     return [next(loader) for _ in range(count)]
 
@@ -153,7 +160,7 @@ def test_nothing_has_the_final_name_before_the_end(tmp_path):
         writer.write(np.zeros((1, 16, 2), int), np.array([-1]), np.array([True]))
         assert not (tmp_path / "train").exists()
     assert sorted(path.name for path in (tmp_path / "train").iterdir()) == [
-        "labels.npy", "metadata.json", "tokens.npy"]
+        "crc32.npy", "labels.npy", "metadata.json", "tokens.npy"]
 
 
 def test_what_a_killed_run_left_does_not_matter(tmp_path):
@@ -179,7 +186,6 @@ def test_a_truncated_token_file_is_refused(cache):
 
 @pytest.mark.parametrize(("name", "array"), [
     ("tokens.npy", np.zeros((29, 16, 2), np.uint16)), ("tokens.npy", np.zeros((30, 16, 2), np.int32)),
-    ("labels.npy", np.zeros(9, np.int32)),
 ])
 def test_files_that_do_not_fit_their_metadata_are_refused(cache, name, array):
     np.save(cache / "train" / name, array)
@@ -187,23 +193,41 @@ def test_files_that_do_not_fit_their_metadata_are_refused(cache, name, array):
         Tokens(cache).num_examples("train")
 
 
-def test_tokens_above_the_vocabulary_are_refused_where_they_are_read(cache):
+def test_a_changed_bit_in_a_row_of_tokens_is_found_where_the_row_is_read(cache):
     path = cache / "train/tokens.npy"
-    tokens = np.load(path)
-    tokens[3, 1, 0] = 60_000
-    np.save(path, tokens)
-    with pytest.raises(WrongExampleError, match=r"train/tokens.npy: row 3 must have tokens within the vocabularies of "
-                                                r".*, got 60000"):
+    data = bytearray(path.read_bytes())
+    data[-3 * 16 * 2 * 2] ^= 1  # in the third row from the end, of 30
+    path.write_bytes(data)
+    with pytest.raises(WrongExampleError, match=r"train/tokens.npy: row 27 is damaged: its checksum does not match"):
         take(Tokens(cache).training(4, 0), 20)
 
 
-def test_a_label_out_of_range_is_refused(cache):
-    np.save(cache / "train" / "labels.npy", np.array([0] * 9 + [3], np.int32))
-    with pytest.raises(ValueError, match="expected labels from 0 to 2, .* label 9 is 3"):
-        Tokens(cache).num_examples("train")
+def test_a_changed_bit_in_any_file_of_a_cache_is_found_or_harmless(cache):
+    def read():
+        tokens = Tokens(cache)
+        return [{name: array.tolist() for name, array in batch.items()}
+                for batch in [*tokens.evaluation(5, split="train"), *take(tokens.training(5, 0), 6)]], tokens.describe()
+
+    whole, results = read(), set()
+    generator = np.random.default_rng(0)
+    for path in sorted((cache / "train").iterdir()):
+        before = path.read_bytes()
+        for place in generator.integers(0, len(before), 60):
+            changed = bytearray(before)
+            changed[place] ^= 1 << int(generator.integers(8))
+            replace(path, changed)
+            try:
+                assert read() == whole, f"{path.name}, byte {place}"
+                results.add((path.name, "harmless"))
+            except (ValueError, WrongExampleError) as error:
+                assert path.name in str(error)
+                results.add((path.name, "found"))
+        replace(path, before)
+    assert {(name, "found") for name in ("crc32.npy", "labels.npy", "metadata.json", "tokens.npy")} <= results
+    assert ("labels.npy", "harmless") not in results
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"format": 2}', '{"format": 1, "levels": [[4, 4, 2]]}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 2, "levels": [[4, 4, 2]]}'])
 def test_metadata_that_is_none_is_refused(cache, text):
     (cache / "train" / "metadata.json").write_text(text)
     with pytest.raises(ValueError, match=r"metadata\.json: expected the metadata of a token cache, got "):

@@ -1,14 +1,22 @@
 """Kills runs again and again, and compares how they end with runs that were never killed.
 
-    python -m tests.faults.soak --kills=60 --workdir=runs/soak [--seed=0] [--scenarios=adversary,prior,second_phase]
+    python -m tests.faults.soak --kills=150 --workdir=runs/soak [--seed=0] [--scenarios=adversary,prior,second_phase]
+    python -m tests.faults.soak --kills=50 --runtime=xla --workdir=runs/soak_xla
 
 Three runs of gin/debug: stage 1 with an adversary and moving averages, stage 2 over its tokens, and a second phase that
 trains its decoder further. Each saves every second step, keeps one checkpoint and evaluates on the way. kill -9 comes
-after a random time, wherever the program then is: before the first step, in a step, while it saves, evaluates or
-removes an old checkpoint. Prints a line a kill, and at the end whether all arrays and data positions are equal bit for
-bit; ends with code 1 if not.
+a random time after the first step that a process has made, wherever the program then is: in a step, while it saves,
+evaluates or removes an old checkpoint. After each kill the newest checkpoint is read, every byte of it. A run that
+comes to its end in spite of the kills is compared with the one that was never killed, arrays and data positions, bit
+for bit, and begins anew. Ends with code 1 if anything differs or cannot be read. Started again, it goes on from the
+kills that it has made; `--minutes` ends it early.
+
+On XLA the CPU is eight devices, and every start compiles anew: torch_xla's cache of compiled programs is written on a
+CPU, but not read.
 """
 import argparse
+import json
+import os
 import pathlib
 import random
 import re
@@ -18,7 +26,12 @@ import sys
 import time
 
 from tests.launch.verbs import Verbs, train_flags
+from tests.support.processes import xla_environment
+from vqim.checkpoint.errors import CheckpointError
 from vqim.checkpoint.manager import CheckpointManager
+
+STEP = r" step \d+/"
+"""What a run logs after each step; an evaluation's line has no slash."""
 
 NUM_STEPS = 24
 COMMON = (f"NUM_STEPS = {NUM_STEPS}", "train.save_every = 2", "train.log_every = 1", "train.batch_size = 8",
@@ -40,36 +53,74 @@ SCENARIOS = {"adversary": ("tokenizer_tiny", ADVERSARY), "prior": ("prior_tiny",
 
 
 class Soak:
-    """Runs of one folder."""
+    """Runs of one folder; what was done is in soak.jsonl, so that the next start of the program goes on from there."""
 
-    def __init__(self, folder: pathlib.Path, seed: int):
-        self._folder, self._random = folder, random.Random(seed)
-        (folder / "logs").mkdir(parents=True)
-        self._verbs = Verbs(folder, folder / "logs")
+    def __init__(self, folder: pathlib.Path, runtime: str, seed: int):
+        self._folder, self._runtime = folder, runtime
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        self._record = folder / "soak.jsonl"
+        lines = self._record.read_text().splitlines() if self._record.exists() else []
+        self._done = [json.loads(line) for line in lines]
+        self._random = random.Random(f"{seed} {len(self._done)}")
+        if runtime == "xla":
+            os.environ |= xla_environment(8)
+        self._verbs = Verbs(folder, folder / "logs", seconds=1800)
 
-    def whole(self, scenario: str) -> float:
-        """Makes a run that is never killed; returns the seconds that it took."""
+    def count(self, what: str, scenario: str = "", where: str = "") -> int:
+        """How often something was done, or was found to be `wrong`."""
+        return sum(bool(row["wrong"] if what == "wrong" else row["what"] == what) and scenario in row["scenario"]
+                   and where in row["where"] for row in self._done)
+
+    def seconds(self, scenario: str) -> float | None:
+        """The seconds that a third of a run takes which is not killed, all compiled; None if there is none yet."""
+        return next((row["seconds"] for row in self._done
+                     if row["what"] == "made" and row["scenario"] == scenario), None)
+
+    def make(self, scenario: str) -> None:
+        """Makes a run that is never killed."""
+        shutil.rmtree(self._folder / scenario / "whole", ignore_errors=True)
+        running = self._start(scenario, "whole")
+        running.wait_for(f" step {NUM_STEPS * 2 // 3}/")
         begin = time.monotonic()
-        self._end(self._start(scenario, "whole"))
-        return time.monotonic() - begin
+        self._end(running)
+        self._note("made", scenario, seconds=time.monotonic() - begin)
 
-    def kill(self, scenario: str, seconds: float) -> str:
-        """Starts the run that is killed, and kills it after a random time below `seconds`; returns where it was."""
+    def kill(self, scenario: str) -> None:
+        """Starts the run that is killed, and kills it within the time of a third of a run after its first step."""
+        folder = self._folder / scenario / "killed"
         running = self._start(scenario, "killed")
-        time.sleep(self._random.uniform(0.0, seconds))
-        if not running._process.is_alive():
-            self._end(running)
-            shutil.rmtree(self._folder / scenario / "killed")  # it has come to its end: once more from the beginning
-            return "ended"
-        running.signal(signal.SIGKILL)
+        running.wait_for(STEP)
+        time.sleep(self._random.uniform(0.0, self.seconds(scenario)))
+        if running.is_alive():
+            running.signal(signal.SIGKILL)
         done = running.end()
+        if done.code == 0:
+            self._compare(scenario)
+            return
         assert done.code == -signal.SIGKILL, done.err
-        steps = re.findall(r" step (\d+)", done.err)
-        return f"step {steps[-1]}" if steps else "before its first step"
+        where = re.findall(r" step (\d+)/", done.err)[-1]
+        saving = " saving" if any((folder / "checkpoints").glob("*.tmp")) else ""
+        self._note("killed", scenario, f"after step {where}{saving}", self._unreadable(folder))
 
-    def differences(self, scenario: str) -> list[str]:
-        """Lets the killed run come to its end; returns the names of arrays that differ from the other's, and more."""
-        self._end(self._start(scenario, "killed"))
+    def compare(self, scenario: str) -> None:
+        """Lets the killed run come to its end, if there is one, and compares it."""
+        if (self._folder / scenario / "killed").exists():
+            self._end(self._start(scenario, "killed"))
+            self._compare(scenario)
+
+    def _compare(self, scenario: str) -> None:
+        self._note("compared", scenario, wrong=self._differences(scenario))
+        shutil.rmtree(self._folder / scenario / "killed")
+
+    def _note(self, what: str, scenario: str, where: str = "", wrong: list[str] = (), seconds: float = 0.0) -> None:
+        row = {"what": what, "scenario": scenario, "where": where, "wrong": list(wrong), "seconds": seconds}
+        self._done.append(row)
+        with self._record.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{self.count('killed'):4} {scenario} {what} {where} {', '.join(wrong[:8])}", flush=True)
+
+    def _differences(self, scenario: str) -> list[str]:
+        """The names of arrays that differ from those of the run that was never killed, and more."""
         whole, killed = (CheckpointManager(self._folder / scenario / name / "checkpoints").open(NUM_STEPS)
                          for name in ("whole", "killed"))
         differing = [name for name in sorted({*whole.names(), *killed.names()})
@@ -79,10 +130,18 @@ class Soak:
             differing.append("data position")
         return differing + killed.verify()
 
+    def _unreadable(self, run: pathlib.Path) -> list[str]:
+        """What is damaged in a run's newest checkpoint, if there is one."""
+        manager = CheckpointManager(run / "checkpoints")
+        try:
+            return [] if manager.latest_step() is None else manager.open().verify()
+        except CheckpointError as error:
+            return [str(error)]
+
     def _start(self, scenario: str, name: str):
         file, bindings = SCENARIOS[scenario]
         return self._verbs.start("train", *train_flags(f"gin/debug/{file}.gin", f"{scenario}/{name}", *COMMON,
-                                                       *bindings))
+                                                       *bindings), runtime=self._runtime)
 
     def _end(self, running) -> None:
         done = running.end()
@@ -94,28 +153,30 @@ def main() -> None:
     """Kills as often as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--runtime", choices=("torch", "xla"), default="torch")
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
+    parser.add_argument("--minutes", type=float, default=600.0)
     arguments = parser.parse_args()
-    soak = Soak(arguments.workdir.resolve(), arguments.seed)
+    end = time.monotonic() + 60 * arguments.minutes
+    soak = Soak(arguments.workdir.resolve(), arguments.runtime, arguments.seed)
     scenarios = arguments.scenarios.split(",")
-    # The others begin from the first one's end, so it is needed even where it is not killed itself.
-    seconds = {scenario: soak.whole(scenario) for scenario in dict.fromkeys(["adversary", *scenarios])}
-    kills = dict.fromkeys(scenarios, 0)
-    while sum(kills.values()) < arguments.kills:
-        scenario = min(kills, key=kills.get)
-        where = soak.kill(scenario, seconds[scenario])
-        kills[scenario] += where != "ended"
-        seconds[scenario] *= 0.7 if where == "ended" else 1.0  # the machine is less busy than it was
-        print(f"{sum(kills.values()):4} {scenario}: {where}", flush=True)
-    failed = False
-    for scenario, count in kills.items():
-        differing = soak.differences(scenario)
-        failed |= bool(differing)
-        print(f"{scenario}: {count} kills, " + (f"differs in {', '.join(differing[:8])}" if differing else
-                                                "equal bit for bit"), flush=True)
-    sys.exit(failed)
+    while soak.count("killed") < arguments.kills and time.monotonic() < end:
+        scenario = min(scenarios, key=lambda scenario: soak.count("killed", scenario))
+        # The others begin from the first one's end, so it is needed even where it is not killed itself.
+        if needed := [name for name in ("adversary", scenario) if not soak.seconds(name)]:
+            soak.make(needed[0])
+        else:
+            soak.kill(scenario)
+    if soak.count("killed") >= arguments.kills:
+        for scenario in scenarios:
+            soak.compare(scenario)
+    for scenario in scenarios:
+        print(f"{scenario}: {soak.count('killed', scenario)} kills, {soak.count('compared', scenario)} ends compared")
+    print(f"{soak.count('killed')} kills, {soak.count('killed', where='saving')} of them while a checkpoint was being "
+          f"written or removed; {soak.count('wrong')} times something was wrong")
+    sys.exit(bool(soak.count("wrong")))
 
 
 if __name__ == "__main__":

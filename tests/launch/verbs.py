@@ -31,10 +31,11 @@ class Verbs:
     Args:
       directory: the working directory.
       logs: a folder for what they print.
+      seconds: the time after which a command that has not ended is an error.
     """
 
-    def __init__(self, directory, logs):
-        self.directory, self._logs = directory, logs
+    def __init__(self, directory, logs, seconds=SECONDS):
+        self.directory, self._logs, self._seconds = directory, logs, seconds
         # On a machine that others use too, a second thread waits more than it computes.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self._context = multiprocessing.get_context("forkserver")
@@ -44,14 +45,14 @@ class Verbs:
         """Runs a command to its end, on the torch runtime."""
         return self.start(verb, *flags, **options).end()
 
-    def start(self, verb, *flags, file_size=None):
+    def start(self, verb, *flags, runtime="torch", file_size=None):
         """Starts a command; `file_size` limits the size of every file that it writes, in bytes."""
         output = [self._logs / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
         process = self._context.Process(
-            target=_run, args=(f"launch.{verb}", [*(["--runtime=torch"] if verb != "compare" else []), *flags],
-                               str(self.directory), output, file_size))
+            target=_run, args=(f"launch.{verb}", [*([f"--runtime={runtime}"] if verb != "compare" else []), *flags],
+                               str(self.directory), output, file_size, dict(os.environ)))
         process.start()
-        return Running(process, *output)
+        return Running(process, *output, self._seconds)
 
     def train(self, name, *bindings, workdir, **options):
         """`launch.train` with a file of gin/debug and some bindings; it has to end well."""
@@ -68,29 +69,34 @@ def train_flags(file, workdir, *bindings):
 class Running:
     """A command that runs."""
 
-    def __init__(self, process, out, err):
-        self._process, self._out, self._err = process, out, err
+    def __init__(self, process, out, err, seconds):
+        self._process, self._out, self._err, self._seconds = process, out, err, seconds
 
     def end(self):
         """Waits for its end."""
-        self._process.join(SECONDS)
-        assert self._process.exitcode is not None, f"still running after {SECONDS} s:\n{self._err.read_text()}"
+        self._process.join(self._seconds)
+        assert self._process.exitcode is not None, f"still running after {self._seconds} s:\n{self._err.read_text()}"
         return Done(self._process.exitcode, self._out.read_text(), self._err.read_text())
 
     def wait_for(self, text):
         """Waits until it has logged a line with this regular expression in it."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + self._seconds
         while not re.search(text, self._err.read_text() if self._err.exists() else ""):
             assert self._process.is_alive() and time.monotonic() < deadline, self.end().err
             time.sleep(0.005)
+
+    def is_alive(self):
+        """Whether it has not ended yet."""
+        return self._process.is_alive()
 
     def signal(self, number):
         """Sends it a signal."""
         os.kill(self._process.pid, number)
 
 
-def _run(module, flags, directory, output, file_size):
+def _run(module, flags, directory, output, file_size, environment):
     """In the forked process: what `cd directory; python -m module flags > out 2> err` does."""
+    os.environ |= environment  # the fork server's is that of the first command
     os.chdir(directory)
     for path, descriptor in zip(output, (1, 2), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)

@@ -15,6 +15,9 @@ CONTEXT = ts.Context()
 
 _URL = re.compile(r"[a-z0-9+]+://")
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+_DETAIL = re.compile(r" \[[\w -]+=")
+_REFUSED = re.compile(r"PERMISSION_DENIED|UNAUTHENTICATED|Unauthorized|Forbidden|AccessDenied|ExpiredToken|credential",
+                      re.IGNORECASE)
 
 
 class Files(Protocol):
@@ -29,6 +32,10 @@ class Files(Protocol):
 
     def children(self) -> list[str]:
         """The names directly in the directory; none if it does not exist."""
+        ...
+
+    def paths(self, path: str) -> list[str]:
+        """All files in the directory `path` and those below it, by their paths from there."""
         ...
 
     def read(self, path: str) -> bytes | None:
@@ -88,6 +95,11 @@ class LocalFiles:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def paths(self, path: str) -> list[str]:
+        top = self._absolute(path)
+        return sorted(os.path.relpath(os.path.join(folder, name), top)
+                      for folder, _, names in os.walk(top) for name in names)
+
     def read(self, path: str) -> bytes | None:
         try:
             with open(self._absolute(path), "rb") as file:
@@ -146,14 +158,21 @@ class LocalFiles:
 
 
 class BucketFiles:
-    """A prefix in an object store. An object is durable and visible to all when its write returns."""
+    """A prefix in an object store. An object is durable and visible to all when its write returns.
+
+    What fails because the network or the store does is tried again, by tensorstore: up to 32 times, after 1 s and then
+    twice as long each time, up to 32 s.
+    """
 
     can_rename = False
 
     def __init__(self, url: str) -> None:
         self.location = url.rstrip("/")
-        self._spec = ts.KvStore.Spec(self.location + "/").to_json()
-        self._store = ts.KvStore.open(self._spec, context=CONTEXT).result()
+        with os_errors():
+            self._spec = ts.KvStore.Spec(self.location + "/").to_json()
+            if self._spec["driver"] == "s3":
+                self._spec |= _s3_options()
+            self._store = ts.KvStore.open(self._spec, context=CONTEXT).result()
 
     def kvstore(self, path: str) -> dict[str, Any]:
         return {**self._spec, "path": f"{self._spec['path']}{path}/"}
@@ -162,14 +181,33 @@ class BucketFiles:
         with os_errors():
             return sorted({key.decode().split("/")[0] for key in self._store.list().result()})
 
+    def paths(self, path: str) -> list[str]:
+        below = ts.KvStore.KeyRange(f"{path}/", f"{path}0")  # '0' follows '/'
+        with os_errors():
+            return sorted(key.decode() for key in self._store.list(below, strip_prefix_length=len(path) + 1).result())
+
     def read(self, path: str) -> bytes | None:
+        return self.read_generation(path)[0]
+
+    def read_generation(self, path: str) -> tuple[bytes | None, bytes]:
+        """The contents of an object, or None, and what `write_if` calls this state of it."""
         with os_errors():
             found = self._store.read(path).result()
-        return found.value if found.state == "value" else None
+        return found.value if found.state == "value" else None, found.stamp.generation
 
     def write(self, path: str, data: bytes) -> None:
         with os_errors():
             self._store.write(path, data).result()
+
+    def write_if(self, path: str, data: bytes | None, generation: bytes) -> bytes | None:
+        """Writes an object, or removes it, if nobody has changed it since `read_generation` or `write_if`.
+
+        Returns:
+          The object's new generation; None if somebody has changed it.
+        """
+        with os_errors():
+            written = self._store.write(path, data, if_equal=generation).result()
+        return written.generation or None
 
     def sync(self, path: str) -> None:
         """Returns at once: objects are already durable."""
@@ -190,11 +228,25 @@ class BucketFiles:
         return Hold(None)
 
 
+def _s3_options() -> dict[str, Any]:
+    """What tensorstore needs to know of an S3 store, from the environment variables that other S3 programs read."""
+    # Unless told, tensorstore takes Amazon alone to know conditional writes; other stores it would ask and then write.
+    options: dict[str, Any] = {"use_conditional_write": True}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        options |= {"endpoint": endpoint, "aws_region": region}
+    return options
+
+
 def open_files(directory: str | os.PathLike[str]) -> Files:
     """The directory at a path, or at a URL such as gs://bucket/run/checkpoints."""
-    if isinstance(directory, str) and _URL.match(directory):
-        return BucketFiles(directory)
-    return LocalFiles(directory)
+    return BucketFiles(str(directory)) if is_url(directory) else LocalFiles(directory)
+
+
+def is_url(directory: str | os.PathLike[str]) -> bool:
+    """Whether this names a place in an object store, and no path."""
+    return isinstance(directory, str) and _URL.match(directory) is not None
 
 
 @contextlib.contextmanager
@@ -205,12 +257,14 @@ def os_errors() -> Iterator[None]:
     except ValueError as error:
         code = _OS_ERROR.search(str(error))
         message = _first_sentence(str(error))
+        if not code and _REFUSED.search(str(error)):
+            message += ". The store refuses this process: look at its credentials (docs/reliability.md#object-stores)"
         raise (OSError(int(code[1]), message) if code else OSError(message)) from error
 
 
 def _first_sentence(message: str) -> str:
-    """A tensorstore message without the JSON that follows it."""
-    return message.split(" [tensorstore_spec=")[0].split(" [os_error_code=")[0].split(" [source locations=")[0]
+    """A tensorstore message without the details in brackets that follow it."""
+    return _DETAIL.split(message)[0]
 
 
 def _sync_directory(path: str) -> None:

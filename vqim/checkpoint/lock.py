@@ -1,8 +1,8 @@
 """One directory, one writer: a lock that names its owner and that the next one takes over when the owner is dead.
 
 On one machine the kernel keeps the lock (flock) and ends it with the process. Other machines that share the directory
-see a file whose time its owner renews; if that stands still, the owner is taken to be dead. A directory in an object
-store has no such lock.
+see a file whose time its owner renews; if that stands still, the owner is taken to be dead. lease.py has the lock of an
+object store.
 """
 import fcntl
 import json
@@ -43,11 +43,11 @@ class Lock:
     def __enter__(self) -> "Lock":
         self._descriptor, is_known_free = self._open()
         try:
-            owner = _parse(os.pread(self._descriptor, 4096, 0))
+            owner = parse(os.pread(self._descriptor, 4096, 0))
             if owner:
                 self._refuse_living(owner, is_known_free)
-                logging.warning("%s was left by %s, which has ended: it is taken over.", self._path, _shown(owner))
-            text = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "boot": _boot(),
+                logging.warning("%s was left by %s, which has ended: it is taken over.", self._path, shown(owner))
+            text = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "boot": boot(),
                                "since": time.strftime("%Y-%m-%d %H:%M:%S")}) + "\n"
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, text.encode(), 0)
@@ -73,9 +73,9 @@ class Lock:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                owner = _parse(os.pread(descriptor, 4096, 0))
+                owner = parse(os.pread(descriptor, 4096, 0))
                 os.close(descriptor)
-                raise LockedError(_refusal(self._path, owner)) from error
+                raise LockedError(refusal(self._path.parent, owner)) from error
             except OSError:
                 return descriptor, False  # a file system without such locks
             try:
@@ -86,17 +86,17 @@ class Lock:
             os.close(descriptor)  # its owner removed it in the meantime
 
     def _refuse_living(self, owner: dict[str, Any], is_known_free: bool) -> None:
-        if owner.get("boot") == _boot():
+        if owner.get("boot") == boot():
             if not is_known_free and os.path.exists(f"/proc/{owner.get('process')}"):
-                raise LockedError(_refusal(self._path, owner))
+                raise LockedError(refusal(self._path.parent, owner))
             return
-        logging.warning("%s was written by %s: waiting %g s for a sign of life.", self._path, _shown(owner),
+        logging.warning("%s was written by %s: waiting %g s for a sign of life.", self._path, shown(owner),
                         _DEAD_SECONDS)
         before, end = os.stat(self._path).st_mtime_ns, time.monotonic() + _DEAD_SECONDS
         while time.monotonic() < end:
             time.sleep(0.2)
             if os.stat(self._path).st_mtime_ns != before:
-                raise LockedError(_refusal(self._path, owner))
+                raise LockedError(refusal(self._path.parent, owner))
 
     def _renew(self) -> None:
         """The body of the thread."""
@@ -107,7 +107,7 @@ class Lock:
                 logging.warning("%s cannot be renewed: %s", self._path, error)
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def parse(data: bytes) -> dict[str, Any]:
     """What a lock file says; nothing if it is empty or cut short, as a process that was just starting leaves it."""
     try:
         found = json.loads(data)
@@ -116,16 +116,18 @@ def _parse(data: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _shown(owner: dict[str, Any]) -> str:
+def shown(owner: dict[str, Any]) -> str:
+    """An owner in words."""
     return f"process {owner.get('process')} on {owner.get('host')} (since {owner.get('since')})"
 
 
-def _refusal(path: Path, owner: dict[str, Any]) -> str:
-    return (f"{path.parent} is being written by {_shown(owner) if owner else 'a process that is just starting'}. "
+def refusal(directory: str | Path, owner: dict[str, Any]) -> str:
+    """The words that refuse a directory to a second writer."""
+    return (f"{directory} is being written by {shown(owner) if owner else 'a process that is just starting'}. "
             "Stop that one first, or name another directory")
 
 
-def _boot() -> str:
+def boot() -> str:
     """Changes when this machine is started anew; empty where it is not told."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,11 +1,12 @@
 """The token cache: a frozen tokenizer's tokens for a data set, written once, read at memory speed.
 
-A split is a folder of three files. It is either complete or absent, since it is written under another name and then
+A split is a folder of four files. It is either complete or absent, since it is written under another name and then
 renamed:
 
     tokens.npy     [views * examples, N, K] uint16 (int32 for vocabularies over 65,536), view by view
     labels.npy     [examples] int32
-    metadata.json  grid, tokenizer, classes, counts
+    crc32.npy      [views * examples] uint32, the CRC-32 of each row of tokens, which reading checks
+    metadata.json  grid, tokenizer, classes, counts; checksums of labels.npy, crc32.npy and of itself
 
     B batch per process, N tokens of an image over all levels in the grid, K channels
 """
@@ -22,11 +23,13 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from vqim.contracts.data import Batch
+from vqim.data.checksums import damaged_rows, row_checksums, sealed, unsealed
 from vqim.data.faults import WrongExampleError
 from vqim.data.loader import Evaluation, Loader
 from vqim.data.source import SPLITS, check_labels, check_split, fingerprint_of
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had no checksums."""
 
 Levels = tuple[tuple[int, int, int, int], ...]
 
@@ -118,6 +121,7 @@ class TokenCacheWriter:
         self._unfinished.mkdir(parents=True)
         self._file: BinaryIO = open(self._unfinished / "tokens.npy", "wb")
         self._labels: list[np.ndarray] = []
+        self._checksums: list[np.ndarray] = []
         self._num_rows = 0
         self._write_header()
         self._vocabulary_N = self._metadata.vocabularies
@@ -144,7 +148,9 @@ class TokenCacheWriter:
                              f"got {tokens_BNK[wrong][0]}")
         if self._metadata.class_names:
             check_labels(labels_B, len(self._metadata.class_names), self._folder)
-        self._file.write(np.ascontiguousarray(tokens_BNK, self._metadata.dtype).tobytes())
+        rows_BNK = np.ascontiguousarray(tokens_BNK, self._metadata.dtype)
+        self._file.write(rows_BNK.tobytes())
+        self._checksums.append(row_checksums(rows_BNK))
         self._labels.append(labels_B.astype(np.int32))
         self._num_rows += len(tokens_BNK)
 
@@ -165,8 +171,10 @@ class TokenCacheWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         np.save(self._unfinished / "labels.npy", labels[:num_examples])
+        np.save(self._unfinished / "crc32.npy", np.concatenate(self._checksums))
         metadata = dataclasses.asdict(dataclasses.replace(self._metadata, num_examples=num_examples))
-        (self._unfinished / "metadata.json").write_text(json.dumps({"format": FORMAT, **metadata}, indent=2) + "\n")
+        (self._unfinished / "metadata.json").write_text(
+            sealed(self._unfinished, {"format": FORMAT, **metadata}, ("labels.npy", "crc32.npy")))
         self._unfinished.rename(self._folder)
 
     def discard(self) -> None:
@@ -304,9 +312,8 @@ class _CachedSplit:
         shape = (metadata.num_views * metadata.num_examples, metadata.num_tokens, metadata.num_channels)
         self._tokens = _open_array(folder / "tokens.npy", shape, metadata.dtype)
         self.labels = _open_array(folder / "labels.npy", (metadata.num_examples,), np.dtype(np.int32))
-        self._path, self._vocabulary_N = folder / "tokens.npy", metadata.vocabularies
-        if metadata.class_names:
-            check_labels(self.labels, len(metadata.class_names), folder / "labels.npy")
+        self._checksums = _open_array(folder / "crc32.npy", shape[:1], np.dtype(np.uint32))
+        self._path = folder / "tokens.npy"
 
     def read(self, epochs_B: np.ndarray, records_B: np.ndarray) -> Batch:
         """A `ReadBatch`. In an epoch, neighbouring examples have different views; each epoch moves to the next view."""
@@ -314,13 +321,11 @@ class _CachedSplit:
         rows_B = views_B * self.metadata.num_examples + records_B
         tokens_BNK = np.empty((len(rows_B), *self._tokens.shape[1:]), np.int32)
         ascending = np.argsort(rows_B)  # so that the file is read in order
-        tokens_BNK[ascending] = self._tokens[rows_B[ascending]]
-        wrong = (tokens_BNK < 0) | (tokens_BNK >= self._vocabulary_N[:, None])
-        if wrong.any():
-            row = int(np.flatnonzero(wrong.any((1, 2)))[0])
-            raise WrongExampleError(
-                f"{self._path}: row {rows_B[row]} must have tokens within the vocabularies of {self.metadata.levels}, "
-                f"got {tokens_BNK[row][wrong[row]][0]}. Write the cache anew")
+        tokens_BNK[ascending] = found_BNK = self._tokens[rows_B[ascending]]
+        damaged = damaged_rows(found_BNK, self._checksums[rows_B[ascending]])
+        if len(damaged):
+            raise WrongExampleError(f"{self._path}: row {rows_B[ascending][damaged[0]]} is damaged: its checksum does "
+                                    "not match. Write the cache anew")
         return {"tokens": tokens_BNK, "labels": self.labels[records_B], "valid": np.ones(len(rows_B), bool)}
 
 
@@ -346,13 +351,15 @@ def _read_metadata(folder: Path) -> CacheMetadata:
         raise FileNotFoundError(f"path: {folder} holds no token cache. Write one first, by python -m "
                                 "launch.cache_tokens, or check the path.")
     try:
-        fields = json.loads(path.read_text())
-        if fields.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
+        version = json.loads(path.read_text(errors="replace")).get("format")
+        if version != FORMAT:
+            raise ValueError(f"its format is {version} and not {FORMAT}")
+        fields = unsealed(path)
+        del fields["format"]
         fields["levels"] = as_levels(fields["levels"])
         fields["class_names"] = tuple(fields["class_names"])
         return CacheMetadata(**fields)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: expected the metadata of a token cache, got {error!r}. Remove the cache and "
                          "write it again by launch.cache_tokens.") from error
 

@@ -3,11 +3,11 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vqim.checkpoint import seal
 from vqim.checkpoint.errors import CheckpointError
+from vqim.checkpoint.files import open_files
 from vqim.contracts.data import Dataset
 
 FILE = "run.json"
@@ -36,11 +36,7 @@ def write_facts(workdir: str | os.PathLike[str], data: Dataset) -> None:
     """Writes run.json, completely or not at all."""
     facts = Facts(data.image_size, tuple(data.class_names),
                   {split: data.num_examples(split) for split in ("train", "validation")})
-    path = Path(workdir) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(seal.seal(FILE, facts.as_json()))
-    temporary.replace(path)
+    open_files(workdir).write(FILE, seal.seal(FILE, facts.as_json()))
 
 
 def facts_from(fields: Mapping[str, Any]) -> Facts:
@@ -54,13 +50,15 @@ def read_facts(workdir: str | os.PathLike[str]) -> Facts:
     Raises:
       ValueError: the file is missing or damaged.
     """
-    path = Path(workdir) / FILE
+    path = f"{workdir}/{FILE}"
     try:
-        data = path.read_bytes()
+        data = open_files(workdir).read(FILE)
+        if data is None:
+            raise FileNotFoundError("it is missing")
         found = json.loads(data)
         # Files of the first versions have these fields alone, and no checksum.
         if found.keys() != {"image_size", "class_names", "num_examples"}:
-            found = seal.unseal(data, str(path))
+            found = seal.unseal(data, path)
         return facts_from(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
         raise ValueError(f"{path} must say what the run's data are, as training writes it at its start; it cannot be "

@@ -3,6 +3,7 @@ import contextlib
 import json
 import math
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch.utils.tensorboard import SummaryWriter
 
+from vqim.checkpoint.files import is_url, open_files
 from vqim.contracts.evaluation import Curve, Histogram
+
+METRICS_FILE = "metrics.jsonl"
+_LARGE_BYTES = 1 << 20
 
 
 class Summaries:
@@ -26,14 +31,19 @@ class Summaries:
 
     What cannot be written, as on a full disk, is told once and never ends the run; lines of metrics.jsonl are kept and
     written when there is room again.
+
+    An object store's objects cannot be appended to. There the files are written on this machine, and each time copied
+    whole into the store; a new event file is begun when one is large, which TensorBoard reads one after the other.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], first_step: int, enabled: bool = True):
         self._writer: SummaryWriter | None = None
         if enabled:
-            directory = Path(workdir)
+            self._copy = _Copy(str(workdir)) if is_url(workdir) else None
+            directory = self._copy.folder if self._copy else Path(workdir)
             directory.mkdir(parents=True, exist_ok=True)
-            self._path = directory / "metrics.jsonl"
+            self._where = str(workdir)
+            self._path = directory / METRICS_FILE
             _drop_later_lines(self._path, first_step)
             self._unwritten: list[str] = []
             self._is_failing = False
@@ -83,10 +93,12 @@ class Summaries:
             _append(self._path, self._unwritten)
             self._unwritten.clear()
             self._writer.flush()
+            if self._copy is not None:
+                self._copy.publish(self._writer)
             self._is_failing = False
         except Exception as error:  # TensorBoard's thread raises what its file system raised, in its own words
             if not self._is_failing:
-                logging.error("Summaries cannot be written to %s: %s. Training goes on.", self._path.parent, error)
+                logging.error("Summaries cannot be written to %s: %s. Training goes on.", self._where, error)
             self._is_failing = True
 
     def close(self) -> None:
@@ -95,6 +107,41 @@ class Summaries:
             self._flush()
             with contextlib.suppress(Exception):  # it has been told
                 self._writer.close()
+                if self._copy is not None:
+                    self._copy.publish()
+            if self._copy is not None:
+                self._copy.remove()
+
+
+class _Copy:
+    """A folder on this machine whose files are copied into an object store.
+
+    Args:
+      url: where they are copied to. Its metrics.jsonl is in the folder from the beginning.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="vqim_summaries_")
+        self.folder, self._files = Path(self._temporary.name), open_files(url)
+        if (lines := self._files.read(METRICS_FILE)) is not None:
+            (self.folder / METRICS_FILE).write_bytes(lines)
+        self._sizes: dict[str, int] = {}
+
+    def publish(self, writer: SummaryWriter | None = None) -> None:
+        """Copies the files that have grown; makes the writer begin a new file of events when its own is large."""
+        for path in sorted(self.folder.iterdir()):
+            size = path.stat().st_size
+            if size != self._sizes.get(path.name):
+                self._files.write(path.name, path.read_bytes())
+                self._sizes[path.name] = size
+            if path.name != METRICS_FILE and size > _LARGE_BYTES and writer is not None:
+                writer.close()
+                self._files.write(path.name, path.read_bytes())
+                path.unlink()
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        self._temporary.cleanup()
 
 
 def image_grid(images_BHWC: np.ndarray, padding: int = 2) -> np.ndarray:
@@ -118,8 +165,8 @@ def _plot(curve: Curve) -> Figure:
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in order; broken ones are left out with a warning."""
-    path = Path(workdir) / "metrics.jsonl"
-    return [row for _, row in _read_lines(path)] if path.exists() else []
+    data = open_files(workdir).read(METRICS_FILE)
+    return [row for _, row in _read_lines(data or b"", f"{workdir}/{METRICS_FILE}")]
 
 
 def evaluators_done(workdir: str | os.PathLike[str], step: int) -> set[int]:
@@ -137,23 +184,24 @@ def measured(workdir: str | os.PathLike[str], step: int) -> dict[str, float]:
 def _drop_later_lines(path: Path, last_step: int) -> None:
     if not path.exists():
         return
-    kept = "".join(line for line, row in _read_lines(path) if row["step"] <= last_step)
-    if kept != path.read_text(errors="replace"):
+    data = path.read_bytes()
+    kept = "".join(line for line, row in _read_lines(data, str(path)) if row["step"] <= last_step)
+    if kept.encode() != data:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(kept)
         temporary.replace(path)
 
 
-def _read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The whole lines of a file, and what they say."""
+def _read_lines(data: bytes, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """The whole lines of a file, and what they say; `where` is its name for warnings."""
     found = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), start=1):
+    for number, line in enumerate(data.decode(errors="replace").splitlines(keepends=True), start=1):
         try:
             row = json.loads(line)
             if not line.endswith("\n") or not isinstance(row, dict) or not isinstance(row.get("step"), int):
                 raise ValueError("not a whole line with a step")
         except ValueError as error:
-            logging.warning("%s:%d is broken and is left out: %s", path, number, error)
+            logging.warning("%s:%d is broken and is left out: %s", where, number, error)
         else:
             found.append((line, row))
     return found

@@ -2,12 +2,14 @@
 import contextlib
 import faulthandler
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 
 from absl import logging
 
+from vqim.checkpoint.files import is_url
 from vqim.contracts.runtime import Hosts
 
 EXIT_CODE = 70
@@ -26,7 +28,7 @@ class Watchdog:
 
     Args:
       hosts: the processes of the run.
-      directory: the run directory.
+      directory: the run directory; if it is in an object store, stacks go to this machine's folder for temporary files.
       least_seconds: shorter steps never count as hanging.
       ends: whether a process that hangs ends itself, so that what started it can start it again.
     """
@@ -34,7 +36,10 @@ class Watchdog:
     def __init__(
         self, hosts: Hosts, directory: str | os.PathLike[str], least_seconds: float = 300.0, ends: bool = False,
     ) -> None:
-        self._hosts, self._path = hosts, os.path.join(directory, f"stacks_{hosts.process_index}.txt")
+        self._hosts = hosts
+        # A hanging process does not wait for an object store: on this machine, and in the log, they are safe.
+        folder = tempfile.gettempdir() if is_url(directory) else directory
+        self._path = os.path.join(folder, f"stacks_{hosts.process_index}.txt")
         self._least_seconds, self._ends = least_seconds, ends
         self._longest: dict[str, float] = {}
         self._now: tuple[str, float] | None = None  # what is being done, since when
