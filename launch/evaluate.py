@@ -116,7 +116,7 @@ def _folder() -> Path:
     """Where the results go."""
     directory = OUT.value or session.run_directory()
     if is_url(directory):
-        raise ConfigError("--out must be a folder on a disk, since an evaluation goes on from files there after a kill; "
+        raise ConfigError("--out must be a folder on a disk, as an evaluation goes on from files there after a kill; "
                           f"got {directory}" + ("" if OUT.value else ", the run's own directory"))
     return Path(os.path.expanduser(directory))
 

@@ -71,8 +71,8 @@ class _Repetition:
 
     def result(self) -> dict[str, Any]:
         """See `Repetition`; where originals do not deviate, `variance` and `explained` are 1 and 0."""
-        (positions, in_groups), (originals, images, both) = self._counts, self._products
-        return {"repetition/share": in_groups / max(1, positions),
+        (positions, in_groups), (originals, images, both) = self._counts.tolist(), self._products.tolist()
+        return {"repetition/share": in_groups / positions if positions else 0.0,
                 "repetition/variance": images / originals if originals else 1.0,
                 "repetition/explained": both / originals if originals else 0.0}
 
