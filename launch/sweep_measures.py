@@ -2,6 +2,7 @@
 
     N images
 """
+import hashlib
 from typing import Any, cast
 
 import numpy as np
@@ -11,9 +12,10 @@ from vqim.classifier.model import Classifier, TrainedClassifier
 from vqim.classifier.objective import ClassifierObjective
 from vqim.evaluation.extractors import Extractor, ProxyFeatures
 from vqim.evaluation.image_metrics import Distances, Lpips
-from vqim.evaluation.measuring import compare_sets, measure_images
+from vqim.evaluation.measuring import Measured, compare_sets, measure_images
 from vqim.evaluation.passes import Predictions, Reconstructions, evaluate
 from vqim.evaluation.token_metrics import CodebookUse, Likelihood
+from vqim.frozen.alexnet import MIN_SIZE
 from vqim.frozen.efficientnet import EfficientNetLite0
 from vqim.registry.config import load
 from vqim.registry.runtimes import make_runtime
@@ -22,6 +24,7 @@ from vqim.trained import Trained, open_run
 from . import flags
 
 _BATCH_SIZE = 64
+_real_sets: dict[str, Measured] = {}
 
 
 def measure(workdir: str, stage: str, seed: int, judge: str | None, num_samples: int | None) -> dict[str, float]:
@@ -41,9 +44,10 @@ def measure(workdir: str, stage: str, seed: int, judge: str | None, num_samples:
         found = evaluate(view.begin(experiment.task, experiment.data, run.arrays, run.runtime))
         return {name.removeprefix("evaluation/"): value for name, value in found.items() if isinstance(value, float)}
 
-    metrics = [Distances(), Lpips(), CodebookUse()]
-    reconstructed = measured(Reconstructions(metrics, _BATCH_SIZE))
-    figures = {name: reconstructed[name] for name in ("psnr", "ssim", "lpips_alexnet")}
+    # LPIPS's AlexNet takes no smaller images.
+    lpips = [Lpips()] if run.tokenizer.image_size >= MIN_SIZE else []
+    reconstructed = measured(Reconstructions([Distances(), *lpips, CodebookUse()], _BATCH_SIZE))
+    figures = {name: reconstructed[name] for name in ("psnr", "ssim", "lpips_alexnet") if name in reconstructed}
     figures |= {name: value for name, value in reconstructed.items() if name.endswith("/usage")}
     if stage == "tokenizer":
         return figures
@@ -71,10 +75,14 @@ def _of_samples(run: Trained, seed: int, judge: str | None, num_samples: int | N
         extractors.append(ProxyFeatures(EfficientNetLite0(run.tokenizer.image_size)))
     except FileNotFoundError as error:
         logging.warning("Without proxy_fid: %s", error)
-    sets = [measure_images(name, len(images), [images[i:i + _BATCH_SIZE] for i in range(0, len(images), _BATCH_SIZE)],
-                           extractors, run.runtime)
-            for name, images in (("samples", samples_NHWC), ("validation images", real_NHWC))]
-    found, _ = compare_sets(*sets, extractors)
+    def measured(name: str, images_NHWC: np.ndarray) -> Measured:
+        batches = [images_NHWC[i:i + _BATCH_SIZE] for i in range(0, len(images_NHWC), _BATCH_SIZE)]
+        return measure_images(name, len(images_NHWC), batches, extractors, run.runtime)
+
+    key = hashlib.sha256(real_NHWC.tobytes()).hexdigest()
+    if key not in _real_sets:  # the same for all runs, most often
+        _real_sets[key] = measured("validation images", real_NHWC)
+    found, _ = compare_sets(measured("samples", samples_NHWC), _real_sets[key], extractors)
     figures = {name: found[name] for name in ("fwd", "proxy_fid") if name in found} | {"num_samples": float(count)}
     if judge is not None and run.prior.num_classes:
         verdicts = run.judge(_classifier(judge))
