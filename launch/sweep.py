@@ -125,9 +125,16 @@ def _check(point: Point, stages: list[str]) -> None:
 
 
 def _train(point: Point, stage: str) -> None:
-    """Trains a stage to its end, unless the same command has done so."""
+    """Trains a stage to its end, unless that has been done.
+
+    Raises:
+      ConfigError: it has been done by another command.
+    """
     command, done = point.command(stage), point.folder / f"{stage}_trained.json"
-    if done.exists() and json.loads(done.read_text()) == command:
+    if done.exists():
+        if (earlier := json.loads(done.read_text())) != command:
+            raise ConfigError(f"--workdir holds another sweep: {point.folder / stage} was trained by "
+                              f"{shlex.join(earlier)}, and not by {shlex.join(command)}. Name another directory")
         logging.info("%s is trained", point.folder / stage)
         return
     print(shlex.join(command), flush=True)
@@ -137,7 +144,6 @@ def _train(point: Point, stage: str) -> None:
     if result.returncode:
         sys.exit(f"{point.folder / stage} ended with exit code {result.returncode}; the same sweep again goes on from "
                  "there.")
-    (point.folder / "measures.json").unlink(missing_ok=True)
     _write(done, command)
 
 

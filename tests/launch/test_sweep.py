@@ -8,20 +8,24 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vqim
 from launch.sweep_report import summarise, table
 from tests.launch.verbs import Verbs, train_flags
 from tests.support.processes import ROOT
 from vqim.contracts.context import Context
+from vqim.data.decode import decode
+from vqim.data.folder import ImageFolder
 from vqim.data.source import Emoji
 from vqim.nn.module import apply
 
+DATA = ("data.Images.source = @data.ImageFolder", "data.ImageFolder.path = 'images'")
 COMMAND = (
     "--gin_file=gin/debug/tokenizer_tiny.gin", "--prior_gin_file=gin/debug/prior_tiny.gin",
     "--vary=tokenizer.L2.weight", "--value=1.0", "--value=0.25", "--workdir=runs/sweep", "--judge=runs/judge",
     "--gin_bindings=NUM_STEPS = 2", "--gin_bindings=optim.WarmupCosine.warmup_steps = 0",
-    "--gin_bindings=train.evaluators = []", "--num_samples=20")
+    "--gin_bindings=train.evaluators = []", *(f"--gin_bindings={binding}" for binding in DATA), "--num_samples=12")
 
 
 def sweep(directory, *command):
@@ -35,9 +39,16 @@ def sweep(directory, *command):
 def swept(tmp_path_factory):
     """A directory with a sweep of two values, and what the command printed."""
     directory = tmp_path_factory.mktemp("sweep")
+    # Emoji in nine classes, few of them, since the network of proxy_fid takes a tenth of a second an image.
+    for split, count in (("train", 3), ("val", 2)):
+        source = Emoji("train" if split == "train" else "validation")
+        for number in range(9 * count):
+            path = directory / f"images/{split}/class_{number % 9}/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source[number].image).save(path)
     verbs = Verbs(directory, tmp_path_factory.mktemp("logs"))
     done = verbs("train", *train_flags("gin/debug/classifier_tiny.gin", "runs/judge", "NUM_STEPS = 4",
-                                       "optim.WarmupCosine.warmup_steps = 0"))
+                                       "optim.WarmupCosine.warmup_steps = 0", *DATA))
     assert done.code == 0, done.err
     done = sweep(directory, *COMMAND)
     assert done.returncode == 0, done.stderr
@@ -52,8 +63,10 @@ def rows_of(directory):
 def validation(swept):
     """The validation images and their classes."""
     run = vqim.load(str(swept[0] / "runs/sweep/1.0/seed_0/prior"), runtime="torch")
-    examples = [Emoji("validation")[i] for i in range(len(Emoji("validation")))]
-    return np.stack([run.prepare(example.image) for example in examples]), np.array([e.label for e in examples])
+    source = ImageFolder(swept[0] / "images", "validation")
+    examples = [source[i] for i in range(len(source))]
+    return (np.stack([run.prepare(decode(example.image)) for example in examples]),
+            np.array([example.label for example in examples]))
 
 
 @pytest.mark.parametrize("value", ["1.0", "0.25"])
@@ -70,7 +83,7 @@ def test_figures_are_those_of_the_runs_on_the_validation_images(value, swept, va
     bits = [sum(math.log2(1 / p) for p in of_image) for of_image in
             torch.softmax(logits_BSV.double(), -1).gather(2, tokens)[..., 0].tolist()]
     assert figures["bits_per_image"] == pytest.approx(np.mean(bits), rel=1e-4)
-    assert figures["num_samples"] == 20 and figures["fwd"] > 0
+    assert figures["num_samples"] == 12 and figures["fwd"] > 0
 
 
 def test_the_judge_says_of_real_images_what_its_own_run_says(swept):
@@ -95,6 +108,11 @@ def test_the_same_sweep_again_trains_and_measures_nothing(swept):
     assert done.returncode == 0 and "launch.train" in first and "launch.train" not in done.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert done.stdout.splitlines() == [line for line in first.splitlines() if "launch.train" not in line]
+
+
+def test_a_sweep_with_other_runs_in_the_same_place_is_refused(swept):
+    done = sweep(swept[0], *COMMAND, "--gin_bindings=NUM_STEPS = 3")
+    assert done.returncode == 2 and "holds another sweep" in done.stderr
 
 
 def test_a_binding_that_nothing_uses_is_refused_before_any_run(swept):
