@@ -32,8 +32,8 @@ NOT_OURS = {"tokenizer.VecQuantizer", "tokenizer.MyQuantizer"}  # a mistake that
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(?:(?<![\w./])launch\.|launch/pod/(?:run|watch)\.sh )(\w+)([^\n`]*)")
 SHARED_VERBS = (
-    "benchmark", "cache_tokens", "checkpoint", "compile", "convert_weights", "evaluate", "quickstart", "sample",
-    "train")
+    "benchmark", "cache_tokens", "checkpoint", "compile", "convert_weights", "evaluate", "predict", "quickstart",
+    "sample", "sweep", "train")
 FILE = re.compile(r"[\w./{},<>*-]+\.(?:py|gin|sh|md|c|ipynb|bzl|toml|txt)|"
                   r"(?:vqim|gin|launch|tests|docs|third_party|\.ci)/[\w./{},<>*-]*")
 OF_THE_READER = re.compile(r"(^|/)(my_|a\.gin|foo|utils\.py|RUN\.gin|\*\.gin)|^/|^runs/|^caches/|^\*/")

@@ -53,6 +53,7 @@ class Items:
         (`tokenizer.losses.logit_laplace`).
       log_scale_BCHW: log scale of that distribution.
       logits_LBY: class logits of each layer.
+      disturbed_tokens: int64 tokens [B, N, K] of the same images after changes that hardly show, by the change's name.
       measures: float32 [B] by name, one value for each item, such as a prior's bits per token.
       references_BCHW: real images, float32 in [0, 1], with which a set of samples is compared; none belongs to an item.
       references_valid_B: False for a reference that only fills the batch.
@@ -66,6 +67,7 @@ class Items:
     location_BCHW: Tensor | None = None
     log_scale_BCHW: Tensor | None = None
     logits_LBY: Tensor | None = None
+    disturbed_tokens: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     measures: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     references_BCHW: Tensor | None = None
     references_valid_B: Tensor | None = None

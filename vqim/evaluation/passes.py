@@ -149,11 +149,18 @@ def split_batches(
     data: Dataset, split: str, batch_size: int, runtime: Runtime, first_batch: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
     """The examples of a split, on the device, `batch_size` over all processes, from one batch on."""
+    for batch in split_shares(data, split, batch_size, runtime, first_batch):
+        yield runtime.put(batch)
+
+
+def split_shares(
+    data: Dataset, split: str, batch_size: int, runtime: Runtime, first_batch: int = 0,
+) -> Iterable[Batch]:
+    """This process's part of every batch of a split, as NumPy arrays; `batch_size` over all processes."""
     share: Iterable[Batch] = data.evaluation(
         batch_size // runtime.process_count, split=split, process_index=runtime.process_index,
         process_count=runtime.process_count, first_batch=first_batch)
-    for batch in share:
-        yield runtime.put(batch)
+    return share
 
 
 def protocol_of(data: Dataset) -> dict[str, str]:
@@ -316,4 +323,5 @@ def check_needs(metric: Metric, items: Items, owner: str) -> None:
 
 
 def _has(items: Items, name: str) -> bool:
-    return bool(items.measures) if name == "measures" else getattr(items, name) is not None
+    value = getattr(items, name)
+    return bool(value) if isinstance(value, Mapping) else value is not None

@@ -5,7 +5,7 @@ from vqim.checkpoint import policy
 from vqim.classifier import model as classifier_model
 from vqim.classifier import objective as classifier_objective
 from vqim.contracts import learning
-from vqim.data import folder, images, source, token_cache, transforms
+from vqim.data import folder, images, lmdb_images, source, token_cache, transforms
 from vqim.evaluation import (
     accuracy,
     extractors,
@@ -14,6 +14,7 @@ from vqim.evaluation import (
     rejection,
     repetition,
     samples,
+    sensitivity,
     set_metrics,
     token_metrics,
 )
@@ -32,8 +33,9 @@ from vqim.tokenizer.quantizer import gumbel, hierarchical, kmeans, multichannel,
 from vqim.training import experiment, gradient_task, start_from
 
 for module, components in {
-    "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, token_cache.Tokens,
-             transforms.RandomCrop, transforms.RandomResizedCrop, transforms.CenterCrop, transforms.Resize),
+    "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, lmdb_images.Lmdb,
+             token_cache.Tokens, transforms.RandomCrop, transforms.RandomResizedCrop, transforms.CenterCrop,
+             transforms.Resize),
     "nn": (convolution.GroupNorm, convolution.SpatialNorm, convolution.AttentionBlock),
     "frozen": (vgg16.VGG16, vgg16_classifier.TorchvisionVGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet,
                efficientnet.EfficientNetLite0, inception.Inception, from_run.FromRun),
@@ -59,7 +61,7 @@ for module, components in {
                    image_metrics.Distances, image_metrics.Lpips, image_metrics.ShownImages, token_metrics.CodebookUse,
                    token_metrics.Likelihood, accuracy.Accuracy, rejection.Rejection, set_metrics.FeatureDistances,
                    set_metrics.WaveletDistance, extractors.InceptionFeatures, extractors.ProxyFeatures,
-                   extractors.VGG16Features, repetition.Repetition),
+                   extractors.VGG16Features, repetition.Repetition, sensitivity.Disturbances, sensitivity.TokenChanges),
 }.items():
     for component in components:
         gin.register(component, module=module)

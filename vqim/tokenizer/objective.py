@@ -147,6 +147,11 @@ class TokenizerObjective:
         """Images, their tokens and their reconstructions, in evaluation mode and float32."""
         return reconstruct(self.tokenizer, sections.network_arrays(state, self.name), batch, context.evaluation())
 
+    def tokens(self, state: State, batch: dict[str, Tensor], context: Context) -> Tensor:
+        """The tokens [B, N, K] of a batch of images, in evaluation mode and float32."""
+        arrays = sections.network_arrays(state, self.name)
+        return apply(self.tokenizer.tokens, arrays, images_to_float(batch["images"]), context.evaluation())
+
     def _frozen_of(self, term: Term, arrays: State) -> dict[str, State]:
         return {name: select(arrays, sections.frozen(name)) for name in term.frozen}
 
