@@ -5,7 +5,7 @@ from vqim.checkpoint import policy
 from vqim.classifier import model as classifier_model
 from vqim.classifier import objective as classifier_objective
 from vqim.contracts import learning
-from vqim.data import folder, images, source, token_cache, transforms
+from vqim.data import folder, images, source, tar_shards, token_cache, transforms
 from vqim.evaluation import accuracy, extractors, image_metrics, passes, rejection, set_metrics, token_metrics
 from vqim.frozen import alexnet, efficientnet, from_run, inception, lpips, resnet, vgg16, vgg16_classifier
 from vqim.nn import convolution
@@ -22,8 +22,9 @@ from vqim.tokenizer.quantizer import gumbel, hierarchical, kmeans, multichannel,
 from vqim.training import experiment, gradient_task, start_from
 
 for module, components in {
-    "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, token_cache.Tokens,
-             transforms.RandomCrop, transforms.RandomResizedCrop, transforms.CenterCrop, transforms.Resize),
+    "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, tar_shards.TarShards,
+             token_cache.Tokens, transforms.RandomCrop, transforms.RandomResizedCrop, transforms.CenterCrop,
+             transforms.Resize),
     "nn": (convolution.GroupNorm, convolution.SpatialNorm, convolution.AttentionBlock),
     "frozen": (vgg16.VGG16, vgg16_classifier.TorchvisionVGG16, alexnet.AlexNet, lpips.Lpips, resnet.TorchvisionResNet,
                efficientnet.EfficientNetLite0, inception.Inception, from_run.FromRun),
