@@ -99,6 +99,7 @@ def sample_ar(size: Size, runtime: Runtime) -> Case:
     prior = AutoregressivePrior(size.grid, 0, size.width, size.num_layers, size.num_heads, 4 * size.width, 0.0)
     plain = peers.PlainPrior(*size.plain, causal=True)
     contestants = {"vqim": _draw(StepwiseSampler(), prior, size, runtime),
+                   "vqim, int8": _draw(StepwiseSampler(int8=True), prior, size, runtime),
                    "plain, static cache": lambda: plain.sample(size.batch_size)}
     missing = {}
     if importlib.util.find_spec("transformers"):

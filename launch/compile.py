@@ -15,6 +15,7 @@ import logging as python_logging
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def main() -> None:
         tpu_compiler.check_installed()
     except (ValueError, ImportError) as error:
         raise ConfigError(str(error)) from error
-    environment = tpu_compiler.environment(os.environ)
+    environment = tpu_compiler.environment({"LIBTPU_INIT_ARGS": libtpu_args(), **os.environ})
     os.environ.clear()
     os.environ.update(environment)  # before torch_xla and jax read it; this process does nothing else
     from vqim.runtime.topology import TopologyRuntime
@@ -78,6 +79,11 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0 if report.fits else 1)
+
+
+def libtpu_args() -> str:
+    """The options of the TPU's compiler with which launch/pod starts a run; LIBTPU_INIT_ARGS gives others, or none."""
+    return " ".join((Path(__file__).parent / "pod/libtpu_args.txt").read_text().split())
 
 
 def trace_training(experiment: Any, runtime: Any) -> list[compile_report.Program]:

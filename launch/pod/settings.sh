@@ -9,8 +9,8 @@
 #   POD_SPOT        1: cheaper, and may be taken away at any time; empty: not
 #   POD_BUCKET      a Cloud Storage bucket that install.sh mounts at /mnt/<bucket>; none unless given
 #   POD_SECONDS     between two looks at something that is awaited
-#   POD_LIBTPU_ARGS options of the TPU's compiler, LIBTPU_INIT_ARGS of the run; unless given, those with which all-gathers
-#                   go on beside products (docs/tpu_estimates.md)
+#   POD_LIBTPU_ARGS options of the TPU's compiler, LIBTPU_INIT_ARGS of the run; unless given, those in libtpu_args.txt,
+#                   with which all-gathers go on beside products (docs/tpu_estimates.md)
 #
 # With --dry_run as first argument, or DRY_RUN=1, a script prints its commands and runs none.
 
@@ -23,13 +23,11 @@ POD_IMAGE="${POD_IMAGE:-tpu-ubuntu2204-base}"
 POD_SPOT="${POD_SPOT:-}"
 POD_BUCKET="${POD_BUCKET:-}"
 POD_SECONDS="${POD_SECONDS:-30}"
-POD_LIBTPU_ARGS="${POD_LIBTPU_ARGS---xla_tpu_enable_async_collective_fusion=true \
---xla_tpu_enable_async_collective_fusion_fuse_all_gather=true --xla_tpu_enable_async_collective_fusion_multiple_steps=true \
---xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true}"
 DRY_RUN="${DRY_RUN:-}"
 
 # shellcheck disable=SC2034  # for those who source this
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+POD_LIBTPU_ARGS="${POD_LIBTPU_ARGS-$(paste -sd ' ' "${HERE}/libtpu_args.txt")}"
 # shellcheck disable=SC2034
 UNIT=vqim # the systemd service that a run is on each machine
 

@@ -32,14 +32,17 @@ if compgen -G ".whl/*.whl" >/dev/null; then
   export PYTHONPATH="${site}:${PYTHONPATH:-}"
 fi
 
-# A part that fails or runs out of time does not stop the others. Together at most 470 seconds.
+# A part that fails or runs out of time does not stop the others. Together at most 475 seconds. The tests are those of
+# whole commands, which take the GPU by themselves.
 timeout 290 "${python}" -m tests.gpu.measure --out="${out}" "${dry_run[@]}" || echo "measure: exit code $?"
-timeout 60 "${python}" -m pytest -q -p no:cacheprovider tests/optim/test_adamw.py tests/optim/test_adafactor.py \
-  tests/training/test_gradient_task.py >"${out}/tests.txt" 2>&1 || echo "tests: exit code $?"
-tail -n 3 "${out}/tests.txt"
+tests=(tests/launch/test_train.py tests/launch/test_reading_verbs.py)
+[[ ${#dry_run[@]} -gt 0 ]] && tests=(tests/launch/test_reading_verbs.py -k "samples_that_cannot_be_drawn")
+timeout 70 "${python}" -m pytest -q -p no:cacheprovider --numprocesses=4 "${tests[@]}" >"${out}/tests.txt" 2>&1 \
+  || echo "tests: exit code $?"
+tail -n 5 "${out}/tests.txt"
 steps=60
 [[ ${#dry_run[@]} -gt 0 ]] && steps=8
-timeout 120 "${python}" -m launch.quickstart --workdir="$(mktemp -d)/quickstart" --runtime=torch --num_samples=8 \
+timeout 115 "${python}" -m launch.quickstart --workdir="$(mktemp -d)/quickstart" --runtime=torch --num_samples=8 \
   --gin_bindings="NUM_STEPS = ${steps}" --gin_bindings='optim.WarmupCosine.warmup_steps = 5' \
   >"${out}/quickstart.txt" 2>&1 || echo "quickstart: exit code $?"
 tail -n 12 "${out}/quickstart.txt"

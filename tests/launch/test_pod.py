@@ -10,6 +10,8 @@ import subprocess
 
 import pytest
 
+from launch.compile import libtpu_args
+
 POD = pathlib.Path(__file__).parents[2] / "launch/pod"
 SLICE = "--zone=us-central2-b"
 
@@ -108,6 +110,11 @@ def test_options_of_the_tpu_compiler_are_those_of_the_estimates_unless_given(dry
     words = shlex.split(command[-2].removeprefix("--command=").split("; ")[-1])
     (value,) = (word.removeprefix("--setenv=LIBTPU_INIT_ARGS=") for word in words if "LIBTPU_INIT_ARGS" in word)
     assert value == (documented if given is None else given)
+
+
+def test_programs_are_compiled_with_the_options_that_runs_have():
+    text = re.sub(r"\\\n\s*", "", (POD.parents[1] / "docs/tpu_estimates.md").read_text())
+    assert libtpu_args() == re.search(r'export LIBTPU_INIT_ARGS="([^"]*)"', text)[1]
 
 
 def test_logs_are_the_first_machines_or_those_of_a_named_one(dry):

@@ -134,7 +134,7 @@ def test_steps_with_arrays_laid_out_for_them_give_what_the_whole_sequence_gives(
     model = TwoStacks()
     params, x = draw_params(model), torch.randn(2, TOKENS, WIDTH)
     whole = apply(model.forward, params, x, context)
-    laid_out = lay_out_stacks(model, params, context)
+    laid_out = lay_out_stacks(model, params, context.kernels, context.dtype)
     assert laid_out.keys() == params.keys() and laid_out["head/kernel_IO"] is params["head/kernel_IO"]
     caches = [Cache(*torch.zeros(2, LAYERS, 2, HEADS, TOKENS, WIDTH // HEADS)) for _ in range(2)]
     for t in range(TOKENS):

@@ -41,5 +41,5 @@ class OneDevice(TorchDispatchMode):
 
 def _line():
     """The innermost line of vqim that is running."""
-    frame = next(frame for frame in reversed(traceback.extract_stack()) if "/vqim/" in frame.filename)
-    return f"{frame.filename.rpartition('/vqim/')[2]}:{frame.lineno}"
+    frames = [frame for frame in traceback.extract_stack() if "/vqim/" in frame.filename]
+    return f"{frames[-1].filename.rpartition('/vqim/')[2]}:{frames[-1].lineno}" if frames else "outside of vqim"

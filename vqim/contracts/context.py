@@ -37,7 +37,8 @@ class Kernels(Protocol):
     def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> Any:
         """One array of each of L layers as `scan`'s loops take it fastest, for many products with few rows in `dtype`.
 
-        What it makes of a kernel only `linear` reads. There is no gradient."""
+        With torch.int8, kernels are rounded to 8 bits, and the rows that `linear` multiplies with them to 7; only on a
+        CPU. What it makes of a kernel only `linear` reads. There is no gradient."""
         ...
 
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:

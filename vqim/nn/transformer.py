@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqim.contracts.context import Context
+from vqim.contracts.context import Context, Kernels
 from vqim.nn.attention import Cache, SelfAttention
 from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate, dropout, gelu_dropout
 from vqim.nn.module import apply, present_arrays, stack_parameters
@@ -121,13 +121,15 @@ class Stack(nn.Module):
         return present_arrays(self.block)
 
 
-def lay_out_stacks(module: nn.Module, arrays: Mapping[str, Tensor], context: Context) -> dict[str, Any]:
+def lay_out_stacks(
+    module: nn.Module, arrays: Mapping[str, Tensor], kernels: Kernels, dtype: torch.dtype,
+) -> dict[str, Any]:
     """A module's arrays for many calls of `Stack.step`: those of its stacks as `Kernels.lay_out` makes them, once."""
     laid_out: dict[str, Any] = dict(arrays)
     for path, stack in module.named_modules():
         if isinstance(stack, Stack):
             prefix = f"{path.replace('.', '/')}/"
-            kernels = {f"{prefix}{name}" for name in stack.kernel_names()}
-            laid_out |= {name: context.kernels.lay_out(array_L, context.dtype, is_kernel=name in kernels)
+            names = {f"{prefix}{name}" for name in stack.kernel_names()}
+            laid_out |= {name: kernels.lay_out(array_L, dtype, is_kernel=name in names)
                          for name, array_L in arrays.items() if name.startswith(prefix)}
     return laid_out

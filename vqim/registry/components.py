@@ -5,7 +5,7 @@ from vqim.checkpoint import policy
 from vqim.classifier import model as classifier_model
 from vqim.classifier import objective as classifier_objective
 from vqim.contracts import learning
-from vqim.data import folder, images, lmdb_images, source, token_cache, transforms
+from vqim.data import folder, images, lmdb_images, source, tar_shards, token_cache, transforms
 from vqim.evaluation import (
     accuracy,
     extractors,
@@ -34,6 +34,7 @@ from vqim.training import experiment, gradient_task, start_from
 
 for module, components in {
     "data": (images.Images, source.Emoji, source.Arrays, source.Idx, folder.ImageFolder, lmdb_images.Lmdb,
+             tar_shards.TarShards,
              token_cache.Tokens, transforms.RandomCrop, transforms.RandomResizedCrop, transforms.CenterCrop,
              transforms.Resize),
     "nn": (convolution.GroupNorm, convolution.SpatialNorm, convolution.AttentionBlock),

@@ -17,6 +17,7 @@ from torch import Tensor
 from vqim.contracts.runtime import Fill, Hosts, Shards
 from vqim.runtime.arrays import scalar, to_numpy, to_tensor
 from vqim.runtime.hosts import OneHost
+from vqim.runtime.int8 import int8_kernel, int8_linear
 from vqim.runtime.plain import loop_scan, plain_attention, plain_linear
 from vqim.runtime.settings import TorchSettings
 from vqim.state.init import full_index
@@ -51,12 +52,14 @@ class TorchKernels:
         return F.scaled_dot_product_attention(q_BNTH, k_BNSH, v_BNSH, is_causal=causal)
 
     def linear(self, x_I: Tensor, kernel_IO: Tensor, bias_O: Tensor) -> Tensor:
-        """torch.nn.functional.linear, or oneDNN's product with a kernel from `lay_out`."""
+        """torch.nn.functional.linear, or the product with a kernel from `lay_out` by oneDNN, in int8 by FBGEMM."""
+        if isinstance(kernel_IO, torch.ScriptObject):
+            return int8_linear(x_I, kernel_IO) + bias_O
         if kernel_IO.is_mkldnn:
             return torch.ops.mkldnn._linear_pointwise(x_I, kernel_IO, bias_O.to(x_I.dtype), "none", [], "")
         return plain_linear(x_I, kernel_IO, bias_O)
 
-    def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> list[Tensor]:
+    def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> list[Any]:
         """A list of the layers' arrays; on a CPU, kernels in the order in which oneDNN reads them.
 
         torch's own product (MKL) of 8 rows with a matrix reads it at about half of the memory's speed (AMD EPYC).
@@ -64,6 +67,8 @@ class TorchKernels:
         """
         if not is_kernel:
             return list(array_L.unbind(0))
+        if dtype == torch.int8:
+            return [int8_kernel(kernel_IO.detach()) for kernel_IO in array_L.unbind(0)]
         kernels_IO = [kernel_IO.detach().to(dtype) for kernel_IO in array_L.unbind(0)]
         if array_L.device.type != "cpu" or dtype != torch.float32 or not hasattr(torch.ops.mkldnn, _REORDER):
             return kernels_IO

@@ -88,6 +88,8 @@ class XlaKernels:
 
     def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> Tensor:
         """As it is: the compiler lays arrays out."""
+        if dtype == torch.int8:
+            raise ValueError("int8 kernels need the torch runtime on a CPU, this is the xla runtime")
         return array_L
 
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
