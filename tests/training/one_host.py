@@ -91,7 +91,7 @@ def experiment(num_steps, fails_at=None):
 def main():
     """Trains as one process of several."""
     index, count, port = map(int, sys.argv[1:4])
-    network = HostNetwork("localhost", port, index, count, timeout_seconds=60)
+    network = HostNetwork("localhost", port, index, count, timeout_seconds=300)
     print(network.port, flush=True)
     logging.set_verbosity(logging.INFO)
     runtime = OneOfSeveral(network)

@@ -44,7 +44,7 @@ class Process:
 
     def end(self):
         """Its exit code, and its log."""
-        return self._process.wait(60), self._log.read_text()
+        return self._process.wait(300), self._log.read_text()
 
     def result(self):
         """What it printed last."""
