@@ -107,10 +107,12 @@ def test_only_process_0_writes_metrics(results, folder):
 
 
 def test_when_one_process_fails_the_others_end_too_and_the_last_checkpoint_stays(tmp_path):
-    first = Process(tmp_path, 0, 0)
+    first = Process(tmp_path, 0, 0, 10**9)
     second = Process(tmp_path, 1, first.port, 25)
     code, log = second.end()
     assert code == 1 and "OSError: the disk is gone" in log
     code, log = first.end()
     assert code == EXIT_CODE
     assert "Process 1 has ended with OSError: the disk is gone. All processes are needed for a step" in log
+    checkpoint = CheckpointManager(tmp_path / "run/checkpoints").open()
+    assert checkpoint.step == 20 and checkpoint.verify() == []
