@@ -1,9 +1,10 @@
 """Run by test_several_hosts.py: one of several processes that train together, each with a part of data and state.
 
-    python -m tests.training.one_host index count port workdir num_steps
+    python -m tests.training.one_host index count port workdir num_steps [fails_at]
 
-Prints the port, which process 0 chooses if it is given 0, and at the end JSON: step, interrupted, examples loaded.
+Its data fail when it loads the batch after step `fails_at`. Prints the port, which process 0 chooses if it is given 0, and at the end JSON: step, interrupted, examples loaded.
 """
+import itertools
 import json
 import sys
 
@@ -60,30 +61,41 @@ class Counts:
 
 
 class Numbers:
-    """Examples that are their own indices."""
+    """Examples that are their own indices; reading fails from batch `fails_at` on."""
 
     image_size, class_names = 1, ()
+
+    def __init__(self, fails_at=None):
+        self._fails_at = fails_at
 
     def num_examples(self, split):
         return NUM_EXAMPLES
 
     def training(self, batch_size, seed, **processes):
-        return Loader(lambda epochs_B, records_B: {"records": records_B}, NUM_EXAMPLES, batch_size, seed, **processes)
+        batches = itertools.count()
+
+        def read(epochs_B, records_B):
+            if next(batches) == self._fails_at:
+                raise OSError("the disk is gone")
+            return {"records": records_B}
+
+        return Loader(read, NUM_EXAMPLES, batch_size, seed, **processes)
 
 
-def experiment(num_steps):
+def experiment(num_steps, fails_at=None):
     """Counting."""
-    return Experiment(Counts(), Numbers(), num_steps, BATCH_SIZE, log_every=10, save_every=10**6)
+    return Experiment(Counts(), Numbers(fails_at), num_steps, BATCH_SIZE, log_every=10, save_every=10 if fails_at else
+                      10**6)
 
 
 def main():
     """Trains as one process of several."""
     index, count, port = map(int, sys.argv[1:4])
-    network = HostNetwork("localhost", port, index, count, timeout_seconds=60)
+    network = HostNetwork("localhost", port, index, count, timeout_seconds=300)
     print(network.port, flush=True)
     logging.set_verbosity(logging.INFO)
     runtime = OneOfSeveral(network)
-    finished = train(experiment(int(sys.argv[5])), workdir=sys.argv[4], runtime=runtime, config="")
+    finished = train(experiment(*map(int, sys.argv[5:])), workdir=sys.argv[4], runtime=runtime, config="")
     loaded = np.concatenate([batch["records"] for batch in runtime.loaded]).tolist()
     print(json.dumps({"step": finished.state.step, "interrupted": finished.interrupted, "loaded": loaded}))
 

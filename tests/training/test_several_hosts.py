@@ -15,15 +15,16 @@ from vqim.checkpoint.manager import CheckpointManager
 from vqim.data.order import shuffled
 from vqim.runtime.torch import TorchRuntime
 from vqim.training.loop import train
+from vqim.training.watchdog import EXIT_CODE
 
 
 class Process:
     """One of them."""
 
-    def __init__(self, folder, index, port):
+    def __init__(self, folder, index, port, *arguments):
         self._log = folder / f"{index}.log"
         command = [sys.executable, "-m", "tests.training.one_host", str(index), "2", str(port), str(folder / "run"),
-                   "1000000"]
+                   "1000000", *map(str, arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -40,6 +41,10 @@ class Process:
     def terminate(self):
         """Sends it SIGTERM."""
         self._process.send_signal(signal.SIGTERM)
+
+    def end(self):
+        """Its exit code, and its log."""
+        return self._process.wait(300), self._log.read_text()
 
     def result(self):
         """What it printed last."""
@@ -99,3 +104,15 @@ def test_only_process_0_writes_metrics(results, folder):
     rows = (folder / "run/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(row)["step"] for row in rows]
     assert len(steps) == len(set(steps))
+
+
+def test_when_one_process_fails_the_others_end_too_and_the_last_checkpoint_stays(tmp_path):
+    first = Process(tmp_path, 0, 0, 10**9)
+    second = Process(tmp_path, 1, first.port, 25)
+    code, log = second.end()
+    assert code == 1 and "OSError: the disk is gone" in log
+    code, log = first.end()
+    assert code == EXIT_CODE
+    assert "Process 1 has ended with OSError: the disk is gone. All processes are needed for a step" in log
+    checkpoint = CheckpointManager(tmp_path / "run/checkpoints").open()
+    assert checkpoint.step == 20 and checkpoint.verify() == []

@@ -114,8 +114,12 @@ class CheckpointManager:
         layout.check_extra_metadata(metadata)
         save = Save(step, dict(arrays), copy.deepcopy(dict(metadata)), config,
                     layout.to_json("data_position", data_position), layout.finite(metrics or {}))
-        if self._commit.is_committed(step):
-            logging.info("Checkpoint %s exists already and is not saved again.", self._path(step))
+        try:
+            if self._commit.is_committed(step):
+                logging.info("Checkpoint %s exists already and is not saved again.", self._path(step))
+                return
+        except OSError as error:  # an object store that cannot be reached
+            self._failure = _Failure(step, save.num_bytes, error)
             return
         # Not a daemon thread: a program that ends in the middle of a save finishes it.
         self._thread = threading.Thread(target=self._run, args=(save, prune), name=f"checkpoint-{step}")
@@ -247,9 +251,12 @@ class CheckpointManager:
     def _explain(self, failure: "_Failure") -> str:
         """The error message for a failed save."""
         path, error = self._path(failure.step), failure.error
-        latest = self.latest_step()
-        whole = ("there is no earlier checkpoint" if latest is None else
-                 f"checkpoint {self._path(latest)} is whole, and the run resumes from it")
+        try:
+            latest = self.latest_step()
+            whole = ("there is no earlier checkpoint" if latest is None else
+                     f"checkpoint {self._path(latest)} is whole, and the run resumes from it")
+        except OSError:
+            whole = "which earlier checkpoint is whole cannot be read either"
         if not isinstance(error, OSError) or error.errno not in _NO_SPACE:
             return f"checkpoint {path} was not saved: {error}; {whole}"
         free = self._files.free_bytes()

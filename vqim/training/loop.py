@@ -132,8 +132,8 @@ def train(
             saver.finish(lambda: run.save(unmeasured))
     except (NonFiniteError, CheckpointError):
         raise
-    except Exception:
-        run.save_on_the_way_out()
+    except Exception as error:
+        run.save_on_the_way_out(error)
         raise
     finally:
         profiler.close()

@@ -23,7 +23,7 @@ from vqim.training.programs import Programs
 from vqim.training.progress import Progress
 from vqim.training.state import NonFiniteError, TrainState, save
 from vqim.training.summaries import Summaries
-from vqim.training.watchdog import Watchdog
+from vqim.training.watchdog import ENDED, Watchdog
 
 _END = object()
 
@@ -137,12 +137,19 @@ class Run:
         self._check_health()
         self._save(self._loader.position(), unmeasured)
 
-    def save_on_the_way_out(self) -> None:
-        """Saves what there is when something else has failed; says what could not be saved and never raises."""
+    def save_on_the_way_out(self, failure: Exception) -> None:
+        """Saves what there is when something else has failed; says what could not be saved and never raises.
+
+        One of several processes cannot save without the others, which it tells to end.
+        """
         try:
             self._manager.wait()
         except CheckpointError as error:
             logging.error("%s", error)
+        if self._runtime.process_count > 1:
+            with contextlib.suppress(RuntimeError):  # process 0, which keeps the posts, has ended already
+                self._runtime.hosts.post(ENDED, f"Process {self._runtime.process_index} has ended with "
+                                                f"{type(failure).__name__}: {failure}")
         step, latest = self._state.step, self._manager.latest_step()
         if latest == step:
             return

@@ -15,7 +15,11 @@ from vqim.contracts.runtime import Hosts
 EXIT_CODE = 70
 """The exit code of a process that is ended because it hangs."""
 
+ENDED = "ended"
+"""The post by which a process tells the others that it ends with an error, for which they would wait for ever."""
+
 _FACTOR = 10.0
+_GONE_SECONDS = 30.0
 _POLL_SECONDS = 0.5
 
 
@@ -25,6 +29,9 @@ class Watchdog:
     One that takes ten times as long as the longest one before it of its kind, and at least `least_seconds`, is taken
     to hang. The first of each kind compile, and are not watched. When one process finds that it hangs, all of them
     write their stacks, to the log and to `<directory>/stacks_<process>.txt`: which of them is late shows why.
+
+    When one process ends with an error, which it posts as `ENDED`, the others end themselves: their next step would
+    wait for it. So they do when process 0 has been gone for half a minute.
 
     Args:
       hosts: the processes of the run.
@@ -75,7 +82,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         """The body of the thread."""
-        told = None
+        told = gone_since = None
         while not self._closing.wait(_POLL_SECONDS):
             now = self._now
             if now is not None and now != told and time.monotonic() - now[1] > self._limit(now[0]):
@@ -84,9 +91,15 @@ class Watchdog:
                            f"{time.monotonic() - now[1]:.0f} s; the longest before it took "
                            f"{self._longest[now[0]]:.1f} s")
             try:
-                heard = self._hosts.read(f"hang/{self._count}")
+                heard, ended, gone_since = self._hosts.read(f"hang/{self._count}"), self._hosts.read(ENDED), None
             except RuntimeError:  # process 0, which keeps the posts, has ended
-                heard = None
+                heard, ended, gone_since = None, None, gone_since or time.monotonic()
+                if time.monotonic() - gone_since > _GONE_SECONDS:  # while this one still makes steps
+                    ended = "process 0 has ended"
+            if ended:
+                logging.error("%s. All processes are needed for a step, so this one ends too; the same command goes on "
+                              "from the newest checkpoint.", ended)
+                os._exit(EXIT_CODE)
             if heard:
                 self._count += 1
                 self._write_stacks(heard)
