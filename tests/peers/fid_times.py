@@ -1,4 +1,4 @@
-"""What a FID costs here, in torch-fidelity and in torchmetrics, on the same images in one process; a script, not a test.
+"""What a FID costs here, in torch-fidelity and in torchmetrics, on the same images in one process; no test.
 
     pip install --no-deps torch-fidelity torchmetrics lightning-utilities    # beside vqim and torchvision
     python -m tests.peers.fid_times images 2000     # from 8-bit images to the distance, 1,000 images against 1,000
@@ -87,10 +87,10 @@ class TorchMetrics:
         return float(self._metric.compute())
 
 
-def timed(seconds: dict[str, list[float]], name: str, work: Callable[[], object]) -> object:
+def timed(seconds: dict[str, list[float]], name: str, work: Callable[..., object], *arguments: object) -> object:
     """What `work` gives; its seconds are noted."""
     begin = time.perf_counter()
-    found = work()
+    found = work(*arguments)
     seconds.setdefault(name, []).append(time.perf_counter() - begin)
     return found
 
@@ -110,7 +110,7 @@ def on_images(count: int, projected: int = 2000) -> None:
             # A batch lies within one set: the sets' sizes are multiples of the batch.
             batch, which = images[first:first + BATCH], int(first >= half)
             for name in names[number % 3:] + names[:number % 3]:
-                timed(adding, name, lambda name=name: libraries[name].add(batch, which))  # type: ignore[misc]
+                timed(adding, name, libraries[name].add, batch, which)
         values = {name: timed(comparing, name, one.result) for name, one in libraries.items()}
     print(f"| {count} images | FID | extraction | median batch of {BATCH} | Frechet | both | ours over theirs | "
           f"for {projected} images |\n| {'--- | ' * 8}")
