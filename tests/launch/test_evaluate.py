@@ -9,7 +9,7 @@ import pytest
 from vqim.evaluation.evaluated import read_evaluated
 
 TOKENIZER, PRIOR = "--workdir=runs/debug/tokenizer", "--workdir=runs/debug/prior"
-ONE_BY_ONE = ["--save_minutes=0", "--gin_bindings=evaluation.Reconstructions.batch_size = 1"]
+ONE_BY_ONE = ["--save_minutes=0", "--gin_bindings=evaluation.Reconstructions.batch_size = 2"]
 SAMPLES = ["train.evaluators = [@evaluation.Samples()]",
            "evaluation.Samples.metrics = [@evaluation.WaveletDistance(), @evaluation.ShownImages()]",
            "evaluation.Samples.reference_split = 'validation'", "evaluation.Samples.batch_size = 185"]
