@@ -8,8 +8,16 @@ The first set is measured, the second is the reference. Each is a folder of imag
 images in arr_0 as ADM's evaluator takes them, or one with statistics, ADM's mu and sigma or of --write_statistics. Of
 ADM's references, which have both, the statistics serve Frechet distances, the images all else.
 
-Shown are `fwd`, a Frechet distance of wavelet packets, always; `fid` and its like in FID's Inception with --inception,
-whose weights nobody may ship; `proxy_fid` and its like in EfficientNet-Lite0 where its package is installed.
+Two or more runs that launch.evaluate has measured stand beside each other: every measure, its difference from the first
+run's, and the standard error of that, paired over the images that both measured. A run beside a set stands for the
+samples that launch.sample has drawn from it.
+
+    python -m launch.compare runs/a runs/b runs/c --report=comparison.html
+    python -m launch.compare runs/prior reference/
+
+Shown of sets are `fwd`, a Frechet distance of wavelet packets, always; `fid` and its like in FID's Inception with
+--inception, whose weights nobody may ship; `proxy_fid` and its like in EfficientNet-Lite0 where its package is
+installed.
 """
 import dataclasses
 import json
@@ -33,6 +41,7 @@ from vqim.frozen.inception import Inception
 from vqim.registry.config import ConfigError
 from vqim.runtime.torch import TorchRuntime
 
+from .compare_runs import SAMPLE, compare_runs, is_run, samples_of
 from .image_sets import ImageSet, open_images
 
 INCEPTION = absl_flags.DEFINE_string(
@@ -41,12 +50,22 @@ IMAGE_SIZE = absl_flags.DEFINE_integer(
     "image_size", None, "Crops the middle square of every image and scales it to this size.", lower_bound=1)
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 32, "Images at a time; no result depends on it.", lower_bound=1)
 OUT = absl_flags.DEFINE_string("out", None, "A JSON file for results, protocol and notes.")
+REPORT = absl_flags.DEFINE_string("report", None, "An HTML file in which runs stand beside each other.")
 WRITE_STATISTICS = absl_flags.DEFINE_string(
     "write_statistics", None, "Writes the statistics of one set to this .npz file, and compares nothing.")
 
 
 def main(paths: Sequence[str]) -> None:
-    """Measures one or two sets."""
+    """Measures one or two sets, or compares runs."""
+    if len(paths) > 1 and all(is_run(path) for path in paths) and not WRITE_STATISTICS.value:
+        try:
+            compare_runs(paths, OUT.value, REPORT.value)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return
+    if REPORT.value:
+        raise ConfigError("--report is of runs that stand beside each other; got "
+                          f"{', '.join(path for path in paths if not is_run(path)) or 'one run'}")
     expected = 1 if WRITE_STATISTICS.value else 2
     if len(paths) != expected:
         raise ConfigError(f"expected {expected} set{'s' * (expected > 1)} of images, a folder or an .npz file each; "
@@ -71,6 +90,8 @@ def _open(path: str) -> ImageSet | Path:
     """The images at a path; the path itself where it is a file of statistics."""
     if Path(path).is_file() and has_statistics(path):
         return Path(path)
+    if is_run(path):
+        return open_images(samples_of(path), IMAGE_SIZE.value, BATCH_SIZE.value, SAMPLE)
     return open_images(path, IMAGE_SIZE.value, BATCH_SIZE.value)
 
 

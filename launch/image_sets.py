@@ -3,6 +3,7 @@
     B batch, H W image size
 """
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,19 +57,23 @@ class ImageSet:
         return image_HWC
 
 
-def open_images(path: str, target: int | None, batch_size: int) -> ImageSet:
+def open_images(
+    path: str, target: int | None, batch_size: int, named: re.Pattern[str] | None = None,
+) -> ImageSet:
     """The images of a folder and its subfolders, or of an `.npz` file.
 
     Args:
       path: the folder or file.
       target: crops the middle square of each image and scales it to this size; None leaves the images as they are.
       batch_size: images at a time.
+      named: in a folder, only files with such names; None takes all.
 
     Raises:
       ValueError: there is no image, or no such path.
     """
     if Path(path).is_dir():
-        files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in EXTENSIONS)
+        files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in EXTENSIONS
+                       and (named is None or named.fullmatch(file.name)))
         names = [str(file) for file in files]
 
         def read(i: int) -> np.ndarray:

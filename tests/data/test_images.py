@@ -113,6 +113,17 @@ def test_an_evaluation_has_the_images_in_the_order_of_the_file(emoji):
     assert not batches[-1]["images"][70:].any()
 
 
+def test_an_evaluation_begins_at_any_batch_and_takes_evenly_spaced_images(emoji):
+    labels = emoji["labels"][emoji["is_validation"]]
+    images = Images(Emoji, 64)
+    later = images.evaluation(100, first_batch=2)
+    assert len(later) == 2
+    np.testing.assert_array_equal(np.concatenate([batch["labels"] for batch in later])[:170], labels[200:])
+    some = np.concatenate([batch["labels"] for batch in images.evaluation(10, num_examples=37)])
+    np.testing.assert_array_equal(some[:37], labels[::10])
+    assert len(list(images.evaluation(100, first_batch=4))) == len(images.evaluation(100, first_batch=9)) == 0
+
+
 @pytest.mark.parametrize("before", [0, 1, 7])
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_restoring_gives_identical_pixels(before, num_threads):

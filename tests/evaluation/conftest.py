@@ -45,8 +45,12 @@ class Images:
     def num_examples(self, split):
         return len(self._of(split)[0])
 
-    def evaluation(self, batch_size, *, split="validation", process_index=0, process_count=1, first_batch=0):
+    def evaluation(self, batch_size, *, split="validation", process_index=0, process_count=1, first_batch=0,
+                   num_examples=None):
         images, labels = self._of(split)
+        if num_examples is not None:
+            rows = np.arange(num_examples) * len(images) // num_examples
+            images, labels = images[rows], labels[rows]
         for start in range(first_batch * batch_size, len(images), batch_size):
             self.num_batches += 1
             rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)

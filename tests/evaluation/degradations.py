@@ -1,8 +1,10 @@
 """How every distance orders real degradations of the emoji that ship with vqim; a script, not a test.
 
-    python -m tests.evaluation.degradations 300
+    python -m tests.evaluation.degradations 150                       # all sets
+    python -m tests.evaluation.degradations 150 'noise of 20'         # one
 
-The reference is the first images of the training split; the sets are these images degraded, and as many other images.
+The reference is every second of the first images of the training split; the sets are these images degraded, and the
+images in between.
 """
 import io
 import sys
@@ -35,8 +37,8 @@ def noisy(images_BHWC: np.ndarray, deviation: float) -> np.ndarray:
     return np.clip(np.round(images_BHWC + noise), 0, 255).astype(np.uint8)
 
 
-def main(count: int) -> None:
-    """Prints a table with a row for each set."""
+def main(count: int, names: list[str]) -> None:
+    """Prints a table with a row for each set, or for those with these names."""
     source = Emoji("train")
     images = np.stack([np.asarray(source[i].image) for i in range(2 * count)])
     # Both halves have images of all classes: the source is in the order of its classes.
@@ -53,7 +55,8 @@ def main(count: int) -> None:
         return measure_images(name, len(set_), batches, extractors, runtime)
 
     real, columns = measured("reference", reference), None
-    for name, set_ in sets.items():
+    for name in names or sets:
+        set_ = sets[name]
         results, _ = compare_sets(measured(name, set_), real, extractors)
         pair = unit_range(set_), unit_range(reference)
         results |= {"psnr": psnr(*pair).mean().item(), "ssim": ssim(*pair).mean().item()}
@@ -64,4 +67,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -177,9 +177,26 @@ def cost(library: str, folder: str) -> None:
     print(f"| {library} | {value:.6f} | {seconds:.1f} s | {more:.0f} MiB more |")
 
 
+def write_random_inception(folder: str) -> pathlib.Path:
+    """A file of weights as that of FID's Inception, which no package has: the same architecture, random values."""
+    import torchvision
+    torch.manual_seed(0)
+    state = torchvision.models.inception_v3(
+        weights=None, aux_logits=False, num_classes=1008, init_weights=False).state_dict()
+    for name, array in state.items():
+        if name.endswith(("running_mean", "bias")):
+            array.normal_(0, 0.1)
+        elif "running_var" in name or array.ndim == 1 and name.endswith("weight"):
+            array.uniform_(0.5, 1.5)
+        elif array.ndim == 4:
+            array.normal_(0, (2 / array[0].numel()) ** 0.5)
+    path = pathlib.Path(folder) / "weights.pth"
+    torch.save(state, path)
+    return path
+
+
 def values_of_networks() -> None:
     """Inception with random weights, and its resize, beside torch-fidelity's."""
-    import torchvision
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
@@ -192,19 +209,8 @@ def values_of_networks() -> None:
     theirs = interpolate_bilinear_2d_like_tensorflow1x((images * 255).round(), size=(299, 299), align_corners=False)
     difference = (matrix @ (images * 255).round() @ matrix.T - theirs).abs().max()
     print(f"TensorFlow 1's resize, 64 to 299: largest difference {difference:.1e} of 255")
-    torch.manual_seed(0)
-    state = torchvision.models.inception_v3(
-        weights=None, aux_logits=False, num_classes=1008, init_weights=False).state_dict()
-    for name, array in state.items():
-        if name.endswith(("running_mean", "bias")):
-            array.normal_(0, 0.1)
-        elif "running_var" in name or array.ndim == 1 and name.endswith("weight"):
-            array.uniform_(0.5, 1.5)
-        elif array.ndim == 4:
-            array.normal_(0, (2 / array[0].numel()) ** 0.5)
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "weights.pth"
-        torch.save(state, path)
+        path = write_random_inception(folder)
         network = Inception(64, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
         extractor = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))

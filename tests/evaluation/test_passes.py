@@ -400,3 +400,34 @@ def test_several_processes_draw_the_images_that_one_draws(prior_run):
 def arrays_of(value):
     """The arrays of a result: images, or a histogram's values."""
     return dataclasses.astuple(value) if dataclasses.is_dataclass(value) else [value]
+
+
+def test_a_subset_is_evenly_spaced_and_the_same_every_time(tokenizer_run, data):
+    run = tokenizer_run()
+    task, state = run
+    running = Reconstructions([Distances()], batch_size=8, num_images=20).begin(task, data, state, RUNTIME)
+    evaluate(running)
+    whole = Reconstructions([Distances()], batch_size=300).begin(task, data, state, RUNTIME)
+    evaluate(whole)
+    psnr = whole.values()["evaluation/psnr"][np.arange(0, 300, 15)]
+    np.testing.assert_allclose(running.values()["evaluation/psnr"], psnr, rtol=1e-5)
+    assert running.about.protocol["subset"] == "20 of 300 images, evenly spaced"
+
+
+def test_a_pass_without_ema_measures_the_parameters_themselves(tokenizer_run, data):
+    task, state = tokenizer_run()
+    average = {name.replace("params/", "ema/"): 0.5 * array for name, array in state.items()}
+    both = state | average
+
+    def psnr(arrays, **kwargs):
+        evaluator = Reconstructions([Distances()], batch_size=300, **kwargs)
+        return measure(evaluator, (task, arrays), data)["evaluation/psnr"]
+
+    halved = {name.replace("ema/", "params/"): array for name, array in average.items()}
+    assert psnr(both, ema=False) == psnr(state) != psnr(both) == psnr(halved)
+
+
+@pytest.mark.parametrize("num_images", [0, -3])
+def test_a_subset_of_nothing_is_refused(num_images):
+    with pytest.raises(ValueError, match="num_images must be at least 1"):
+        Reconstructions([Distances()], batch_size=8, num_images=num_images)

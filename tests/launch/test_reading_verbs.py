@@ -31,7 +31,8 @@ def test_evaluating_a_finished_run_gives_the_numbers_of_its_last_evaluation(verb
     for _ in range(2):
         done = verbs("evaluate", f"--workdir=runs/debug/{name}")
         assert done.code == 0, done.err
-    assert json.loads((runs / name / "evaluation.json").read_text()) == {"step": 40, **expected}
+    found = json.loads((runs / name / "evaluation.json").read_text())
+    assert {key: value for key, value in found.items() if isinstance(value, int | float)} == {"step": 40, **expected}
     for metric, value in expected.items():
         assert f"{metric}: {value:.6g}\n" in done.out
     # The second call replaced what the first one had written.

@@ -73,11 +73,12 @@ class Dataset(Protocol):
 
     def evaluation(
         self, batch_size: int, *, split: str = "validation", process_index: int = 0, process_count: int = 1,
-        first_batch: int = 0,
+        first_batch: int = 0, num_examples: int | None = None,
     ) -> Iterable[Batch]:
         """One pass over a split, in its order; 'valid' is False where an example only fills a batch.
 
-        With `first_batch`, the batches before it are left out, and not read.
+        With `first_batch`, the batches before it are left out, and not read. With `num_examples`, only so many are
+        taken, evenly spaced over the split.
         """
         ...
 

@@ -148,12 +148,12 @@ class Images:
 
     def evaluation(
         self, batch_size: int, *, split: str = "validation", process_index: int = 0, process_count: int = 1,
-        first_batch: int = 0,
+        first_batch: int = 0, num_examples: int | None = None,
     ) -> Evaluation:
-        """One pass over a split in the source's order, with `evaluation_transform`."""
+        """One pass over a split in the source's order, with `evaluation_transform`; see `Dataset.evaluation`."""
         check_split(split)
         return self._pass(split, self._evaluation_transform, 0, batch_size, 1, process_index, process_count,
-                          first_batch)
+                          first_batch, num_examples)
 
     def views(
         self, batch_size: int, seed: int, num_views: int, *,
@@ -168,13 +168,13 @@ class Images:
 
     def _pass(
         self, split: str, transform: Transform, seed: int, batch_size: int, num_epochs: int,
-        process_index: int, process_count: int, first_batch: int = 0,
+        process_index: int, process_count: int, first_batch: int = 0, num_chosen: int | None = None,
     ) -> Evaluation:
         reader = _Reader(self._sources[split], transform, self.image_size, seed, self._corrupt[split],
                          replace_corrupt=False)
         return Evaluation(reader, len(self._sources[split]), batch_size, num_epochs=num_epochs,
                           process_index=process_index, process_count=process_count, num_threads=self._num_threads,
-                          corrupt=self._corrupt[split], first_batch=first_batch)
+                          corrupt=self._corrupt[split], first_batch=first_batch, num_chosen=num_chosen)
 
 
 def shortened(names: Sequence[str], most: int = 8) -> str:

@@ -124,20 +124,22 @@ class Evaluation:
     def __init__(
         self, read: ReadBatch, num_examples: int, batch_size: int, *, num_epochs: int = 1,
         process_index: int = 0, process_count: int = 1, num_threads: int = 1, corrupt: Sized | None = None,
-        first_batch: int = 0,
+        first_batch: int = 0, num_chosen: int | None = None,
     ):
         """Reads nothing yet; see `Loader` for the arguments.
 
         Args:
           num_epochs: the number of times that each example comes; `read` gets the epoch.
           first_batch: the number of the first batch; those before it are left out.
+          num_chosen: the number of examples that come, evenly spaced over all; None takes all.
         """
         check_share(batch_size, process_index, process_count)
         if num_epochs < 1:
             raise ValueError(f"num_epochs: expected an integer >= 1, got {num_epochs}")
         self._read = read
         self._num_examples = num_examples
-        self._num_positions = num_examples * num_epochs
+        self._num_chosen = num_examples if num_chosen is None else min(num_chosen, num_examples)
+        self._num_positions = self._num_chosen * num_epochs
         self._batch_size = batch_size
         self._process = (process_index, process_count)
         self._global_batch_size = batch_size * process_count
@@ -164,7 +166,8 @@ class Evaluation:
     def _read_padded(self, first: int) -> Batch:
         positions_B = host_positions(first, self._batch_size, *self._process)
         positions_B = positions_B[positions_B < self._num_positions]
-        batch = self._read(*np.divmod(positions_B, self._num_examples))
+        epochs_B, places_B = np.divmod(positions_B, self._num_chosen)
+        batch = self._read(epochs_B, places_B * self._num_examples // self._num_chosen)
         missing = self._batch_size - len(positions_B)
         return {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
 

@@ -297,12 +297,13 @@ class Tokens:
 
     def evaluation(
         self, batch_size: int, *, split: str = "validation", process_index: int = 0, process_count: int = 1,
-        first_batch: int = 0,
+        first_batch: int = 0, num_examples: int | None = None,
     ) -> Evaluation:
-        """One pass over a split in the order in which it was written."""
+        """One pass over a split in the order in which it was written; see `Dataset.evaluation`."""
         check_split(split)
         return Evaluation(self._splits[split].read, self.num_examples(split), batch_size,
-                          process_index=process_index, process_count=process_count, first_batch=first_batch)
+                          process_index=process_index, process_count=process_count, first_batch=first_batch,
+                          num_chosen=num_examples)
 
 
 class _CachedSplit:

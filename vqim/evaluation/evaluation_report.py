@@ -145,7 +145,7 @@ def _images(
         for name, images_BHWC in one.images.items():
             kept_BHWC: np.ndarray = images_BHWC[:most]
             tags = "".join(image_tag(image, f"{name} {i}") for i, image in enumerate(kept_BHWC, start=1))
-            pairs = " Each row of eight originals stands above their reconstructions." if one.values else ""
+            pairs = " Each row of eight originals stands above what was made of it." if one.values else ""
             more = f"The first {len(kept_BHWC)} of {len(images_BHWC)}." if len(kept_BHWC) < len(images_BHWC) else ""
             caption = numbered.caption(f"{name}{where}. {more}{pairs}".strip())
             shown += (f'<{heading}>{html.escape(name + where)}</{heading}><figure><dl class="classes"><div>'

@@ -36,22 +36,27 @@ class Pass(abc.ABC):
       batch_size: the number of items in a batch, over all processes.
       every: the number of steps between two measurements; 0 measures only at the end.
       section: the prefix of results' names; by default the pass's own.
+      ema: whether networks are measured with their moving averages, where the run keeps them.
     """
 
     section = "evaluation"
 
-    def __init__(self, metrics: Sequence[Metric], batch_size: int, every: int = 0, section: str | None = None):
+    def __init__(
+        self, metrics: Sequence[Metric], batch_size: int, every: int = 0, section: str | None = None, ema: bool = True,
+    ):
         self.name, self.section = section or type(self).__name__.lower(), section or self.section
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if every < 0:
             raise ValueError(f"every must be at least 0, got {every}")
-        self.metrics, self.batch_size, self.every = tuple(metrics), batch_size, every
+        self.metrics, self.batch_size, self.every, self.ema = tuple(metrics), batch_size, every, ema
         self._bound = _Bound()
 
     def begin(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> "PassEvaluation":
         """See `vqim.contracts.evaluation.Evaluator`."""
         # Compiled programs and constants stay for the next measurement of the same task.
+        if not self.ema:
+            state = {name: array for name, array in state.items() if not name.startswith("ema/")}
         bound = self._bound
         if bound.program is None or bound.task is not task or bound.runtime is not runtime:
             bound.task, bound.runtime, bound.program = task, runtime, _Program(self, task, runtime)
@@ -85,24 +90,30 @@ class SplitPass(Pass):
     """A pass over the examples of a split, from which a method of the run's objective makes items.
 
     Args:
-      metrics, batch_size, every, section: see `Pass`.
+      metrics, batch_size, every, section, ema: see `Pass`.
       split: 'validation' or 'train'; the images are not augmented.
+      num_images: only so many of them, evenly spaced over the split and always the same; None takes all.
     """
 
     view: str
 
     def __init__(
         self, metrics: Sequence[Metric], batch_size: int, every: int = 0, split: str = "validation",
-        section: str | None = None,
+        section: str | None = None, num_images: int | None = None, ema: bool = True,
     ):
-        super().__init__(metrics, batch_size, every, section)
-        self.split = split
+        super().__init__(metrics, batch_size, every, section, ema)
+        if num_images is not None and num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        self.split, self.num_images = split, num_images
 
     def about(self, task: Task, data: Dataset) -> About:
         """See `Pass`."""
-        tokenizer = getattr(task.objective, "tokenizer", None)
-        return About(self.name, data.num_examples(self.split), tokenizer.grid if tokenizer else None,
-                     data.num_classes, {"split": self.split, **protocol_of(data), **dtypes_of(task)})
+        tokenizer, count = getattr(task.objective, "tokenizer", None), data.num_examples(self.split)
+        protocol = {"split": self.split, **protocol_of(data), **dtypes_of(task),
+                    **({} if self.ema else {"networks": "without EMA"})}
+        if self.num_images is not None and self.num_images < count:
+            protocol["subset"], count = f"{self.num_images} of {count} images, evenly spaced", self.num_images
+        return About(self.name, count, tokenizer.grid if tokenizer else None, data.num_classes, protocol)
 
     def batch_like(self, task: Task, data: Dataset) -> Batch:
         """See `Pass`."""
@@ -119,7 +130,7 @@ class SplitPass(Pass):
     ) -> Iterator[dict[str, Tensor]]:
         """See `Pass`."""
         self._check(task)
-        yield from split_batches(data, self.split, self.batch_size, runtime, first_batch)
+        yield from split_batches(data, self.split, self.batch_size, runtime, first_batch, self.num_images)
 
     def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
         """See `Pass`."""
@@ -147,19 +158,21 @@ class Classifications(SplitPass):
 
 def split_batches(
     data: Dataset, split: str, batch_size: int, runtime: Runtime, first_batch: int = 0,
+    num_examples: int | None = None,
 ) -> Iterator[dict[str, Tensor]]:
-    """The examples of a split, on the device, `batch_size` over all processes, from one batch on."""
-    for batch in split_shares(data, split, batch_size, runtime, first_batch):
+    """The examples of a split, or some of them, on the device, `batch_size` over all processes, from one batch on."""
+    for batch in split_shares(data, split, batch_size, runtime, first_batch, num_examples):
         yield runtime.put(batch)
 
 
 def split_shares(
     data: Dataset, split: str, batch_size: int, runtime: Runtime, first_batch: int = 0,
+    num_examples: int | None = None,
 ) -> Iterable[Batch]:
     """This process's part of every batch of a split, as NumPy arrays; `batch_size` over all processes."""
     share: Iterable[Batch] = data.evaluation(
         batch_size // runtime.process_count, split=split, process_index=runtime.process_index,
-        process_count=runtime.process_count, first_batch=first_batch)
+        process_count=runtime.process_count, first_batch=first_batch, num_examples=num_examples)
     return share
 
 

@@ -31,7 +31,7 @@ class Samples(Pass):
 
     Args:
       num_images: the number of images; for a prior with classes, the number for each class.
-      metrics, batch_size, every, section: see `Pass`.
+      metrics, batch_size, every, section, ema: see `Pass`.
       num_classes: the number of classes to use, from the first on; None uses all.
       sampler: a sampler to use instead of the prior's own.
       seed: seed for the draws.
@@ -46,9 +46,9 @@ class Samples(Pass):
     def __init__(
         self, metrics: Sequence[Metric], num_images: int, batch_size: int, every: int = 0,
         num_classes: int | None = None, sampler: Sampler | None = None, seed: int = 0, section: str | None = None,
-        reference_split: str | None = None, acceptance: Acceptance | None = None,
+        reference_split: str | None = None, acceptance: Acceptance | None = None, ema: bool = True,
     ):
-        super().__init__(metrics, batch_size, every, section)
+        super().__init__(metrics, batch_size, every, section, ema)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
         self.reference_split = reference_split

@@ -42,8 +42,10 @@ def parse(texts: Sequence[str]) -> list[dict[str, Any]]:
 
 def label(settings: Mapping[str, Any]) -> str:
     """Settings in words: 'temperature 0.8, top_k 100'."""
-    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                     for name, value in settings.items())
+    def word(value: Any) -> str:
+        return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{name} {word(value)}" for name, value in settings.items())
 
 
 def swept(
