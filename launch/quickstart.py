@@ -65,6 +65,8 @@ def main() -> None:
         # Threads that spin while they wait would take cores from working threads whenever another program runs.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         result = subprocess.run([sys.executable, "-m", *command[2:]], env=environment)
+        if result.returncode == 2:  # a refused configuration, and its reason is shown: to go on would end here again
+            sys.exit(2)
         if result.returncode:
             sys.exit(f"{title} ended with exit code {result.returncode}; the same command again goes on from there.")
         _add_seconds(workdir, time.perf_counter() - start)
