@@ -32,7 +32,7 @@ GIN_FILE = flags.DEFINE_multi_string(
 GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [],
     "One binding that wins over the files, such as --gin_bindings='train.num_steps = 100'; text needs quotes of its "
-    "own, --gin_bindings='data.path = \"/x\"'. May be given several times.",
+    "own, --gin_bindings='data.ImageFolder.path = \"/x\"'. May be given several times.",
 )
 GIN_SEARCH_PATH = flags.DEFINE_list(
     "gin_search_path", [], "Folders, separated by commas, in which gin files and what they include are looked for.",

@@ -9,6 +9,7 @@ import vqim.registry.components  # noqa: F401  gin knows the components from her
 from vqim.checkpoint import lock
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.runtime import Hosts, Runtime
+from vqim.frozen.from_run import FromRun
 from vqim.registry.config import Config, ConfigError
 from vqim.registry.runtimes import make_runtime
 from vqim.registry.stamp import stamped
@@ -123,6 +124,13 @@ def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
     return "\n".join(lines)
 
 
+def missing_runs(experiment: Experiment) -> list[str]:
+    """Which runs that this one takes its frozen networks from have no checkpoint, a line for each."""
+    return [f"{name}: run must be the directory of a run with a checkpoint, and {network.run} has none: train it "
+            "first, or name another" for name, network in experiment.task.objective.frozen.items()
+            if isinstance(network, FromRun) and CheckpointManager(f"{network.run}/checkpoints").latest_step() is None]
+
+
 def describe_data(experiment: Experiment, may_be_missing: bool = False) -> list[str]:
     """What there is of the data, and what of the files is no part of them, a line for each.
 
@@ -138,7 +146,8 @@ def describe_data(experiment: Experiment, may_be_missing: bool = False) -> list[
     except (OSError, ValueError) as error:
         if not may_be_missing:
             raise
-        return [f"data: not opened here: {flags.sentence(error)}"]
+        said = flags.sentence(error).partition("\n  In call to configurable")[0]  # which gin adds
+        return [f"data: not opened here: {said}"]
     return lines
 
 
@@ -177,5 +186,5 @@ def run_directory() -> str:
     """The directory in --workdir, for the verbs that read a run; ConfigError if there is no run."""
     workdir = flags.workdir()
     if not workdir or not (Path(workdir) / "config.gin").exists():
-        raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir}")
+        raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir or 'none'}")
     return workdir

@@ -35,6 +35,10 @@ END_IF_HANGING = absl_flags.DEFINE_bool(
 def main() -> None:
     """Builds everything; then trains or, with --dry_run, only describes what would be trained."""
     profile_steps = _steps(PROFILE_STEPS.value)
+    if not flags.GIN_FILE.value:
+        raise ConfigError("--gin_file must say what to train, such as gin/exp/quickstart/tokenizer.gin, or the "
+                          "config.gin of a run that is to go on; got none")
+    flags.restore()  # refused before any work
     config = flags.load_config()
     runtime = session.make_runtime(config, flags.RUNTIME.value)
     experiment = session.experiment_without_data(config) if DRY_RUN.value else session.experiment_with_data(config)
@@ -42,8 +46,10 @@ def main() -> None:
         check_batch_size(experiment.batch_size, runtime, experiment.task.num_micro_batches)
     except ValueError as error:
         raise ConfigError(f"train.{error}") from error
+    has_begun = _has_begun(flags.workdir())
+    missing = [] if has_begun else session.missing_runs(experiment)
     try:
-        if not _has_begun(flags.workdir()):
+        if not has_begun:
             started_spec(experiment.task.init_spec(), experiment.start_from)
     except StartFromError as error:
         raise ConfigError(f"train.{error}") from error
@@ -53,10 +59,13 @@ def main() -> None:
     if DRY_RUN.value:
         print(operative)
         print(session.describe_experiment(experiment, runtime))
-        for line in session.describe_data(experiment, may_be_missing=True):
+        for line in [*missing, *session.describe_data(experiment, may_be_missing=True)]:
             print(line)
         return
     rehearse(config, experiment, runtime)
+    if missing:
+        bound = (str(binding) for binding in config.bindings.values() if binding.name.startswith("frozen.FromRun.run"))
+        raise ConfigError("\n  ".join([*missing, *bound]))
     with session.claimed_workdir(config, flags.workdir(), runtime.hosts) as workdir:
         if runtime.process_index == 0:
             (Path(workdir) / "operative_config.gin").write_text(operative)
@@ -73,7 +82,7 @@ def main() -> None:
         except DataChangedError as error:
             raise ConfigError(f"train.data: {error}") from error
         except (CheckpointError, TooManyCorruptError, WrongExampleError) as error:
-            sys.exit(f"Stopped: {error}.")
+            sys.exit(f"Stopped: {str(error).rstrip('.')}.")
     if finished.interrupted:
         sys.exit(f"Interrupted by {finished.interrupted}.")
 
