@@ -7,6 +7,7 @@ from pathlib import Path
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
 from vqim.checkpoint import lock
+from vqim.checkpoint.errors import NoCheckpointError
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.runtime import Hosts, Runtime
 from vqim.frozen.from_run import FromRun
@@ -124,11 +125,19 @@ def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
     return "\n".join(lines)
 
 
-def missing_runs(experiment: Experiment) -> list[str]:
-    """Which runs that this one takes its frozen networks from have no checkpoint, a line for each."""
-    return [f"{name}: run must be the directory of a run with a checkpoint, and {network.run} has none: train it "
-            "first, or name another" for name, network in experiment.task.objective.frozen.items()
-            if isinstance(network, FromRun) and CheckpointManager(f"{network.run}/checkpoints").latest_step() is None]
+def unusable_runs(experiment: Experiment) -> list[str]:
+    """Which runs that this one takes its frozen networks from cannot give them, a line or more for each."""
+    found = []
+    for name, network in experiment.task.objective.frozen.items():
+        try:
+            if isinstance(network, FromRun):
+                network.check()
+        except NoCheckpointError:
+            found.append(f"{name}: run must be the directory of a run with a checkpoint, and {network.run} has none: "
+                         "train it first, or name another")
+        except ValueError as error:
+            found.append(f"{name}: run must have trained what is described here, and {network.run} has not: {error}")
+    return found
 
 
 def describe_data(experiment: Experiment, may_be_missing: bool = False) -> list[str]:

@@ -47,7 +47,7 @@ def main() -> None:
     except ValueError as error:
         raise ConfigError(f"train.{error}") from error
     has_begun = _has_begun(flags.workdir())
-    missing = [] if has_begun else session.missing_runs(experiment)
+    unusable = [] if has_begun else session.unusable_runs(experiment)
     try:
         if not has_begun:
             started_spec(experiment.task.init_spec(), experiment.start_from)
@@ -59,13 +59,13 @@ def main() -> None:
     if DRY_RUN.value:
         print(operative)
         print(session.describe_experiment(experiment, runtime))
-        for line in [*missing, *session.describe_data(experiment, may_be_missing=True)]:
+        for line in [*unusable, *session.describe_data(experiment, may_be_missing=True)]:
             print(line)
         return
     rehearse(config, experiment, runtime)
-    if missing:
+    if unusable:
         bound = (str(binding) for binding in config.bindings.values() if binding.name.startswith("frozen.FromRun.run"))
-        raise ConfigError("\n  ".join([*missing, *bound]))
+        raise ConfigError("\n  ".join([*unusable, *bound]))
     with session.claimed_workdir(config, flags.workdir(), runtime.hosts) as workdir:
         if runtime.process_index == 0:
             (Path(workdir) / "operative_config.gin").write_text(operative)

@@ -109,6 +109,13 @@ def test_a_prior_whose_tokenizer_was_not_trained_is_refused_and_a_dry_run_says_s
     assert files(verbs.directory) == {}
 
 
+def test_a_prior_whose_tokenizer_is_another_than_its_file_says_is_refused(verbs, runs):
+    message = refused(verbs("train", *train_flags(PRIOR, "other", "CODE_DIM = 8")))
+    assert "tokenizer: run must have trained what is described here, and runs/debug/tokenizer has not: " in message
+    assert "codebook_VZ: expected float32[64, 8], the checkpoint has float32[64, 4]" in message
+    assert not (verbs.directory / "other").exists()
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "sample", "cache_tokens"])
 def test_the_verbs_that_read_a_run_refuse_a_directory_that_has_none(verbs, verb):
     done = verbs(verb, "--workdir=nowhere", *(["--out=cache"] if verb == "cache_tokens" else []))
