@@ -1,4 +1,4 @@
-"""Runs everything once on real images, in minutes: stage 1, stage 2, samples, linear probe, and a report.
+"""Runs everything once on real images, in about half an hour: stage 1, stage 2, samples, linear probe, and a report.
 
     python -m launch.quickstart [--workdir=runs/quickstart]
 
@@ -275,7 +275,7 @@ def _add_seconds(workdir: Path, seconds: float) -> None:
 
 def run() -> None:
     """Entry point of the console script."""
-    flags.run(main)
+    flags.run(main, without=("gin_file", "gin_search_path", "restore"))
 
 
 if __name__ == "__main__":
