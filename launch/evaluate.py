@@ -18,6 +18,7 @@ from vqim.training.data_identity import DataChangedError, check_classes
 from vqim.training.summaries import Summaries
 
 from . import flags, session
+from .rehearsal import rehearse_evaluators
 
 OUT = absl_flags.DEFINE_string("out", None, "Folder for the results; the run's directory unless given.")
 
@@ -32,6 +33,7 @@ def main() -> None:
         except DataChangedError as error:
             raise ConfigError(f"train.data: {error}") from error
     out, experiment = Path(os.path.expanduser(OUT.value or session.run_directory())), run.experiment
+    rehearse_evaluators(config, experiment, run.runtime)
     out.mkdir(parents=True, exist_ok=True)
     # Results that an earlier call wrote for this step are replaced.
     summaries = Summaries(out / "evaluation", run.step - 1, enabled=run.runtime.process_index == 0)
