@@ -145,7 +145,7 @@ def describe_data(experiment: Experiment, may_be_missing: bool = False) -> list[
 
     Args:
       experiment: the experiment.
-      may_be_missing: whether data that cannot be opened are a line too, and no error.
+      may_be_missing: whether data that cannot be opened, or that do not fit, are a line too, and no error.
     """
     describe = getattr(experiment.data, "describe", None)
     if describe is None:
@@ -157,6 +157,11 @@ def describe_data(experiment: Experiment, may_be_missing: bool = False) -> list[
             raise
         said = flags.sentence(error).partition("\n  In call to configurable")[0]  # which gin adds
         return [f"data: not opened here: {said}"]
+    try:
+        if may_be_missing:
+            experiment.task.objective.check_data(experiment.data)
+    except (OSError, ValueError) as error:
+        lines = [*lines, f"data: they do not fit: {flags.sentence(error)}"]
     return lines
 
 

@@ -116,6 +116,12 @@ def test_a_prior_whose_tokenizer_is_another_than_its_file_says_is_refused(verbs,
     assert not (verbs.directory / "other").exists()
 
 
+def test_a_dry_run_says_that_data_do_not_fit(verbs):
+    done = verbs("train", *train_flags(PRIOR, "run", "NUM_CLASSES = 8"), "--dry_run")
+    assert done.code == 0, done.err
+    assert "data: they do not fit: num_classes must be the data's 9, or 0 to ignore them; got 8\n" in done.out
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "sample", "cache_tokens"])
 def test_the_verbs_that_read_a_run_refuse_a_directory_that_has_none(verbs, verb):
     done = verbs(verb, "--workdir=nowhere", *(["--out=cache"] if verb == "cache_tokens" else []))

@@ -45,7 +45,7 @@ def test_what_cannot_work_is_refused_before_work(verbs, lines, messages):
 
 @pytest.mark.parametrize("metrics", ["[@evaluation.Distances()]",
                                      "[@evaluation.WaveletDistance(), @evaluation.Distances()]"])
-def test_a_metric_that_samples_beside_real_images_cannot_serve_is_refused_before_work(verbs, metrics):
+def test_a_metric_that_samples_beside_real_ones_cannot_serve_is_refused(verbs, metrics):
     (verbs.directory / "mine.gin").write_text(
         f"include 'gin/debug/prior_tiny.gin'\nevaluation.Samples.metrics = {metrics}\n"
         "evaluation.Samples.reference_split = 'validation'\n")
