@@ -204,7 +204,7 @@ def _mib(num_bytes: int) -> str:
 
 def run() -> None:
     """Entry point of the console script."""
-    flags.run(main, WORDS)
+    flags.run(main, WORDS, without=("gin_file", "gin_bindings", "gin_search_path"))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from vqim.training.interrupts import Interrupts
 from vqim.training.summaries import Summaries
 
 from . import flags, session
+from .rehearsal import rehearse_evaluators
 
 OUT = absl_flags.DEFINE_string("out", None, "Folder for the results; the run's directory unless given.")
 SWEEP = absl_flags.DEFINE_multi_string(
@@ -86,6 +87,7 @@ def main() -> None:
         except DataChangedError as error:
             raise ConfigError(f"train.data: {error}") from error
     is_first = run.runtime.process_index == 0
+    rehearse_evaluators(config, run.experiment, run.runtime)
     out.mkdir(parents=True, exist_ok=True)
     # Results that an earlier call wrote for this step are replaced.
     summaries = Summaries(out / "evaluation", run.step - 1, enabled=is_first)

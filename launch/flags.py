@@ -32,7 +32,7 @@ GIN_FILE = flags.DEFINE_multi_string(
 GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [],
     "One binding that wins over the files, such as --gin_bindings='train.num_steps = 100'; text needs quotes of its "
-    "own, --gin_bindings='data.path = \"/x\"'. May be given several times.",
+    "own, --gin_bindings='data.ImageFolder.path = \"/x\"'. May be given several times.",
 )
 GIN_SEARCH_PATH = flags.DEFINE_list(
     "gin_search_path", [], "Folders, separated by commas, in which gin files and what they include are looked for.",
@@ -80,11 +80,12 @@ def load_config() -> Config:
     return load(GIN_FILE.value, GIN_BINDINGS.value, GIN_SEARCH_PATH.value)
 
 
-def run(main: Callable[..., None], words: tuple[str, ...] = ()) -> None:
+def run(main: Callable[..., None], words: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> None:
     """Parses the flags and calls `main`; a ConfigError is printed without its traceback and exits with code 2.
 
     What the file system refuses, and a damaged checkpoint, is told in a sentence too, and exits with code 1. Where
-    there are `words`, one of them has to stand among the flags, and `main` gets it.
+    there are `words`, one of them has to stand among the flags, and `main` gets it. `without` has the names of those of
+    the flags above that `main` does not read: --help leaves them out, and they are refused.
 
     With -v 1 (absl's --verbosity), messages show where they were logged, and errors show their traceback.
     """
@@ -94,6 +95,9 @@ def run(main: Callable[..., None], words: tuple[str, ...] = ()) -> None:
             raise app.UsageError(f"Expected one of {', '.join(words)}; got {' '.join(given)!r}. See --help.")
         if given and not words:
             raise app.UsageError(f"Expected only flags, got {' '.join(given)!r}. See --help.")
+        for name in without:
+            if flags.FLAGS[name].present:
+                raise app.UsageError(f"--{name} has no meaning here. See --help.")
         set_up_logging()
         try:
             main(*given)
@@ -109,7 +113,8 @@ def run(main: Callable[..., None], words: tuple[str, ...] = ()) -> None:
 
     # absl's --help shows only the flags of the main module, but these belong to every verb.
     for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+        if flag.name not in without:
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded)
 
 

@@ -1,4 +1,4 @@
-"""Runs everything once on real images, in minutes: stage 1, stage 2, samples, linear probe, and a report.
+"""Runs everything once on real images, in about half an hour: stage 1, stage 2, samples, linear probe, and a report.
 
     python -m launch.quickstart [--workdir=runs/quickstart]
 
@@ -68,6 +68,8 @@ def main() -> None:
         # Threads that spin while they wait would take cores from working threads whenever another program runs.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         result = subprocess.run([sys.executable, "-m", *command[2:]], env=environment)
+        if result.returncode == 2:  # a refused configuration, and its reason is shown: to go on would end here again
+            sys.exit(2)
         if result.returncode:
             sys.exit(f"{title} ended with exit code {result.returncode}; the same command again goes on from there.")
         _add_seconds(workdir, time.perf_counter() - start)
@@ -276,7 +278,7 @@ def _add_seconds(workdir: Path, seconds: float) -> None:
 
 def run() -> None:
     """Entry point of the console script."""
-    flags.run(main)
+    flags.run(main, without=("gin_file", "gin_search_path", "restore"))
 
 
 if __name__ == "__main__":

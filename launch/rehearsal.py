@@ -25,6 +25,24 @@ def rehearse(config: Config, experiment: Experiment, runtime: Runtime) -> None:
         nothing measures; the message has the lines of the components that are meant.
     """
     _rehearse_steps(config, experiment)
+    numbers = rehearse_evaluators(config, experiment, runtime)
+    best = [policy for policy in experiment.keep if isinstance(policy, KeepBest)]
+    for policy in best:
+        if numbers is not None and policy.metric not in numbers:
+            raise ConfigError(f"checkpoint.KeepBest: metric must be one of what is measured, "
+                              f"{', '.join(sorted(numbers)) or 'nothing'}; got {policy.metric!r}"
+                              + lines(config, policy, "metric"))
+
+
+def rehearse_evaluators(config: Config, experiment: Experiment, runtime: Runtime) -> list[str] | None:
+    """Rehearses the evaluators alone.
+
+    Returns:
+      The names of the numbers that they measure; None where not all are known.
+
+    Raises:
+      ConfigError: an evaluator fails, or two measure the same.
+    """
     shown: dict[str, str] = {}
     numbers: list[str] = []
     all_known = True
@@ -51,12 +69,7 @@ def rehearse(config: Config, experiment: Experiment, runtime: Runtime) -> None:
                               f"{type(evaluator).__name__}; give one of them a `section`" + lines(config, evaluator))
         shown |= dict.fromkeys(names, type(evaluator).__name__)
         numbers += [name for name, is_number in names.items() if is_number]
-    best = [policy for policy in experiment.keep if isinstance(policy, KeepBest)]
-    for policy in best if all_known else ():
-        if policy.metric not in numbers:
-            raise ConfigError(f"checkpoint.KeepBest: metric must be one of what is measured, "
-                              f"{', '.join(sorted(numbers)) or 'nothing'}; got {policy.metric!r}"
-                              + lines(config, policy, "metric"))
+    return numbers if all_known else None
 
 
 def _rehearse_steps(config: Config, experiment: Experiment) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
 from vqim.checkpoint import lock
+from vqim.checkpoint.errors import NoCheckpointError
 from vqim.checkpoint.files import is_url, open_files
 from vqim.checkpoint.lease import Lease
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.runtime import Hosts, Runtime
+from vqim.frozen.from_run import FromRun
 from vqim.registry.config import Config, ConfigError
 from vqim.registry.runtimes import make_runtime
 from vqim.registry.stamp import stamped
@@ -124,12 +126,28 @@ def describe_experiment(experiment: Experiment, runtime: Runtime) -> str:
     return "\n".join(lines)
 
 
+def unusable_runs(experiment: Experiment) -> list[str]:
+    """Which runs that this one takes its frozen networks from cannot give them, a line or more for each."""
+    found = []
+    for name, network in experiment.task.objective.frozen.items():
+        if not isinstance(network, FromRun):
+            continue
+        try:
+            network.check()
+        except NoCheckpointError:
+            found.append(f"{name}: run must be the directory of a run with a checkpoint, and {network.run} has none: "
+                         "train it first, or name another")
+        except ValueError as error:
+            found.append(f"{name}: run must have trained what is described here, and {network.run} has not: {error}")
+    return found
+
+
 def describe_data(experiment: Experiment, may_be_missing: bool = False) -> list[str]:
     """What there is of the data, and what of the files is no part of them, a line for each.
 
     Args:
       experiment: the experiment.
-      may_be_missing: whether data that cannot be opened are a line too, and no error.
+      may_be_missing: whether data that cannot be opened, or that do not fit, are a line too, and no error.
     """
     describe = getattr(experiment.data, "describe", None)
     if describe is None:
@@ -139,7 +157,13 @@ def describe_data(experiment: Experiment, may_be_missing: bool = False) -> list[
     except (OSError, ValueError) as error:
         if not may_be_missing:
             raise
-        return [f"data: not opened here: {flags.sentence(error)}"]
+        said = flags.sentence(error).partition("\n  In call to configurable")[0]  # which gin adds
+        return [f"data: not opened here: {said}"]
+    try:
+        if may_be_missing:
+            experiment.task.objective.check_data(experiment.data)
+    except (OSError, ValueError) as error:
+        lines = [*lines, f"data: they do not fit: {flags.sentence(error)}"]
     return lines
 
 
@@ -178,5 +202,5 @@ def run_directory() -> str:
     """The directory in --workdir, for the verbs that read a run; ConfigError if there is no run."""
     workdir = flags.workdir()
     if not workdir or open_files(workdir).read("config.gin") is None:
-        raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir}")
+        raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir or 'none'}")
     return workdir

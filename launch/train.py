@@ -35,6 +35,10 @@ END_IF_HANGING = absl_flags.DEFINE_bool(
 def main() -> None:
     """Builds everything; then trains or, with --dry_run, only describes what would be trained."""
     profile_steps = _steps(PROFILE_STEPS.value)
+    if not flags.GIN_FILE.value:
+        raise ConfigError("--gin_file must say what to train, such as gin/exp/quickstart/tokenizer.gin, or the "
+                          "config.gin of a run that is to go on; got none")
+    flags.restore()  # refused before any work
     if profile_steps and is_url(flags.workdir() or ""):
         raise ConfigError("--profile_steps needs a --workdir that is a folder, since profilers write none but files; "
                           f"got {flags.workdir()}")
@@ -45,8 +49,10 @@ def main() -> None:
         check_batch_size(experiment.batch_size, runtime, experiment.task.num_micro_batches)
     except ValueError as error:
         raise ConfigError(f"train.{error}") from error
+    has_begun = _has_begun(flags.workdir())
+    unusable = [] if has_begun else session.unusable_runs(experiment)
     try:
-        if not _has_begun(flags.workdir()):
+        if not has_begun:
             started_spec(experiment.task.init_spec(), experiment.start_from)
     except StartFromError as error:
         raise ConfigError(f"train.{error}") from error
@@ -56,10 +62,13 @@ def main() -> None:
     if DRY_RUN.value:
         print(operative)
         print(session.describe_experiment(experiment, runtime))
-        for line in session.describe_data(experiment, may_be_missing=True):
+        for line in [*unusable, *session.describe_data(experiment, may_be_missing=True)]:
             print(line)
         return
     rehearse(config, experiment, runtime)
+    if unusable:
+        bound = (str(binding) for binding in config.bindings.values() if binding.name.startswith("frozen.FromRun.run"))
+        raise ConfigError("\n  ".join([*unusable, *bound]))
     with session.claimed_workdir(config, flags.workdir(), runtime.hosts) as workdir:
         if runtime.process_index == 0:
             open_files(workdir).write("operative_config.gin", operative.encode())
@@ -76,7 +85,7 @@ def main() -> None:
         except DataChangedError as error:
             raise ConfigError(f"train.data: {error}") from error
         except (CheckpointError, TooManyCorruptError, WrongExampleError) as error:
-            sys.exit(f"Stopped: {error}.")
+            sys.exit(f"Stopped: {str(error).rstrip('.')}.")
     if finished.interrupted:
         sys.exit(f"Interrupted by {finished.interrupted}.")
 

@@ -1,5 +1,6 @@
 """`vqim.load`: a finished run in a person's hands, on real emoji images."""
 import json
+import shutil
 
 import gin
 import numpy as np
@@ -331,11 +332,20 @@ def test_an_earlier_checkpoint_is_read_if_asked_for(load, tokenizer, emoji):
     assert (earlier.reconstruct(emoji) != tokenizer.reconstruct(emoji)).any()
 
 
-def test_a_folder_without_a_run_and_a_step_without_a_checkpoint_are_refused(load, tmp_path):
+def test_a_folder_without_a_run_and_a_step_without_a_checkpoint_are_refused(load, runs, tmp_path):
     with pytest.raises(ConfigError, match="expected the directory of a run, with config.gin in it; got "):
         vqim.load(str(tmp_path))
     with pytest.raises(ConfigError, match="30"):
         load("tokenizer", step=30)
+    (tmp_path / "begun").mkdir()
+    shutil.copy(runs / "tokenizer/config.gin", tmp_path / "begun")
+    with pytest.raises(ConfigError, match="has no committed checkpoint; .*. The run has to be trained first"):
+        vqim.load(str(tmp_path / "begun"))
+
+
+def test_a_runtime_that_does_not_exist_is_refused(runs):
+    with pytest.raises(ConfigError, match="runtime must be auto, torch or xla, got 'cuda'"):
+        vqim.load(str(runs / "tokenizer"), runtime="cuda")
 
 
 @pytest.mark.parametrize("step", [None, 30])

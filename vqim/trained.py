@@ -133,7 +133,8 @@ def open_run(
         checkpoint = exported or CheckpointManager(f"{workdir}/checkpoints").open(step, needed=sections.READING)
         facts = read_facts(workdir) if exported is None else facts_from(exported.about["run"])
     except (NoCheckpointError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+        wanted = ". The run has to be trained first" * (isinstance(error, NoCheckpointError) and step is None)
+        raise ConfigError(f"{error}{wanted}") from error
     if exported is not None:
         if step not in (None, "latest_valid", exported.step):
             raise ConfigError(f"step must be that of the file, {exported.step}, got {step}")

@@ -116,3 +116,9 @@ def test_floating_point_images_are_refused_with_a_reason():
     image = Image.fromarray(np.ones((2, 2), np.float32))
     with pytest.raises(CorruptImageError, match="no defined range"):
         decode(encode(image, "TIFF"))
+
+
+def test_an_image_that_is_too_large_says_so(picture, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses twice as many
+    with pytest.raises(CorruptImageError, match="larger than Pillow's limit of 2,000 pixels; scale it down first"):
+        decode(encode(picture, "PNG"))

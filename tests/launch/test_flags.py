@@ -64,6 +64,14 @@ def test_files_bindings_and_search_paths_come_from_the_flags(launch, tmp_path):
     assert " 10 steps" in launch(*files, "--gin_file=c.gin", "--gin_bindings=N = 9", "--gin_bindings=N = 10").stderr
 
 
+def test_a_flag_that_a_program_does_not_read_is_refused_and_not_in_its_help(launch, tmp_path):
+    (tmp_path / "verb.py").write_text(VERB[:VERB.rindex("flags.run")] + "flags.run(print, without=('restore',))")
+    done = launch("--restore=3")
+    assert done.returncode == 1 and "--restore has no meaning here." in done.stderr + done.stdout
+    shown = launch("--help").stdout
+    assert "--workdir" in shown and "--restore" not in shown
+
+
 def test_a_refused_configuration_exits_with_2_and_shows_no_traceback(launch):
     done = launch("--gin_bindings=toy.num_stpes = 3")
     assert done.returncode == 2

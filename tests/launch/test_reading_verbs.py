@@ -48,6 +48,13 @@ def test_an_evaluation_may_have_other_settings(verbs, runs):
             assert json.loads((runs / "tokenizer/evaluation.json").read_text())[name] == pytest.approx(value, rel=1e-4)
 
 
+def test_a_metric_that_a_pass_cannot_serve_is_refused_with_its_line(verbs, runs):
+    done = verbs("evaluate", PRIOR, "--gin_bindings=evaluation.Predictions.metrics = [@evaluation.Accuracy()]")
+    assert done.code == 2 and "Traceback" not in done.err, done.err
+    assert "Predictions cannot measure what this run makes: metrics: Accuracy needs logits_LBY" in done.err
+    assert "--gin_bindings number 1: evaluation.Predictions.metrics = [@evaluation.Accuracy()]" in done.err
+
+
 def test_samples_are_images_by_class_names_and_numbers_the_same_for_the_same_seed(verbs, runs):
     for out, seed in (("a", 3), ("b", 3), ("c", 4)):
         done = verbs("sample", PRIOR, "--num_images=5", "--labels=0,Food & Drink,-1", f"--out={out}", f"--seed={seed}",

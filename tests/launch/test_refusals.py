@@ -56,6 +56,10 @@ def test_a_mistake_is_refused_with_its_line_before_a_run_begins(verbs, base, lin
     assert not (verbs.directory / "run").exists()
 
 
+def test_a_command_that_names_no_gin_file_is_told_to(verbs):
+    assert refused(verbs("train", "--workdir=run")).startswith("--gin_file must say what to train, such as ")
+
+
 def test_a_run_without_a_directory_is_refused(verbs):
     assert refused(verbs("train", f"--gin_file={TOKENIZER}")) == (
         "--workdir must name the run's directory, such as --workdir=runs/first; got none\n")
@@ -94,6 +98,28 @@ def test_a_dry_run_prints_configuration_size_operations_memory_and_writes_nothin
     for word in ("tokenizer/encoder: ", " MiB in a checkpoint\n", " floating-point operations", "device cpu"):
         assert word in done.out
     assert files(verbs.directory) == {}
+
+
+def test_a_prior_whose_tokenizer_was_not_trained_is_refused_and_a_dry_run_says_so(verbs, files):
+    flags = train_flags(PRIOR, "run", "TOKENIZER_RUN = 'nowhere'")
+    said = "tokenizer: run must be the directory of a run with a checkpoint, and nowhere has none: train it first"
+    message = refused(verbs("train", *flags))
+    assert message.startswith(said) and "TOKENIZER_RUN" in message
+    assert said in verbs("train", *flags, "--dry_run").out
+    assert files(verbs.directory) == {}
+
+
+def test_a_prior_whose_tokenizer_is_another_than_its_file_says_is_refused(verbs, runs):
+    message = refused(verbs("train", *train_flags(PRIOR, "other", "CODE_DIM = 8")))
+    assert "tokenizer: run must have trained what is described here, and runs/debug/tokenizer has not: " in message
+    assert "codebook_VZ: expected float32[64, 8], the checkpoint has float32[64, 4]" in message
+    assert not (verbs.directory / "other").exists()
+
+
+def test_a_dry_run_says_that_data_do_not_fit(verbs):
+    done = verbs("train", *train_flags(PRIOR, "run", "NUM_CLASSES = 8"), "--dry_run")
+    assert done.code == 0, done.err
+    assert "data: they do not fit: num_classes must be the data's 9, or 0 to ignore them; got 8\n" in done.out
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "sample", "cache_tokens"])

@@ -43,6 +43,18 @@ def test_what_cannot_work_is_refused_before_work(verbs, lines, messages):
     assert not (verbs.directory / "run").exists()
 
 
+@pytest.mark.parametrize("metrics", ["[@evaluation.Distances()]",
+                                     "[@evaluation.WaveletDistance(), @evaluation.Distances()]"])
+def test_a_metric_that_samples_beside_real_ones_cannot_serve_is_refused(verbs, metrics):
+    (verbs.directory / "mine.gin").write_text(
+        f"include 'gin/debug/prior_tiny.gin'\nevaluation.Samples.metrics = {metrics}\n"
+        "evaluation.Samples.reference_split = 'validation'\n")
+    done = verbs("train", *train_flags("mine.gin", "run"))
+    assert done.code == 2 and "Traceback" not in done.err, done.err
+    assert "Samples cannot measure what this run makes: metrics: Distances needs originals_BCHW, " in done.err
+    assert not (verbs.directory / "run").exists()
+
+
 def test_an_adaptive_weight_of_a_layer_that_is_not_trained_is_refused(verbs):
     (verbs.directory / "mine.gin").write_text(f"include '{TOKENIZER}'\n{ADVERSARY}")
     done = verbs("train", *train_flags("mine.gin", "run", "train.num_steps = 2000"))

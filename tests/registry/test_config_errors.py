@@ -130,6 +130,7 @@ def test_an_argument_without_a_value_says_what_to_add_and_who_uses_it(load_text)
         config.call("toy")
     assert str(refused.value).splitlines()[1:] == [
         "  testing.Net.width has no value: add `testing.Net.width = ...` to a gin file",
+        "  or write @testing.Net without (), where what takes it gives these values itself",
         "  used by NET = @testing.Net()  (a.gin:1)",
     ]
 

@@ -82,3 +82,10 @@ def test_what_a_replaced_line_and_another_referred_to_stays(load_text):
 def test_a_value_for_a_component_that_was_replaced_before_is_listed(load_text):
     config = load_text("toy.net = @Net()\nNet.width = 4\ntoy.net = None\n", "Net.width = 6")
     assert unused(config) == ["--gin_bindings number 1: Net.width = 6"]
+
+
+def test_a_misspelt_macro_gets_the_name_that_it_may_be(load_text):
+    config = load_text("NUM_STEPS = 2\ntoy.num_steps = %NUM_STEPS\n", "NUM_STEP = 3")
+    config.call("toy")
+    with pytest.raises(ConfigError, match=r"NUM_STEP = 3  \(.*\) Did you mean NUM_STEPS\?\n"):
+        config.refuse_unused()

@@ -34,6 +34,9 @@ def decode(data: bytes) -> np.ndarray:
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise CorruptImageError("not an image file of a known format") from error
+    except Image.DecompressionBombError as error:
+        raise CorruptImageError(f"larger than Pillow's limit of {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; scale it "
+                                "down first") from error
     except Exception as error:  # decoders raise OSError, RuntimeError, SyntaxError, struct.error and more
         raise CorruptImageError(f"{type(error).__name__}: {error}") from error
 

@@ -59,7 +59,7 @@ def to_rgb(image: Any) -> np.ndarray:
       ValueError: an array has another dtype or shape.
     """
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))  # a copy: PIL's own array is read-only, of which torch warns
     array = np.asarray(image)
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)

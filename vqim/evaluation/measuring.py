@@ -123,7 +123,8 @@ def compare_sets(
     if images.packets is not None and reference.packets is not None:
         results["fwd"] = wavelet_distance(images.packets, reference.packets)
     else:
-        notes.append(f"fwd needs images on both sides, with sides in multiples of {2**LEVEL}")
+        notes.append(f"fwd needs images on both sides, with sides in multiples of {2**LEVEL}; --image_size crops and "
+                     "scales")
     for extractor in extractors:
         key = type(extractor).__name__
         if key not in images.statistics or key not in reference.statistics:

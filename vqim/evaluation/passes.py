@@ -161,19 +161,11 @@ def split_batches(
     num_examples: int | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """The examples of a split, or some of them, on the device, `batch_size` over all processes, from one batch on."""
-    for batch in split_shares(data, split, batch_size, runtime, first_batch, num_examples):
-        yield runtime.put(batch)
-
-
-def split_shares(
-    data: Dataset, split: str, batch_size: int, runtime: Runtime, first_batch: int = 0,
-    num_examples: int | None = None,
-) -> Iterable[Batch]:
-    """This process's part of every batch of a split, as NumPy arrays; `batch_size` over all processes."""
     share: Iterable[Batch] = data.evaluation(
         batch_size // runtime.process_count, split=split, process_index=runtime.process_index,
         process_count=runtime.process_count, first_batch=first_batch, num_examples=num_examples)
-    return share
+    for batch in share:
+        yield runtime.put(batch)
 
 
 def protocol_of(data: Dataset) -> dict[str, str]:

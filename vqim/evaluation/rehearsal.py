@@ -34,7 +34,7 @@ def rehearse(owner: Pass, task: Task, data: Dataset, kernels: Kernels) -> dict[s
              for name, array in arrays.items()}
     with torch.no_grad():
         items = owner.items(task, state, batch, context)
-        about, results = owner.about(task, data), dict[str, bool]()
+        about, results, all_known = owner.about(task, data), dict[str, bool](), True
         for metric in owner.metrics:
             check_needs(metric, items, type(owner).__name__)
             observed = metric.observe(items, {name: blank(network.init_spec())
@@ -48,10 +48,11 @@ def rehearse(owner: Pass, task: Task, data: Dataset, kernels: Kernels) -> dict[s
                     tally.add(zeros, np.ones(owner.batch_size, bool))
                     found = tally.result()
             except Exception:  # zeros are no images: some metrics have no result for them
-                return None
+                all_known = False
+                continue
             for name, value in found.items():
                 if owner.shown_name(name) in results:
                     raise ValueError(f"metrics: two of them measure {owner.shown_name(name)}, one is "
                                      f"{type(metric).__name__}")
                 results[owner.shown_name(name)] = isinstance(value, int | float)
-    return results
+    return results if all_known else None

@@ -110,11 +110,14 @@ class Samples(Pass):
 
     def batch_like(self, task: Task, data: Dataset) -> Batch | None:
         """See `Pass`."""
+        tokenizer = _of_a_prior(task).tokenizer
+        tokens_BNK = np.zeros((self.batch_size, tokenizer.grid.num_positions, tokenizer.grid.num_channels), np.int64)
+        batch = {"tokens": tokens_BNK, "labels": np.zeros(self.batch_size, np.int32),
+                 "valid": np.zeros(self.batch_size, bool)}
         if self.reference_split is not None:
-            return None
-        grid = _of_a_prior(task).tokenizer.grid
-        return {"tokens": np.zeros((self.batch_size, grid.num_positions, grid.num_channels), np.int64),
-                "labels": np.zeros(self.batch_size, np.int32), "valid": np.zeros(self.batch_size, bool)}
+            size = (self.batch_size, tokenizer.image_size, tokenizer.image_size, 3)
+            batch |= {"references": np.zeros(size, np.uint8), "references_valid": np.zeros(self.batch_size, bool)}
+        return batch
 
     def batches(
         self, task: Task, data: Dataset, state: State, runtime: Runtime, first_batch: int = 0,

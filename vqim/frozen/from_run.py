@@ -51,6 +51,10 @@ class FromRun:
         return {name: dataclasses.replace(leaf, init=_Read(self, name))
                 for name, leaf in arrays_spec(self.model).items()}
 
+    def check(self) -> None:
+        """Raises what `read` would, without reading."""
+        self._source  # noqa: B018  opened and compared when it is first looked at
+
     def read(self, name: str, shape: tuple[int, ...], index: Index) -> np.ndarray:
         """A slice of one array.
 

@@ -142,7 +142,7 @@ class Config:
         if unused:
             raise ConfigError(
                 "Nothing uses these bindings:\n"
-                + "".join(f"  {binding}{self._overrides(binding)}\n" for binding in unused)
+                + "".join(f"  {binding}{self._overrides(binding) or self._similar(binding)}\n" for binding in unused)
                 + "Is the name or the scope another one, or is the component not part of this run? "
                 "Correct or delete the lines."
             )
@@ -214,6 +214,11 @@ class Config:
             f"{binding.source}: {binding.name} expects {config_types.describe(annotation)}, "
             f"got {value!r} ({type(built).__name__}).{config_types.hint(annotation, built)}{origin}"
         ]
+
+    def _similar(self, binding: Binding) -> str:
+        """Which other macros an unused macro may be a misspelling of."""
+        others = [other.name for other in self.bindings.values() if not other.parameter and other is not binding]
+        return "" if binding.parameter else config_names.did_you_mean(binding.name, others)
 
     def _overrides(self, binding: Binding) -> str:
         """Says which longer scopes have their own values for the parameter of an unused binding."""

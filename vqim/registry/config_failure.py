@@ -56,6 +56,9 @@ def explain(error: Exception, root: str, bindings: dict[str, Binding]) -> tuple[
     if missing:
         names = [f"{call.selector}.{parameter}" for parameter in re.findall(r"'(\w+)'", missing[1])]
         lines += [f"  {name} has no value: add `{name} = ...` to a gin file" for name in names]
+        if any(leaf.selector == call.selector and leaf.called for binding in _users(call, bindings)
+               for leaf in leaves(binding.value) if isinstance(leaf, Reference)):
+            lines.append(f"  or write @{call.selector} without (), where what takes it gives these values itself")
     given = [] if missing else _given(call, bindings)
     named = [binding for binding in given if re.search(rf"\b{re.escape(binding.parameter)}\b", str(cause))]
     # If two components disagree, their own lines explain it, not those of the component that contains them.

@@ -39,7 +39,7 @@ def resolve(binding: Binding) -> Binding:
     if binding.parameter not in accepted and not _takes_any_keyword(selector):
         raise ConfigError(
             f"{binding.source}: {selector} has no parameter {binding.parameter!r}."
-            f"{_did_you_mean(binding.parameter, accepted)} It has: {', '.join(sorted(accepted)) or 'none'}."
+            f"{did_you_mean(binding.parameter, accepted)} It has: {', '.join(sorted(accepted)) or 'none'}."
         )
     return dataclasses.replace(binding, selector=selector, value=value)
 
@@ -61,7 +61,7 @@ def complete(selector: str, source: str, written: str) -> str:
     if matches:
         raise ConfigError(f"{source}: {written}: {selector!r} is ambiguous: write one of {', '.join(sorted(matches))}.")
     raise ConfigError(
-        f"{source}: {written}: nothing is registered as {selector!r}.{_did_you_mean(selector, _registered())} "
+        f"{source}: {written}: nothing is registered as {selector!r}.{did_you_mean(selector, _registered())} "
         "(A component of your own: `import` its module at the top of the gin file.)"
     )
 
@@ -105,7 +105,7 @@ def undefined_macros(value: Any, macros: Iterable[str]) -> list[str]:
     def note(leaf: Any) -> Any:
         if isinstance(leaf, Macro) and leaf.name not in names and not is_constant(leaf.name):
             undefined.append(
-                f"the macro {leaf!r} is not defined.{_did_you_mean(leaf.name, names)} "
+                f"the macro {leaf!r} is not defined.{did_you_mean(leaf.name, names)} "
                 f"Add `{leaf.name} = ...` to a gin file, or --gin_bindings='{leaf.name} = ...'."
             )
         return leaf
@@ -143,7 +143,7 @@ def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
         return inspect.Parameter.empty
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Up to three names whose last part is similar to that of `name`, ignoring case and module."""
     def closeness(candidate: str) -> float:
         last, wanted = (text.lower().rpartition(".")[2] for text in (candidate, name))

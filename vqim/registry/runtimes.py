@@ -10,8 +10,11 @@ def make_runtime(config: Config, name: str) -> Runtime:
     """Makes a runtime by its name: 'torch', 'xla', or 'auto' for a TPU if there is one, else torch.
 
     Raises:
-      ConfigError: the name is 'xla' but torch_xla is not installed, or a setting does not fit the devices.
+      ConfigError: the name is another one, or 'xla' where torch_xla is not installed, or a setting does not fit the
+        devices.
     """
+    if name not in ("auto", "torch", "xla"):
+        raise ConfigError(f"runtime must be auto, torch or xla, got {name!r}; torch computes on a CPU or a CUDA GPU")
     if name == "auto":
         name = "xla" if _has_tpu() else "torch"
     try:

@@ -118,7 +118,8 @@ class Run:
                 raise ValueError(f"evaluators: two measure {', '.join(twice[:5])}; give one of them a `section`")
             summaries.write(self._state.step, results, number)
             line = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            logging.info("step %d  %s", self._state.step, line)
+            if line:  # a pass that only shows images has none
+                logging.info("step %d  %s", self._state.step, line)
             self.record(numbers)
         return None, False
 
