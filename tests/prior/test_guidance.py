@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vqim.nn.module import apply
-from vqim.prior.guidance import GuidanceSchedule, guided_logits, has_branch
+from vqim.prior.guidance import GuidanceSchedule, check_learnt_without_classes, guided_logits, has_branch
 from vqim.prior.sampler import StepwiseSampler
 
 LABELS = np.array([0, 1, 2, 3, -1], np.int32)
@@ -89,3 +89,12 @@ def test_a_schedule_for_a_prior_without_classes_is_refused(make_prior, runtime):
     sampler = dataclasses.replace(StepwiseSampler(), guidance_schedule=GuidanceSchedule("linear"))
     with pytest.raises(ValueError, match="guidance must be a constant 1.0 for a prior without classes, got 1.0 "):
         sampler.bind(make_prior(num_classes=0), runtime, 4, torch.float32)
+
+
+@pytest.mark.parametrize("settings", [{"guidance": 2.0}, {"guidance_schedule": GuidanceSchedule("linear")}])
+def test_guidance_of_a_prior_that_always_had_the_class_is_refused(make_prior, settings):
+    sampler = dataclasses.replace(StepwiseSampler(), **settings)
+    with pytest.raises(ValueError, match="guidance must be 1.0 for a prior that was trained with every image's class"):
+        check_learnt_without_classes(sampler, make_prior(class_dropout_rate=0.0))
+    check_learnt_without_classes(sampler, make_prior(class_dropout_rate=0.1))
+    check_learnt_without_classes(StepwiseSampler(), make_prior(class_dropout_rate=0.0))

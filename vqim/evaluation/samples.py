@@ -21,6 +21,7 @@ from vqim.contracts.runtime import Runtime
 from vqim.contracts.task import Task
 from vqim.evaluation.passes import Pass, dtypes_of, place_frozen, protocol_of, split_batches
 from vqim.evaluation.rejection import Acceptance, accept, check_classifier, groups, num_needed, verdicts_of
+from vqim.prior.guidance import check_learnt_without_classes
 from vqim.state import sections
 from vqim.state.leaf import State, select
 from vqim.tokenizer.model import images_to_float
@@ -183,7 +184,9 @@ def none_valid(batch_size: int, runtime: Runtime) -> dict[str, Tensor]:
 def bind_sampler(task: Task, runtime: Runtime, batch_size: int, sampler: Sampler | None = None) -> Draw:
     """A function that draws a batch of tokens from a task's prior, with its own sampler or another one."""
     objective = _of_a_prior(task)
-    return (sampler or objective.sampler).bind(objective.prior, runtime, batch_size, task.dtype)
+    sampler = sampler or objective.sampler
+    check_learnt_without_classes(sampler, objective.prior)
+    return sampler.bind(objective.prior, runtime, batch_size, task.dtype)
 
 
 def _of_a_prior(task: Task) -> Any:

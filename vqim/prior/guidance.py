@@ -69,6 +69,14 @@ def check_can_guide(guidance: float, schedule: GuidanceSchedule, prior: Any) -> 
         raise ValueError(f"guidance must be a constant 1.0 for a prior without classes, got {guidance}{how}")
 
 
+def check_learnt_without_classes(sampler: Any, prior: Any) -> None:
+    """Raises ValueError if a sampler guides and the prior always had the class: it has not learnt the other branch."""
+    guidance, schedule = getattr(sampler, "guidance", 1.0), getattr(sampler, "guidance_schedule", GuidanceSchedule())
+    if has_branch(guidance, schedule) and prior.num_classes and not getattr(prior, "class_dropout_rate", 1.0):
+        raise ValueError("guidance must be 1.0 for a prior that was trained with every image's class "
+                         f"(class_dropout_rate 0): it never learnt what there is without one; got {guidance}")
+
+
 def guided_logits(
     logits_of: Callable[[Tensor, Tensor], Tensor], tokens_B: Tensor, labels_B: Tensor, scale: Tensor | None,
 ) -> Tensor:
