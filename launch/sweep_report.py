@@ -104,11 +104,12 @@ def _plot(vary: str, measures: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(_PANEL_INCHES[0] * _COLUMNS, _PANEL_INCHES[1] * rows), layout="constrained")
     for number, name in enumerate(names, start=1):
         axes = figure.add_subplot(rows, _COLUMNS, number)
-        dots = [(places[row["value"]], row[name]) for row in measures if name in row]
-        axes.scatter(*zip(*dots, strict=True), s=12, color="0.6")
+        rows_with = [row for row in measures if name in row]
+        axes.scatter([places[row["value"]] for row in rows_with], [row[name] for row in rows_with], s=12, color="0.6")
         known = [value for value in values if name in summary[value]]
-        axes.errorbar([places[value] for value in known], [summary[value][name]["mean"] for value in known],
-                      [summary[value][name]["standard_error"] or 0.0 for value in known], marker="o", capsize=3)
+        means = [summary[value][name]["mean"] or 0.0 for value in known]
+        errors = [summary[value][name]["standard_error"] or 0.0 for value in known]
+        axes.errorbar([places[value] for value in known], means, errors, marker="o", capsize=3)
         axes.set_title(SHOWN[name], fontsize=8)
         axes.set_xlabel(vary.rsplit(".", 1)[-1], fontsize=8)
         axes.set_xticks([places[value] for value in values], values)

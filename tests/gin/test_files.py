@@ -11,6 +11,11 @@ from tests.gin.files import ROOT, whole_text
 from vqim.registry.config import load
 from vqim.training.experiment import Experiment
 
+try:
+    import lmdb
+except ImportError:
+    lmdb = None
+
 FILES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for folder in ("debug", "exp") for path in sorted((ROOT / "gin" / folder).rglob("*.gin"))
@@ -31,7 +36,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """Folders as gin/data wants them: ImageNet's, with a thousand classes, and one without classes."""
+    """Data as gin/data wants them: ImageNet's folder with a thousand classes, one without classes, LSUN's database."""
     png = io.BytesIO()
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(png, "png")
     folder = tmp_path_factory.mktemp("images")
@@ -39,6 +44,10 @@ def images(tmp_path_factory):
         for path in [folder / f"classes/{split}/n{number:08d}" for number in range(1000)] + [folder / f"none/{split}"]:
             path.mkdir(parents=True)
             (path / "image.png").write_bytes(png.getvalue())
+    if lmdb is not None:
+        with lmdb.open(str(folder / "lmdb"), map_size=2**24) as database, database.begin(write=True) as transaction:
+            for number in range(2000):  # of which some are in the validation split, 0.3% at the least
+                transaction.put(f"{number}".encode(), png.getvalue())
     return folder
 
 
@@ -47,11 +56,15 @@ def bindings(images):
     """`bindings(name)`: what a file leaves to the command line."""
     def of(name):
         text = whole_text(name)
-        if "data.ImageFolder.path = %DATA" not in text:
+        is_lsun = "gin/data/lsun.gin" in text
+        if is_lsun and lmdb is None:
+            pytest.skip("pip install 'vqim[lmdb]'")
+        if "data.ImageFolder.path = %DATA" not in text and not is_lsun:
             return []
         (images / "vgg16.pth").touch()  # is read when a run starts
         weights = [f"VGG16_WEIGHTS = {str(images / 'vgg16.pth')!r}"] if "VGG16_WEIGHTS" in text else []
-        return [*weights, f"DATA = {str(images / ('classes' if 'gin/data/imagenet.gin' in text else 'none'))!r}"]
+        name_of_data = "lmdb" if is_lsun else "classes" if "gin/data/imagenet.gin" in text else "none"
+        return [*weights, f"DATA = {str(images / name_of_data)!r}"]
     return of
 
 
