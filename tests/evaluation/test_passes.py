@@ -96,12 +96,8 @@ def test_any_metric_looks_at_the_images_of_any_pass(make, prior_run, data):
 class Dtypes(Brightness):
     """Notes the dtype in which it is to compute, and the images."""
 
-    def __init__(self):
-        self.dtypes, self.images = set(), []
-
     def observe(self, items, frozen, context):
-        self.dtypes.add(context.dtype)
-        self.images.append(items.images_BCHW)
+        self.dtype, self.images = context.dtype, items.images_BCHW
         return super().observe(items, frozen, context)
 
 
@@ -110,11 +106,11 @@ def test_a_pass_decodes_in_the_evaluation_dtype_and_metrics_stay_in_float32(toke
     rough = GradientTask(task.objective, evaluation_dtype="bfloat16")
     metric = Dtypes()
     measure(Reconstructions([metric], batch_size=300), (rough, state), data)
-    assert metric.dtypes == {torch.float32}
+    assert metric.dtype == torch.float32
     context = Context(RUNTIME.kernels, torch.bfloat16)
     images_BCHW = images_to_float(torch.from_numpy(data.images))
     _, expected = apply(task.objective.tokenizer.forward, select(state, "params/tokenizer/"), images_BCHW, context)
-    assert torch.equal(metric.images[0], (expected.mean_BCHW.clamp(0, 1) * 255).round() / 255)
+    assert torch.equal(metric.images, (expected.mean_BCHW.clamp(0, 1) * 255).round() / 255)
 
 
 def test_the_protocol_of_a_pass_names_its_dtypes(tokenizer_run, prior_run, data):

@@ -111,7 +111,7 @@ def test_a_prior_trains_on_cached_tokens_which_are_those_of_the_images(verbs, ru
     assert not (verbs.directory / "refused").exists()
 
 
-def test_a_cache_in_bfloat16_says_how_many_tokens_differ_and_is_not_mixed_with_float32(verbs, runs):
+def test_a_cache_in_bfloat16_says_how_many_tokens_differ_and_is_not_mixed(verbs, runs):
     rough = "--gin_bindings=training.GradientTask.evaluation_dtype = 'bfloat16'"
     done = verbs("cache_tokens", TOKENIZER, "--out=rough", "--batch_size=128", rough)
     assert done.code == 0, done.err
