@@ -2,7 +2,8 @@
 
     python -m tests.training.one_host index count port workdir num_steps [fails_at]
 
-Its data fail when it loads the batch after step `fails_at`. Prints the port, which process 0 chooses if it is given 0, and at the end JSON: step, interrupted, examples loaded.
+Its data fail when it loads the batch after step `fails_at`. Prints the port, which process 0 chooses if it is given 0,
+and at the end JSON: step, interrupted, examples loaded.
 """
 import itertools
 import json
