@@ -258,7 +258,8 @@ def os_errors() -> Iterator[None]:
         code = _OS_ERROR.search(str(error))
         message = _first_sentence(str(error))
         if not code and _REFUSED.search(str(error)):
-            message += ". The store refuses this process: look at its credentials (docs/reliability.md#object-stores)"
+            message = (message.rstrip(".") + ". The store refuses this process: look at its credentials "
+                       "(docs/reliability.md#object-stores)")
         raise (OSError(int(code[1]), message) if code else OSError(message)) from error
 
 
