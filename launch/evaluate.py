@@ -92,13 +92,13 @@ def main() -> None:
     # Results that an earlier call wrote for this step are replaced.
     summaries = Summaries(out / "evaluation", run.step - 1, enabled=is_first)
     passes: list[PassResults] = []
+    about = _about(config, run)
     with Interrupts(run.runtime.hosts) as interrupts:
         for number, job in enumerate(jobs):
             words = f"{number + 1} of {len(jobs)}, {job.name}"
-            about = _about(config, run, number, job)
-            results, found = _measure(
-                job, run, Kept(out / IN_PROGRESS / f"{number}.npz", about, run.runtime.hosts,
-                               60 * SAVE_MINUTES.value), interrupts, words, is_last=number + 1 == len(jobs))
+            kept = Kept(out / IN_PROGRESS / f"{number}.npz", {**about, "evaluator": f"{number}, {job.name}"},
+                        run.runtime.hosts, 60 * SAVE_MINUTES.value)
+            results, found = _measure(job, run, kept, interrupts, words, is_last=number + 1 == len(jobs))
             shown = {name for one in passes if not one.settings for name in (*one.numbers, *one.images)}
             if not job.settings and (twice := sorted(results.keys() & shown)):
                 raise ConfigError(f"train.evaluators: two measure {', '.join(twice[:5])}; give one of them a `section`")
@@ -152,12 +152,12 @@ def _jobs(config: Config, run: Trained) -> list[Job]:
     return jobs
 
 
-def _about(config: Config, run: Trained, number: int, job: Job) -> dict[str, str]:
-    """What decides the numbers of an evaluation: with anything else, what was kept is not gone on with."""
+def _about(config: Config, run: Trained) -> dict[str, str]:
+    """What decides the numbers besides the evaluator: with anything else, what was kept is not gone on with."""
     files = CheckpointManager(f"{session.run_directory()}/checkpoints").open(run.step).commit["files"]
     data = json.dumps(identity(run.experiment.data), sort_keys=True)
     return {"checkpoint": f"step {run.step}, {_digest(json.dumps(files, sort_keys=True))}",
-            "configuration": _digest(config.text()), "data": _digest(data), "evaluator": f"{number}, {job.name}",
+            "configuration": _digest(config.text()), "data": _digest(data),
             "runtime": json.dumps(run.runtime.describe(), default=str)}
 
 

@@ -5,6 +5,7 @@
     python -m tests.peers.fid_times features 2      # accumulated and compared: 10,000 x 2,048 given features, twice
     python -m tests.evaluation.peers costs          # memory of the latter, each library in a process of its own
 
+Seconds are those of one thread of a core (`time.process_time`): what other programs do on the machine is not in them.
 All have one network of random weights: FID's own cannot be had without a download, and cost the same. Libraries take
 turns batch by batch, the first of a turn changing, so that whatever else the machine does, it does to all of them.
 """
@@ -88,10 +89,10 @@ class TorchMetrics:
 
 
 def timed(seconds: dict[str, list[float]], name: str, work: Callable[..., object], *arguments: object) -> object:
-    """What `work` gives; its seconds are noted."""
-    begin = time.perf_counter()
+    """What `work` gives; its seconds of the core are noted."""
+    begin = time.process_time()
     found = work(*arguments)
-    seconds.setdefault(name, []).append(time.perf_counter() - begin)
+    seconds.setdefault(name, []).append(time.process_time() - begin)
     return found
 
 

@@ -81,7 +81,8 @@ def _window_mean(x_BCHW: Tensor) -> Tensor:
 class Averages:
     """Means of per-image values over a set that comes in batches, the last of which may be padded.
 
-    The values are kept, 4 bytes each: a mean does not depend on the batches, and runs are compared image by image.
+    The values are kept, 4 bytes each: a mean does not depend on the batches, and runs are compared image by image. A
+    class that inherits and holds more has to extend `state` and `restore`.
     """
 
     def __init__(self) -> None:

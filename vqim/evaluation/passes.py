@@ -52,7 +52,7 @@ class Pass(abc.ABC):
         self.metrics, self.batch_size, self.every, self.ema = tuple(metrics), batch_size, every, ema
         self._bound = _Bound()
 
-    def begin(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> "PassEvaluation":
+    def begin(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Evaluation:
         """See `vqim.contracts.evaluation.Evaluator`."""
         # Compiled programs and constants stay for the next measurement of the same task.
         if not self.ema:

@@ -233,9 +233,9 @@ def accepted_batches(
 
     def logits(state: State, arrays: State, batch: dict[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            context = Context(runtime.kernels, task.dtype)
+            context = Context(runtime.kernels, task.dtype, evaluation_dtype=task.evaluation_dtype)
             images_BCHW = task.objective.images(state, batch["tokens"], context)  # type: ignore[attr-defined]
-            return [classifier(arrays, images_BCHW, context=context.evaluation())]
+            return [classifier(arrays, images_BCHW, context=Context(runtime.kernels))]
 
     program = runtime.compile(logits)
     classes, counts = np.unique(labels_N, return_counts=True)
