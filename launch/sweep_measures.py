@@ -10,6 +10,7 @@ from absl import logging
 
 from vqim.classifier.model import Classifier, TrainedClassifier
 from vqim.classifier.objective import ClassifierObjective
+from vqim.contracts.evaluation import Metric
 from vqim.evaluation.extractors import Extractor, ProxyFeatures
 from vqim.evaluation.image_metrics import Distances, Lpips
 from vqim.evaluation.measuring import Measured, compare_sets, measure_images
@@ -45,9 +46,10 @@ def measure(workdir: str, stage: str, seed: int, judge: str | None, num_samples:
         return {name.removeprefix("evaluation/"): value for name, value in found.items() if isinstance(value, float)}
 
     # LPIPS's AlexNet takes no smaller images.
-    lpips = [Lpips()] if run.tokenizer.image_size >= MIN_SIZE else []
+    lpips: list[Metric] = [Lpips()] if run.tokenizer.image_size >= MIN_SIZE else []
     reconstructed = measured(Reconstructions([Distances(), *lpips, CodebookUse()], _BATCH_SIZE))
-    figures = {name: reconstructed[name] for name in ("psnr", "ssim", "lpips_alexnet") if name in reconstructed}
+    names = ("psnr", "ssim", "lpips_alexnet")
+    figures = {str(name): reconstructed[name] for name in names if name in reconstructed}
     figures |= {name: value for name, value in reconstructed.items() if name.endswith("/usage")}
     if stage == "tokenizer":
         return figures

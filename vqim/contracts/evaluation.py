@@ -132,12 +132,15 @@ class Metric(Protocol):
     """Measures the items of any pass that has the fields it needs. Values over a whole set are computed by the tally.
 
     Attributes:
-      needs: names of the `Items` fields that it reads.
       frozen: frozen networks that it uses, by name.
     """
 
-    needs: tuple[str, ...]
     frozen: Mapping[str, Frozen]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the `Items` fields that it reads; an attribute will do."""
+        ...
 
     def observe(self, items: Items, frozen: Mapping[str, State], context: Context) -> dict[str, Tensor]:
         """Arrays [B, ...] by name, computed on the device as part of the pass's program."""

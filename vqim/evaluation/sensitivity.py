@@ -16,13 +16,13 @@ from torch import Tensor
 
 from vqim.contracts.context import Context
 from vqim.contracts.data import Batch, Dataset
-from vqim.contracts.evaluation import About, Items, Tally
+from vqim.contracts.evaluation import About, Evaluation, Items, Tally
 from vqim.contracts.frozen import Frozen
 from vqim.contracts.grid import TokenGrid
 from vqim.contracts.runtime import Runtime
 from vqim.contracts.task import Task
 from vqim.evaluation.distances import Averages, psnr
-from vqim.evaluation.passes import PassEvaluation, SplitPass
+from vqim.evaluation.passes import SplitPass
 from vqim.evaluation.protocol import as_text
 from vqim.evaluation.tally_state import join, part_of
 from vqim.evaluation.token_metrics import grid_of
@@ -72,7 +72,7 @@ class Disturbances(SplitPass):
 
     view = "tokens"
 
-    def begin(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> PassEvaluation:
+    def begin(self, task: Task, data: Dataset, state: State, runtime: Runtime) -> Evaluation:
         """See `vqim.contracts.evaluation.Evaluator`."""
         return super().begin(task, cast(Dataset, _DisturbedData(data)), state, runtime)
 
