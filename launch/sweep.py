@@ -79,9 +79,9 @@ def main() -> None:
             _train(point, stage)
         measures.append({"value": point.value, "seed": point.seed, **_measured(point, stages[-1])})
         # After each point, so that an interrupted sweep has a table of what there is.
-        sweep_report.write(_workdir(), VARY.value, measures, [
+        sweep_report.write(_workdir(), str(VARY.value), measures, [
             shlex.join(point.command(stage)) for point in points for stage in stages], len(points))
-    print(sweep_report.table(VARY.value, measures))
+    print(sweep_report.table(str(VARY.value), measures))
     print(f"\n{_workdir() / 'sweep.html'}, {_workdir() / 'sweep.png'}, {_workdir() / 'sweep.json'}")
 
 

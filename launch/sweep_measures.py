@@ -39,20 +39,21 @@ def measure(workdir: str, stage: str, seed: int, judge: str | None, num_samples:
     """
     run = _open(workdir)
 
-    def measured(view: Any) -> dict[str, Any]:
-        experiment = run.experiment
-        found = evaluate(view.begin(experiment.task, experiment.data, run.arrays, run.runtime))
+    def measured(view: type[Reconstructions] | type[Predictions], *metrics: Any) -> dict[str, float]:
+        experiment, view_of_split = run.experiment, view(metrics, _BATCH_SIZE)
+        found = evaluate(view_of_split.begin(experiment.task, experiment.data, run.arrays, run.runtime))
         return {name.removeprefix("evaluation/"): value for name, value in found.items() if isinstance(value, float)}
 
     # LPIPS's AlexNet takes no smaller images.
     lpips = [Lpips()] if run.tokenizer.image_size >= MIN_SIZE else []
-    reconstructed = measured(Reconstructions([Distances(), *lpips, CodebookUse()], _BATCH_SIZE))
-    figures = {name: reconstructed[name] for name in ("psnr", "ssim", "lpips_alexnet") if name in reconstructed}
+    reconstructed = measured(Reconstructions, Distances(), *lpips, CodebookUse())
+    figures: dict[str, float] = {
+        name: reconstructed[name] for name in ("psnr", "ssim", "lpips_alexnet") if name in reconstructed}
     figures |= {name: value for name, value in reconstructed.items() if name.endswith("/usage")}
     if stage == "tokenizer":
         return figures
     grid = run.prior.tokenizer.grid
-    predicted = measured(Predictions([Likelihood()], _BATCH_SIZE))
+    predicted = measured(Predictions, Likelihood())
     for name, in_bits in (("bits_per_token", "bits_per_image"), ("unigram_bits_per_token", "unigram_bits_per_image")):
         if name in predicted:  # in bits per image, so that codebooks and grids compare
             figures[in_bits] = predicted[name] * grid.num_positions * grid.num_channels
