@@ -68,8 +68,8 @@ def _measure(path: str) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, fl
     experiment = run.experiment
 
     def measured(view: type[Reconstructions] | type[Predictions], *metrics: Any) -> dict[str, Any]:
-        view_of_split = view([Distances(), ShownImages(NUM_IMAGES.value), *metrics], BATCH_SIZE.value,
-                             split=SPLIT.value)
+        all_metrics: list[Any] = [Distances(), ShownImages(NUM_IMAGES.value), *metrics]
+        view_of_split = view(all_metrics, BATCH_SIZE.value, split=SPLIT.value)
         return evaluate(view_of_split.begin(experiment.task, experiment.data, run.arrays, run.runtime))
 
     reconstructed, predicted = measured(Reconstructions), measured(Predictions, Likelihood())
