@@ -59,8 +59,8 @@ class Experiment:
         if self.needs_data:
             self.data.num_examples("train")  # opens the data
             self.task.objective.check_data(self.data)
-            wanted = dtype_name(self.task.evaluation_dtype)
-            if (computed_in := getattr(self.data, "computed_in", wanted)) != wanted:
+            computed_in = getattr(self.data, "computed_in", None)
+            if computed_in is not None and computed_in != (wanted := dtype_name(self.task.evaluation_dtype)):
                 raise ValueError(
                     f"data: the token cache was computed in {computed_in}, this run tokenises in {wanted}, which gives "
                     f"some images other tokens. Set training.GradientTask.evaluation_dtype = {computed_in!r}, or write "
