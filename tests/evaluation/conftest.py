@@ -104,7 +104,7 @@ def prior_run(make_tokenizer):
     """`prior_run(seed=0, num_classes=3, sizes=..., prior=...)`: a task of stage 2 and a state of it."""
     def make(seed=0, num_classes=3, sizes=(20,), prior=AutoregressivePrior, **kwargs):
         model = make_tokenizer(sizes)
-        prior = functools.partial(prior, width=8, num_layers=1, num_heads=2, hidden=8)
+        prior = functools.partial(prior, width=8, num_layers=1, num_heads=2, hidden=8, class_dropout_rate=0.1)
         task = GradientTask(PriorObjective(FromRun(model, "nowhere"), prior, LEARNER, num_classes), **kwargs)
         return task, {**prefixed("frozen/tokenizer/", draw(model, seed)),
                       **prefixed("params/prior/", draw(task.objective.prior, seed + 1))}

@@ -297,11 +297,6 @@ def test_impossible_settings_of_a_pass_are_refused(make):
         make([], batch_size=4, every=-1)
 
 
-def test_samples_of_no_image_are_refused():
-    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
-        Samples([], num_images=0, batch_size=4)
-
-
 def test_a_pass_goes_over_the_split_that_it_is_for(tokenizer_run, data):
     run = tokenizer_run()
     of_train = measure(Reconstructions([Distances()], batch_size=64, split="train"), run, data)
@@ -309,51 +304,6 @@ def test_a_pass_goes_over_the_split_that_it_is_for(tokenizer_run, data):
     data.images = data.images[:50]
     data.labels = data.labels[:50]
     assert measure(Reconstructions([Distances()], batch_size=7), run, data) == pytest.approx(of_train)
-
-
-def all_samples(run, batch_size, data=None, **arguments):
-    """Every image that is drawn, uint8 [N, H, W, C]."""
-    return measure(Samples([ShownImages(100)], batch_size=batch_size, **arguments), run, data)["images/samples"]
-
-
-@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0, "temperature": 0.8}])
-def test_an_image_of_a_seed_is_the_same_in_batches_of_any_size(prior_run, settings):
-    run, sampler = prior_run(), StepwiseSampler(**settings)
-    expected = drawn_tokens(run, np.repeat([0, 1, 2], 3), seed=4, sampler=sampler)
-    images = run[0].objective.images(run[1], expected, CONTEXT)
-    expected_images = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    assert len(np.unique(expected_images.reshape(9, -1), axis=0)) == 9
-    for batch_size in (1, 4, 20):
-        found = all_samples(run, batch_size, num_images=3, seed=4, sampler=sampler)
-        np.testing.assert_array_equal(found, expected_images)
-
-
-def test_images_are_as_many_of_each_class_in_order_or_in_all_without_classes(prior_run):
-    samples = Samples([], num_images=2, batch_size=4)
-    assert samples.labels(prior_run()[0]).tolist() == [0, 0, 1, 1, 2, 2]
-    assert samples.labels(prior_run(num_classes=0)[0]).tolist() == [-1, -1]
-    assert len(all_samples(prior_run(num_classes=0), 4, num_images=6)) == 6
-
-
-def test_the_first_classes_alone_are_drawn_as_they_are_among_all(prior_run):
-    run = prior_run()
-    np.testing.assert_array_equal(
-        all_samples(run, 4, num_images=3, num_classes=2), all_samples(run, 4, num_images=3)[:6])
-
-
-def test_another_seed_draws_other_images(prior_run):
-    run = prior_run()
-    assert (all_samples(run, 4, num_images=3) != all_samples(run, 4, num_images=3, seed=1)).any((1, 2, 3)).all()
-
-
-def test_images_are_drawn_by_the_runs_own_sampler_or_by_the_passs(prior_run):
-    run = prior_run()
-    plain, greedy = all_samples(run, 4, num_images=3), StepwiseSampler(temperature=0.0)
-    by_pass = all_samples(run, 4, num_images=3, sampler=greedy)
-    run[0].objective.sampler = greedy
-    by_run = all_samples(run, 4, num_images=3)
-    np.testing.assert_array_equal(by_run, by_pass)
-    assert (by_run != plain).any() and (by_run[:3] == by_run[0]).all()  # the likeliest of a class is one
 
 
 @pytest.fixture(scope="module")
@@ -380,17 +330,6 @@ def test_several_processes_measure_what_one_measures_each_on_its_share_of_the_im
                     np.testing.assert_array_equal(array, wanted, err_msg=name)
     num_loaded = [sum(batch["valid"].sum() for batch in runtime.loaded) for runtime in runtimes]
     assert sum(num_loaded) == experiment.data.num_examples("validation") and max(num_loaded) - min(num_loaded) <= 48
-
-
-def test_several_processes_draw_the_images_that_one_draws(prior_run):
-    run = prior_run()
-
-    def drawn(runtime):
-        return measure(Samples([ShownImages(100)], num_images=3, batch_size=4), run, None, runtime)["images/samples"]
-
-    _, results = together(2, drawn)
-    for images in results:
-        np.testing.assert_array_equal(images, drawn(RUNTIME))
 
 
 def arrays_of(value):

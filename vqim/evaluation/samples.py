@@ -21,7 +21,6 @@ from vqim.contracts.runtime import Runtime
 from vqim.contracts.task import Task
 from vqim.evaluation.passes import Pass, dtypes_of, place_frozen, protocol_of, split_batches
 from vqim.evaluation.rejection import Acceptance, accept, check_classifier, groups, num_needed, verdicts_of
-from vqim.prior.guidance import check_learnt_without_classes
 from vqim.state import sections
 from vqim.state.leaf import State, select
 from vqim.tokenizer.model import images_to_float
@@ -185,7 +184,7 @@ def bind_sampler(task: Task, runtime: Runtime, batch_size: int, sampler: Sampler
     """A function that draws a batch of tokens from a task's prior, with its own sampler or another one."""
     objective = _of_a_prior(task)
     sampler = sampler or objective.sampler
-    check_learnt_without_classes(sampler, objective.prior)
+    objective.check_sampler(sampler)
     return sampler.bind(objective.prior, runtime, batch_size, task.dtype)
 
 

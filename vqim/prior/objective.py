@@ -17,6 +17,7 @@ from vqim.contracts.learning import Computed, MakeLearner, OneLearner
 from vqim.contracts.prior import Expecting, Prior, Sampler
 from vqim.frozen.from_run import FromRun
 from vqim.nn.module import apply
+from vqim.prior.guidance import check_learnt_without_classes
 from vqim.prior.sampler import StepwiseSampler
 from vqim.state import sections
 from vqim.state.leaf import State, select
@@ -66,6 +67,10 @@ class PriorObjective(OneLearner):
         if self.num_classes and data.num_classes != self.num_classes:
             raise ValueError(
                 f"num_classes must be the data's {data.num_classes}, or 0 to ignore them; got {self.num_classes}")
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Raises ValueError if a sampler asks of this prior what it has not learnt."""
+        check_learnt_without_classes(sampler, self.prior)
 
     def compute(
         self, leaves: Mapping[str, State], arrays: State, batch: dict[str, Tensor], context: Context, program: str,
