@@ -350,6 +350,7 @@ def test_a_runtime_that_does_not_exist_is_refused(runs):
 
 @pytest.mark.parametrize("step", [None, 30])
 def test_no_configuration_stays_in_force_also_after_a_refusal(load, step):
+    gin.clear_config()
     try:
         load("tokenizer", step=step)
     except ConfigError:
