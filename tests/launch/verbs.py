@@ -81,9 +81,13 @@ class Running:
     def wait_for(self, text):
         """Waits until it has logged a line with this regular expression in it."""
         deadline = time.monotonic() + self._seconds
-        while not re.search(text, self._err.read_text() if self._err.exists() else ""):
+        while not self.has_logged(text):
             assert self._process.is_alive() and time.monotonic() < deadline, self.end().err
             time.sleep(0.005)
+
+    def has_logged(self, text):
+        """Whether it has logged a line with this regular expression in it."""
+        return re.search(text, self._err.read_text() if self._err.exists() else "") is not None
 
     def is_alive(self):
         """Whether it has not ended yet."""
