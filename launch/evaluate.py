@@ -79,13 +79,13 @@ def main() -> None:
     """Runs every evaluator once, and those of samples at each point of the sweep."""
     out = _folder()
     config, run = session.open_run(needs_data=True)
-    jobs = _jobs(config, run)
-    config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
     if getattr(run.experiment.task.objective, "num_classes", 0):
         try:
             check_classes(list(run.facts.class_names), list(run.experiment.data.class_names), "the run")
         except DataChangedError as error:
             raise ConfigError(f"train.data: {error}") from error
+    jobs = _jobs(config, run)
+    config.refuse_unused(except_for=session.RUNTIME_BINDINGS)
     is_first = run.runtime.process_index == 0
     rehearse_evaluators(config, run.experiment, run.runtime)
     out.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,7 @@ def test_a_second_start_in_one_directory_is_refused_and_disturbs_nothing(verbs):
 
 def test_a_directory_whose_first_start_failed_takes_a_corrected_command(verbs):
     done = verbs("train", *train_flags("gin/debug/prior_tiny.gin", "run", "TOKENIZER_RUN = 'nowhere'"))
-    assert done.code != 0 and "nowhere/checkpoints has no committed checkpoint" in done.err
+    assert done.code == 2 and "and nowhere has none: train it first, or name another" in done.err
     assert "Traceback" not in done.err
     done = verbs("train", *train_flags(TOKENIZER, "run", "train.num_steps = 2"))
     assert done.code == 0, done.err

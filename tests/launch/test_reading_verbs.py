@@ -97,7 +97,8 @@ def test_a_prior_trains_on_cached_tokens_which_are_those_of_the_images(verbs, ru
     cached = ("train.data = @data.Tokens()", "data.Tokens.path = 'cache'")
     done = verbs("evaluate", PRIOR, *(f"--gin_bindings={line}" for line in cached))
     assert done.code == 0, done.err
-    assert json.loads((runs / "prior/evaluation.json").read_text()) == {"step": 40, **last_evaluation(runs / "prior")}
+    expected, found = last_evaluation(runs / "prior"), json.loads((runs / "prior/evaluation.json").read_text())
+    assert found["step"] == 40 and expected and {name: found[name] for name in expected} == expected
 
     done = verbs("train", *train_flags("gin/debug/prior_tiny.gin", "cached", *cached, "train.num_steps = 10"))
     assert done.code == 0, done.err
