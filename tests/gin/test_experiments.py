@@ -1,4 +1,8 @@
-"""Every experiment of the papers, shrunk by gin/debug/shrink*.gin, learns the emoji set, on the runs that it needs."""
+"""Experiments of the papers, shrunk by gin/debug/shrink*.gin, learn the emoji set, on the runs that they need.
+
+One is trained for every choice of components; the others differ from it in numbers and data alone, which test_files.py
+builds at full size.
+"""
 import hashlib
 import json
 import re
@@ -29,8 +33,30 @@ def shrinking(name):
     return [twin for twin in reversed(twins.values()) if twin != "none"] if "run" in twins else []
 
 
-EXPERIMENTS = [name for path in sorted((ROOT / "gin/exp").rglob("*.gin"))
-               if shrinking(name := path.relative_to(ROOT).as_posix())]
+def needed_runs(name):
+    """By macro, the runs that an experiment and what it includes ask for."""
+    return dict(re.findall(r"^(TOKENIZER_RUN|PRIOR_RUN|START_RUN) = '(.*)'", whole_text(name), re.M))
+
+
+def making(run):
+    """The experiment that makes a run."""
+    return STAND_INS.get(run, run).replace("runs/", "gin/exp/") + ".gin"
+
+
+def components(name):
+    """What of the text says which components there are: names but those of data, the losses, twins and dtype."""
+    text = re.sub("#.*", "", whole_text(name))
+    names = {word for word in re.findall(r"@([\w./]+)", text) if not word.startswith("data.")}
+    terms = re.findall(r"\bterms = (.*)", text)[:1]  # the file's own, which replaces those of what it includes
+    return frozenset(names), tuple(terms), tuple(shrinking(name)), "bfloat16" in text
+
+
+SHRINKABLE = [name for path in sorted((ROOT / "gin/exp").rglob("*.gin"))
+              if shrinking(name := path.relative_to(ROOT).as_posix())]
+NEEDED = {making(run) for name in SHRINKABLE for run in needed_runs(name).values()}
+# Of those with the same components the last one: one that others need, whose run is made anyway, if there is one.
+EXPERIMENTS = list({components(name): name for name in sorted(SHRINKABLE, key=lambda name: (name in NEEDED, name))
+                    }.values())
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +70,8 @@ def run(name, folder):
     Experiments whose shrunken configurations are the same, such as those of two data sets, are trained once.
     """
     bindings = ["NUM_CLASSES = 9"] if "NUM_CLASSES = 1000" in whole_text(name) else []
-    for macro, needed in re.findall(r"^(TOKENIZER_RUN|PRIOR_RUN|START_RUN) = '(.*)'", whole_text(name), re.M):
-        file = STAND_INS.get(needed, needed).replace("runs/", "gin/exp/") + ".gin"
-        bindings.append(f"{macro} = {str(run(file, folder))!r}")
+    for macro, needed in needed_runs(name).items():
+        bindings.append(f"{macro} = {str(run(making(needed), folder))!r}")
     gin.clear_config()
     config = load([name, *shrinking(name)], bindings, [])
     workdir = folder / hashlib.sha256(config.text().encode()).hexdigest()[:16]
@@ -58,8 +83,8 @@ def run(name, folder):
     return workdir
 
 
-def test_no_experiment_is_forgotten():
-    assert len(EXPERIMENTS) >= 37
+def test_no_choice_of_components_is_forgotten():
+    assert len(SHRINKABLE) >= 85 and len(EXPERIMENTS) >= 30
 
 
 def losses(name, folder):

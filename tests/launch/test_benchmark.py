@@ -48,10 +48,11 @@ def test_a_contestant_that_takes_three_times_as_long_is_a_third_as_fast():
 
 
 def test_peak_memory_is_what_a_call_takes_while_it_runs():
-    peak = peak_memory(lambda: torch.ones(8 * 2**20).sum())
+    peak = peak_memory(lambda: torch.ones(64 * 2**20).sum())
     if peak is None:
         pytest.skip("this system does not tell")
-    assert 31 * 2**20 < peak < 40 * 2**20  # Linux counts pages in batches
+    # Of 256 MiB. Linux counts a process's pages in batches for each core: tens of MiB where there are many cores.
+    assert 200 * 2**20 < peak < 300 * 2**20
 
 
 def test_the_plain_cache_gives_the_logits_of_the_whole_sequence():

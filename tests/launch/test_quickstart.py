@@ -20,7 +20,7 @@ def quickstart(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("quickstart") / "run"
     subprocess.run(
         [sys.executable, "-m", "launch.quickstart", f"--workdir={workdir}", "--runtime=torch", "--num_samples=8",
-         "--gin_bindings=NUM_STEPS = 60", "--gin_bindings=optim.WarmupCosine.warmup_steps = 5"],
+         "--gin_bindings=NUM_STEPS = 16", "--gin_bindings=optim.WarmupCosine.warmup_steps = 5"],
         cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return workdir
 

@@ -25,7 +25,9 @@ STEPS = ("--gin_bindings=NUM_STEPS = 20", "--runtime=torch")
 @pytest.fixture
 def quantizer_class():
     """The plugin's class; gin's registry is as it was afterwards."""
-    yield runpy.run_path(str(HERE / "finite_scalar_quantizer.py"))["FiniteScalarQuantizer"]
+    with gin.unlock_config():  # another file's tests may have left a configuration loaded
+        plugin = runpy.run_path(str(HERE / "finite_scalar_quantizer.py"))
+    yield plugin["FiniteScalarQuantizer"]
     gin.config._REGISTRY.pop("plugin.FiniteScalarQuantizer")
 
 

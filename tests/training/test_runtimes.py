@@ -1,7 +1,8 @@
 """Both stages on the torch runtime, on one XLA device, and on eight: the same losses; exact restarts; one program each.
 
 Eight virtual devices of a CPU come as data = 8, and as data = 2, fsdp = 2, tensor = 2 with the partition rules of
-gin/run/shard_transformers.gin, and of shard_hidden_features.gin for the tokenizer.
+gin/run/shard_transformers.gin for the prior, and of shard_hidden_features.gin for the tokenizer. To compile a run takes
+tens of seconds on every mesh, so each trains only what it is the mesh for.
 """
 import shutil
 
@@ -70,8 +71,10 @@ def compiled(torch_runs, work):
     """What torch_xla counted: runs on every mesh."""
     results = {}
     for mesh, place in MESHES.items():
-        pieces = {"tokenizer": work.tokenizer(mesh)}
-        if mesh != "hidden":
+        pieces = {}
+        if mesh != "sharded":
+            pieces["tokenizer"] = work.tokenizer(mesh)
+        if mesh in ("one", "sharded"):
             pieces["prior"] = work.prior(mesh)
         if mesh == "one":
             pieces |= {"prior_without_dropout": work.prior(mesh, dropout=False), "probe": work.probe(mesh)}
@@ -111,8 +114,7 @@ def test_xla_gives_the_losses_of_torch(compiled, plans, run):
     assert gap(plans.losses(f"torch/{run}"), plans.losses(f"one/{run}")) < TOLERANCE
 
 
-@pytest.mark.parametrize(("mesh", "run"), [
-    ("data", "tokenizer"), ("data", "prior"), ("sharded", "tokenizer"), ("sharded", "prior"), ("hidden", "tokenizer")])
+@pytest.mark.parametrize(("mesh", "run"), [("data", "tokenizer"), ("sharded", "prior"), ("hidden", "tokenizer")])
 def test_eight_devices_give_the_losses_of_one_also_with_dropout(compiled, plans, mesh, run):
     assert gap(plans.losses(f"one/{run}"), plans.losses(f"{mesh}/{run}")) < TOLERANCE
 
@@ -121,9 +123,8 @@ def test_dropout_moves_the_losses_by_more_than_the_tolerance(compiled, plans):
     assert gap(plans.losses("one/prior"), plans.losses("one/prior_without_dropout")) > 10 * TOLERANCE
 
 
-@pytest.mark.parametrize("mesh", ["data", "sharded"])
-@pytest.mark.parametrize("run, prefix", [("tokenizer", "evaluation/"), ("tokenizer", "codebook/"),
-                                         ("prior", "evaluation/")])
+@pytest.mark.parametrize(("mesh", "run", "prefix"), [
+    ("data", "tokenizer", "evaluation/"), ("data", "tokenizer", "codebook/"), ("sharded", "prior", "evaluation/")])
 def test_eight_devices_measure_what_one_measures(compiled, plans, mesh, run, prefix):
     for expected, row in zip(plans.rows(f"one/{run}", prefix), plans.rows(f"{mesh}/{run}", prefix), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)

@@ -13,7 +13,7 @@ from vqim.data.decode import CorruptImageError, decode
 from vqim.data.faults import CorruptRecords
 from vqim.data.loader import Evaluation, Loader
 from vqim.data.order import augmentation_rng, stream_key
-from vqim.data.source import SPLITS, Source, SourceFactory, check_example, check_split
+from vqim.data.source import SPLITS, Source, SourceFactory, check_example, check_split, counted_classes
 from vqim.data.transforms import CenterCrop, RandomCrop, Transform
 
 MAX_THREADS = 512
@@ -96,8 +96,9 @@ class Images:
         """Counts and classes of the splits, and what of the files is ignored, a line for each."""
         lines = []
         for split, source in self._sources.items():
-            classes = f"{len(self.class_names)} classes ({shortened(self.class_names)})" if self.class_names else (
-                "no classes")
+            classes = counted_classes(len(self.class_names))
+            if self.class_names:
+                classes += f" ({shortened(self.class_names)})"
             lines.append(f"{split}: {len(source):,} images, {classes}")
             lines += [f"{split}: ignored: {count:,} {what}" for what, count in getattr(source, "ignored", {}).items()]
         return lines

@@ -189,6 +189,11 @@ def check_example(example: Example, num_classes: int) -> None:
         raise WrongExampleError(f"example {example.name} must have {wanted}; got {label!r}")
 
 
+def counted_classes(num_classes: int) -> str:
+    """Their number in words of a message."""
+    return {0: "no classes", 1: "1 class"}.get(num_classes, f"{num_classes} classes")
+
+
 def check_split(split: str) -> None:
     """Raises ValueError unless `split` is a split that sources have."""
     if split not in SPLITS:

@@ -26,7 +26,7 @@ from vqim.contracts.data import Batch
 from vqim.data.checksums import damaged_rows, row_checksums, sealed, unsealed
 from vqim.data.faults import WrongExampleError
 from vqim.data.loader import Evaluation, Loader
-from vqim.data.source import SPLITS, check_labels, check_split, fingerprint_of
+from vqim.data.source import SPLITS, check_labels, check_split, counted_classes, fingerprint_of
 
 FORMAT = 2
 """Format 1 had no checksums."""
@@ -270,7 +270,7 @@ class Tokens:
 
     def describe(self) -> list[str]:
         """Counts and classes of the splits, a line for each."""
-        classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
+        classes = counted_classes(self.num_classes)
         return [f"{name}: tokens of {split.metadata.num_examples:,} images in {split.metadata.num_views} views, "
                 f"{classes}, computed in {split.metadata.computed_in}" for name, split in self._splits.items()]
 

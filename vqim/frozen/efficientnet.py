@@ -11,6 +11,7 @@ import dataclasses
 import functools
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -89,7 +90,8 @@ class EfficientNetLite0:
                              f"{self.image_size}, {self.image_size}], got {tuple(images_BCHW.shape)}")
         resize_hH = arrays["input/resize_hH"]
         images_BChw = resize_hH @ images_BCHW.float() @ resize_hH.mT
-        x_BChw = ((255 * images_BChw - 127) / 128).to(context.dtype)
+        # A CPU is up to twice as fast with channels last; XLA lays arrays out itself.
+        x_BChw = ((255 * images_BChw - 127) / 128).to(context.dtype, memory_format=torch.channels_last)
         x_BChw = _relu6(_convolve(arrays, "stem", x_BChw, stride=2))
         for name, (stride, expansion) in _blocks().items():
             inside_BChw = x_BChw if expansion == 1 else _relu6(_convolve(arrays, f"{name}/expand", x_BChw))

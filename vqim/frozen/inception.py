@@ -123,7 +123,8 @@ class _Network:
     """The blocks on their way: each takes `x_BChw` and leaves its outputs there."""
 
     def __init__(self, arrays: State, x_BChw: Tensor, dtype: torch.dtype):
-        self._arrays, self.x_BChw = arrays, x_BChw.to(dtype)
+        # A CPU's many narrow convolutions are up to twice as fast with channels last; XLA lays arrays out itself.
+        self._arrays, self.x_BChw = arrays, x_BChw.to(dtype, memory_format=torch.channels_last)
 
     def convolve(self, name: str, x_BChw: Tensor, stride: int = 1, padding: tuple[int, int] = (0, 0)) -> Tensor:
         """A convolution and a rectifier."""

@@ -51,7 +51,7 @@ class WarmupCosine:
         require(self.peak > 0, "peak", "positive", self.peak)
         require(0 <= self.final <= self.peak, "final", f"from 0 to peak = {self.peak}", self.final)
         require_step_count("warmup_steps", self.warmup_steps, 0)
-        require_step_count("total_steps", self.total_steps, self.warmup_steps + 1)
+        _require_total_steps(self.total_steps, "warmup_steps", self.warmup_steps)
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -86,7 +86,7 @@ class WarmupExponential:
         require(0 < self.final <= self.peak, "final", f"above 0 and at most peak = {self.peak}", self.final)
         require_step_count("warmup_steps", self.warmup_steps, 0)
         require_step_count("decay_start", self.decay_start, self.warmup_steps)
-        require_step_count("total_steps", self.total_steps, self.decay_start + 1)
+        _require_total_steps(self.total_steps, "decay_start", self.decay_start)
 
     def __call__(self, step: int) -> float:
         fraction = _fraction(step, self.decay_start, self.total_steps)
@@ -118,11 +118,17 @@ class WarmupLinear:
         require(0 <= self.final <= self.peak, "final", f"from 0 to peak = {self.peak}", self.final)
         require_step_count("warmup_steps", self.warmup_steps, 0)
         require_step_count("decay_start", self.decay_start, self.warmup_steps)
-        require_step_count("total_steps", self.total_steps, self.decay_start + 1)
+        _require_total_steps(self.total_steps, "decay_start", self.decay_start)
 
     def __call__(self, step: int) -> float:
         fraction = _fraction(step, self.decay_start, self.total_steps)
         return _warmup(step, self.warmup_steps) * (self.peak + (self.final - self.peak) * fraction)
+
+
+def _require_total_steps(total_steps: int, before: str, last: int) -> None:
+    """ValueError unless a decay has a step; gin files bind total_steps to the macro that people change."""
+    require(type(total_steps) is int and total_steps > last, "total_steps",
+            f"more than {before} = {last} (gin files bind it to %NUM_STEPS)", total_steps)
 
 
 def _warmup(step: int, warmup_steps: int) -> float:
