@@ -99,7 +99,7 @@ def timed(seconds: dict[str, list[float]], name: str, work: Callable[..., object
 def on_images(count: int, projected: int = 2000) -> None:
     """Time of two sets of `count` / 2 images each, and what follows for `projected` images."""
     half = count // 2
-    images = (torch.cat([emoji("train", min(2 * half, 2000), 1)] * 2)[:2 * half] * 255).round().to(torch.uint8)
+    images = (torch.cat([emoji("train", min(2 * half, 1500), 1)] * 2)[:2 * half] * 255).round().to(torch.uint8)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = str(write_random_inception(folder))
         libraries = {"vqim": Ours(path, half), "torch-fidelity": TorchFidelity(path, half),

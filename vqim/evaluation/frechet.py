@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-_BLOCK_ROWS = 512  # few enough to be held twice, enough for an efficient matrix product
+_BLOCK_ROWS = 2048  # few enough to be held twice, enough for an efficient matrix product
 
 
 @dataclasses.dataclass(frozen=True)
