@@ -65,7 +65,7 @@ class EmaQuantizer(nn.Module):
         """Counts, sums of latents, and for each code one latent of the whole batch, drawn alike by all its parts."""
         z_PZ, codes_V = z_BhwKZ.flatten(0, -2), torch.arange(len(self.counts_V), device=z_BhwKZ.device)
         chosen_PV = (indices_BhwK.flatten()[:, None] == codes_V).float()
-        (number, parts), key = context.micro_batch, context.fold("restart").step_key
+        (number, parts), key = context.micro_batch, context.step_draw_key("restart")
         place_V = (context.kernels.uniform(key, (len(codes_V),), z_PZ.device) * (parts * len(z_PZ))).long()
         here_P = number * len(z_PZ) + torch.arange(len(z_PZ), device=z_PZ.device)
         picked_PV = (here_P[:, None] == place_V).float()

@@ -7,6 +7,7 @@ implements these methods.
     B batch, T queries, S keys, N heads, H head dimension, L layers; I inputs of a matrix, O outputs of a matrix
 """
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -86,6 +87,7 @@ class Context:
       reach: in a step of a `Stepwise` prior, a number of draws, at least as many as lie before this step's: entries of
         caches that later ones would write need not be read. None where it is not known; then all are.
       evaluation_dtype: `dtype` for networks that are not trained here, such as a prior's tokenizer.
+      purposes: what `fold` was given so far; keys are derived from it only where something is drawn.
     """
 
     kernels: Kernels
@@ -96,18 +98,29 @@ class Context:
     micro_batch: tuple[int, int] = (0, 1)
     reach: int | None = None
     evaluation_dtype: torch.dtype = torch.float32
+    purposes: tuple[str | Tensor, ...] = ()
 
     def fold(self, purpose: str | Tensor) -> "Context":
         """The same context for one purpose: a part's name, a word, or a layer's number as an int32 tensor.
 
-        It has its own keys. Of the scalars it keeps those named `purpose/...`, without this prefix.
+        It draws from keys of its own. Of the scalars it keeps those named `purpose/...`, without this prefix.
         """
-        key, step_key = (None if k is None else fold_key(k, purpose) for k in (self.key, self.step_key))
         scalars = self.scalars
         if isinstance(purpose, str):
             part = f"{purpose}/"
             scalars = {name.removeprefix(part): value for name, value in scalars.items() if name.startswith(part)}
-        return dataclasses.replace(self, key=key, step_key=step_key, scalars=scalars)
+        return dataclasses.replace(self, scalars=scalars, purposes=(*self.purposes, purpose))
+
+    def draw_key(self, purpose: str) -> Tensor | None:
+        """The key for one draw, an int32 scalar; None where nothing is random."""
+        return self._derived(self.key, purpose)
+
+    def step_draw_key(self, purpose: str) -> Tensor | None:
+        """Like `draw_key`, but the same in all micro-batches of a step."""
+        return self._derived(self.step_key, purpose)
+
+    def _derived(self, key: Tensor | None, purpose: str) -> Tensor | None:
+        return None if key is None else functools.reduce(fold_key, (*self.purposes, purpose), key)
 
     def evaluation(self) -> "Context":
         """The same runtime, in `evaluation_dtype` and without randomness: for networks that are not trained."""

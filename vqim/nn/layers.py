@@ -38,8 +38,8 @@ class LayerNorm(nn.Module):
 
 def dropout(x: Tensor, rate: float, context: Context, purpose: str) -> Tensor:
     """Zeroes entries with probability `rate` and scales the others by 1 / (1 - rate); the identity in evaluation."""
-    key = context.fold(purpose).key
-    if rate == 0.0 or key is None:
+    key = context.draw_key(purpose) if rate else None
+    if key is None:
         return x
     keep = context.kernels.keep_mask(key, rate, tuple(x.shape), x.device)
     return torch.where(keep, x * (1.0 / (1.0 - rate)), torch.zeros((), dtype=x.dtype, device=x.device))
@@ -47,7 +47,7 @@ def dropout(x: Tensor, rate: float, context: Context, purpose: str) -> Tensor:
 
 def gelu_dropout(x: Tensor, rate: float, context: Context, purpose: str) -> Tensor:
     """GELU with the error function, then `dropout`."""
-    return context.kernels.gelu_dropout(x, context.fold(purpose).key if rate else None, rate)
+    return context.kernels.gelu_dropout(x, context.draw_key(purpose) if rate else None, rate)
 
 
 def check_rate(name: str, rate: float) -> None:

@@ -94,7 +94,7 @@ def class_rows(
         labels_B = torch.full((batch_size,), num_classes, dtype=torch.int64, device=device)
     labels_B = labels_B.long()
     told_B = labels_B >= 0
-    key = context.fold("class").key
-    if key is not None and dropout_rate > 0:
+    key = context.draw_key("class") if dropout_rate else None
+    if key is not None:
         told_B = told_B & context.kernels.keep_mask(key, dropout_rate, labels_B.shape, labels_B.device)
     return torch.where(told_B, labels_B, num_classes)

@@ -189,7 +189,7 @@ class MaskedPrior(nn.Module):
 
     def _draw_masks(self, tokens_BNK: Tensor, context: Context) -> Tensor:
         """Which codes are masked, bool [B, N, K]: at least one of each image. Without a key, those of `measure`."""
-        key = context.fold("mask").key
+        key = context.draw_key("mask")
         if key is None:
             return self._fixed_masks(tokens_BNK)
         uniform, device, batch_size = context.kernels.uniform, tokens_BNK.device, len(tokens_BNK)

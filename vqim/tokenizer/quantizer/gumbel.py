@@ -75,7 +75,7 @@ class GumbelQuantizer(nn.Module):
     def forward(self, latents_BhwD: Tensor, context: Context) -> Quantized:
         """Latents [B, h, w, width_in] to codes: drawn if the context has a key, else the likeliest, without losses."""
         logits_BhwV = (latents_BhwD if self.logits is None else self.logits(latents_BhwD, context)).float()
-        key = context.fold("noise").key
+        key = context.draw_key("noise")
         if key is None:
             indices = (logits_BhwV.argmax(-1)[..., None],)
             return Quantized(self.lookup(indices, context), indices, {})

@@ -52,7 +52,7 @@ def channel_sums(z_PKZ: Tensor, indices_PK: Tensor, vocabulary: int, context: Co
         vectors_VZ = vectors_VZ + kernels.precise_matmul(chosen_PV.mT, z_PZ)
     z_PZ = z_PKZ.flatten(0, 1)
     number, parts = context.micro_batch
-    key = context.fold("restart").step_key
+    key = context.step_draw_key("restart")
     assert key is not None
     places_V = (kernels.uniform(key, (vocabulary,), z_PZ.device) * (parts * len(z_PZ))).long()
     own_V = places_V - number * len(z_PZ)
