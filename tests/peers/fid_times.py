@@ -107,9 +107,9 @@ def on_images(count: int, projected: int = 2000) -> None:
         adding: dict[str, list[float]] = {}
         comparing: dict[str, list[float]] = {}
         names = list(libraries)
-        for number, first in enumerate(range(0, 2 * half, BATCH)):
-            # A batch lies within one set: the sets' sizes are multiples of the batch.
-            batch, which = images[first:first + BATCH], int(first >= half)
+        starts = [(which, first) for which in range(2) for first in range(0, half, BATCH)]
+        for number, (which, first) in enumerate(starts):
+            batch = images[half * which + first:half * which + min(first + BATCH, half)]
             for name in names[number % 3:] + names[:number % 3]:
                 timed(adding, name, libraries[name].add, batch, which)
         values = {name: timed(comparing, name, one.result) for name, one in libraries.items()}
