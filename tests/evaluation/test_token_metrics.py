@@ -53,8 +53,9 @@ def test_the_use_of_each_levels_codes_is_measured_as_table_4_does(tokenizer_run,
 def test_one_level_keeps_the_short_names(tokenizer_run, data):
     run = tokenizer_run(sizes=(20,))
     results = measure(Reconstructions([CodebookUse()], batch_size=128), run, data)
-    assert results.keys() == {
-        f"codebook/{measure}" for measure in ("usage", "usage_per_batch", "entropy_bits", "perplexity", "histogram")}
+    assert results.keys() == {f"codebook/{measure}" for measure in (
+        "usage", "usage_per_batch", "entropy_bits", "perplexity", "histogram", "latent_distance", "latent_spread",
+        "unused_distance", "diagnosis")}
     indices, = codes_of(run, "params/tokenizer/", data)
     assert results["codebook/usage_per_batch"] == len(indices[:256].unique()) / 20
 

@@ -40,6 +40,19 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lookup:
+    """What a quantizer looked up in a codebook of V codes of Z dimensions, without gradients.
+
+    Attributes:
+      latents_BPZ: float32, the P latents of each image, as they are compared with codes.
+      codebook_VZ: float32, the codes that they are compared with.
+    """
+
+    latents_BPZ: Tensor
+    codebook_VZ: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class Items:
     """A batch from a pass, on the device. A field is None where this pass does not have it.
 
@@ -53,6 +66,7 @@ class Items:
         (`tokenizer.losses.logit_laplace`).
       log_scale_BCHW: log scale of that distribution.
       logits_LBY: class logits of each layer.
+      lookups: for each level of tokens what the quantizer looked up; none where it does not look codes up.
       disturbed_tokens: int64 tokens [B, N, K] of the same images after changes that hardly show, by the change's name.
       measures: float32 [B] by name, one value for each item, such as a prior's bits per token.
       references_BCHW: real images, float32 in [0, 1], with which a set of samples is compared; none belongs to an item.
@@ -67,6 +81,7 @@ class Items:
     location_BCHW: Tensor | None = None
     log_scale_BCHW: Tensor | None = None
     logits_LBY: Tensor | None = None
+    lookups: tuple[Lookup, ...] = ()
     disturbed_tokens: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     measures: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     references_BCHW: Tensor | None = None

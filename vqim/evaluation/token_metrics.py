@@ -13,6 +13,7 @@ from vqim.contracts.evaluation import About, Histogram, Items, Tally
 from vqim.contracts.frozen import Frozen
 from vqim.contracts.grid import TokenGrid
 from vqim.evaluation.codebook import CodebookStatistics, count_codes, entropy_bits
+from vqim.evaluation.codebook_diagnosis import Lookups, observe_lookup
 from vqim.evaluation.distances import Averages
 from vqim.evaluation.tally_state import join, part_of
 from vqim.state.leaf import State
@@ -24,6 +25,9 @@ class CodebookUse:
     Results are named `codebook/usage` and so on, or `codebook/level_0/usage` with several levels. `usage_per_batch` is
     ViT-VQGAN's "Codebook Usage" (Table 4). With several codes a position, these are of all channels together, and
     `codebook/channel_0/usage` and so on are of each.
+
+    For reconstructions also `codebook/latent_distance` and so on (`codebook_diagnosis.Health`), and in words, as
+    `codebook/diagnosis`, why codes are unused and what helps, if many are.
     """
 
     needs = ("tokens_BNK",)
@@ -32,7 +36,9 @@ class CodebookUse:
     def observe(self, items: Items, frozen: Mapping[str, State], context: Context) -> dict[str, Tensor]:
         """See `Metric`."""
         assert items.tokens_BNK is not None
-        return {"tokens": items.tokens_BNK}
+        lookups = {f"{level}/{name}": value for level, lookup in enumerate(items.lookups)
+                   for name, value in observe_lookup(lookup, context.kernels).items()}
+        return {"tokens": items.tokens_BNK, **lookups}
 
     def tally(self, about: About) -> Tally:
         """See `Metric`."""
@@ -45,6 +51,7 @@ class _Use:
         self._levels = [CodebookStatistics(level.vocabulary, num_images) for level in grid.levels]
         self._channels = [[CodebookStatistics(level.vocabulary, num_images) for _ in range(level.channels)]
                           if level.channels > 1 else [] for level in grid.levels]
+        self._lookups = [Lookups(level.vocabulary) for level in grid.levels]
 
     def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
         """See `Tally`."""
@@ -53,6 +60,9 @@ class _Use:
             statistics.add(indices, valid_B)
             for k, of_channel in enumerate(channels):
                 of_channel.add(indices[..., k], valid_B)
+        for number, lookups in enumerate(self._lookups):
+            if found := part_of(observed, str(number)):
+                lookups.add(found, valid_B)
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Resumable`."""
@@ -63,19 +73,26 @@ class _Use:
         for name, statistics in self._parts().items():
             statistics.restore(part_of(state, name))
 
-    def _parts(self) -> dict[str, CodebookStatistics]:
-        """Of each level in all and by channel, by names for the state."""
-        parts = {str(level): statistics for level, statistics in enumerate(self._levels)}
+    def _parts(self) -> dict[str, CodebookStatistics | Lookups]:
+        """Of each level in all and by channel, and its lookups, by names for the state."""
+        parts: dict[str, CodebookStatistics | Lookups] = {
+            str(level): statistics for level, statistics in enumerate(self._levels)}
+        parts |= {f"{level}.lookups": lookups for level, lookups in enumerate(self._lookups)}
         return parts | {f"{level}.{k}": of_channel for level, channels in enumerate(self._channels)
                         for k, of_channel in enumerate(channels)}
 
     def result(self) -> dict[str, Any]:
         """The results of `CodebookStatistics.result` in all and by channel, and a histogram in all."""
         found: dict[str, Any] = {}
-        for name, statistics, channels in zip(self._grid.codebook_names, self._levels, self._channels, strict=True):
+        levels = zip(self._grid.codebook_names, self._levels, self._channels, self._lookups, strict=True)
+        for name, statistics, channels, lookups in levels:
             found |= {f"{name}/{measure}": value for measure, value in statistics.result().items()}
             for k, of_channel in enumerate(channels):
                 found |= {f"{name}/channel_{k}/{measure}": value for measure, value in of_channel.result().items()}
+            if health := lookups.result(statistics.counts_K):
+                found |= {f"{name}/{measure}": value for measure, value in health.numbers().items()}
+                if words := health.diagnosis():
+                    found[f"{name}/diagnosis"] = words
             codes_K = np.arange(len(statistics.counts_K))
             found[f"{name}/histogram"] = Histogram(np.repeat(codes_K, statistics.counts_K))
         return found

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vqim.contracts.context import Context, scheduled_scalars
+from vqim.contracts.evaluation import Lookup
 from vqim.contracts.grid import Level, TokenGrid, join
 from vqim.nn.module import arrays_spec
 
@@ -38,12 +39,14 @@ class Quantized:
       indices: int64 codes [B, h, w, K] for each level.
       losses: terms of the training loss by name, already weighted as in their equation.
       sums: float32 arrays that add up over micro-batches, for the quantizer's own `advance`.
+      lookups: for each level what was looked up, for the diagnosis of a codebook; empty without a lookup.
     """
 
     codes: Codes
     indices: tuple[Tensor, ...]
     losses: dict[str, Tensor]
     sums: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    lookups: tuple[Lookup, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,5 +19,5 @@ def reconstruct(model: ImageTokenizer, arrays: State, batch: dict[str, Tensor], 
     rounded_BCHW = images_to_float(float_to_images(reconstruction.mean_BCHW.clamp(0, 1)))
     return Items(
         batch["valid"], batch["labels"].long(), images_BCHW, rounded_BCHW, join(quantized.indices),
-        reconstruction.location_BCHW, reconstruction.log_scale_BCHW)
+        reconstruction.location_BCHW, reconstruction.log_scale_BCHW, lookups=quantized.lookups)
 

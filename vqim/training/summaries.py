@@ -50,7 +50,7 @@ class Summaries:
             self._writer = SummaryWriter(str(directory), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any], evaluator: int | None = None) -> None:
-        """Writes values of the kinds that `vqim.contracts.evaluation.Tally.result` lists.
+        """Writes values of the kinds that `vqim.contracts.evaluation.Tally.result` lists; warns of a `diagnosis`.
 
         Args:
           step: the number of updates made.
@@ -58,6 +58,9 @@ class Summaries:
           evaluator: the number of the evaluator that measured them; it gets a line even if no value is a float.
         """
         if self._writer is not None:
+            for name in values:
+                if name.endswith("/diagnosis"):
+                    logging.warning("step %d  %s: %s", step, name, values[name])
             try:
                 self._add(self._writer, step, values, evaluator)
             except OSError as error:

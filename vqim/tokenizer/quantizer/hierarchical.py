@@ -80,7 +80,9 @@ class HierarchicalQuantizer(nn.Module):
         losses = {f"{name}_{term}": value for name, level in levels.items() for term, value in level.losses.items()}
         sums = {f"{name}/{key}": value for name, level in levels.items() for key, value in level.sums.items()}
         codes = self._side_by_side(top.codes, bottom.codes, context)
-        return Quantized(codes, top.indices + bottom.indices, losses, sums)
+        # For every level or for none: a level without a lookup has no place among the others.
+        lookups = top.lookups + bottom.lookups if top.lookups and bottom.lookups else ()
+        return Quantized(codes, top.indices + bottom.indices, losses, sums, lookups)
 
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         """Codes for each level to vectors [B, h, w, width_out]."""

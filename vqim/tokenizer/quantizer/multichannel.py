@@ -57,7 +57,7 @@ class MultichannelQuantizer(SharedCodebook):
         losses = self.weighted((found_BhwKZ - z_BhwKZ.detach()).square().mean(),
                                (z_BhwKZ - found_BhwKZ.detach()).square().mean())
         codes = self._join(z_BhwKZ + (found_BhwKZ - z_BhwKZ).detach(), context)
-        return Quantized(codes, (indices_BhwK,), losses, self.sums(z_BhwKZ.detach(), indices_BhwK, context))
+        return self.quantized(codes, z_BhwKZ.detach(), indices_BhwK, losses, context)
 
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         """Codes [B, h, w, K] to vectors [B, h, w, code_dim] and latents [B, h, w, width_out]."""

@@ -65,7 +65,7 @@ class ResidualQuantizer(SharedCodebook):
         indices_BhwK = torch.stack(indices, -1)
         losses = self.weighted(torch.stack(codebook_losses).mean(), torch.stack(commitment_losses).mean())
         codes = self.widen(z_BhwZ + (sum_BhwZ - z_BhwZ).detach(), context)
-        return Quantized(codes, (indices_BhwK,), losses, self.sums(torch.stack(rests, -2), indices_BhwK, context))
+        return self.quantized(codes, torch.stack(rests, -2), indices_BhwK, losses, context)
 
     def lookup(self, indices: tuple[Tensor, ...], context: Context) -> Codes:
         """Codes [B, h, w, K] to the sums of their vectors, [B, h, w, code_dim], and latents [B, h, w, width_out]."""

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from vqim.contracts.context import Context
+from vqim.contracts.evaluation import Lookup
 from vqim.contracts.grid import Level
 from vqim.contracts.learning import Advanced
 from vqim.nn.layers import Dense, check_positive
 from vqim.nn.module import parameter, statistic
 from vqim.state.init import Constant, Uniform
-from vqim.tokenizer.model import Codes
+from vqim.tokenizer.model import Codes, Quantized
 from vqim.tokenizer.quantizer.upkeep import advance_codebook, channel_sums, check_upkeep
 
 
@@ -81,11 +82,15 @@ class SharedCodebook(nn.Module):
             return commitment
         return {"codebook": self.codebook_weight * codebook_loss} | commitment
 
-    def sums(self, z_BhwKZ: Tensor, indices_BhwK: Tensor, context: Context) -> dict[str, Tensor]:
-        """What `advance` needs of a batch: which latents were looked up, and the codes that were found."""
-        if self.use_V is None or context.step_key is None:
-            return {}
-        return channel_sums(z_BhwKZ.flatten(0, 2), indices_BhwK.flatten(0, 2), self.vocabulary, context)
+    def quantized(
+        self, codes: Codes, z_BhwKZ: Tensor, indices_BhwK: Tensor, losses: dict[str, Tensor], context: Context,
+    ) -> Quantized:
+        """The output, with what `advance` needs of a batch: which latents were looked up, and what was found."""
+        sums = {}
+        if self.use_V is not None and context.step_key is not None:
+            sums = channel_sums(z_BhwKZ.flatten(0, 2), indices_BhwK.flatten(0, 2), self.vocabulary, context)
+        looked_up = Lookup(z_BhwKZ.flatten(1, 3), self.codebook_VZ.detach())
+        return Quantized(codes, (indices_BhwK,), losses, sums, (looked_up,))
 
     def widen(self, vectors_BhwZ: Tensor, context: Context) -> Codes:
         """A position's vectors, and the same projected to the decoder's width."""

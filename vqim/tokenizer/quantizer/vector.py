@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqim.contracts.context import Context, Kernels
+from vqim.contracts.evaluation import Lookup
 from vqim.contracts.grid import Level
 from vqim.contracts.learning import Advanced
 from vqim.nn.layers import Dense, check_positive
@@ -107,7 +108,8 @@ class VectorQuantizer(nn.Module):
         sums = {}
         if (self._has_upkeep or self.kmeans) and context.step_key is not None:
             sums = upkeep_sums(z_BhwZ.detach().flatten(0, -2), indices_Bhw.flatten(), self.vocabulary, context)
-        return Quantized(self._widen(straight_through, context), (indices_Bhw[..., None],), losses, sums)
+        looked_up = Lookup(z_BhwZ.detach().flatten(1, 2), codes_VZ.detach())
+        return Quantized(self._widen(straight_through, context), (indices_Bhw[..., None],), losses, sums, (looked_up,))
 
     def advance(self, sums: Mapping[str, Tensor], context: Context) -> Advanced:
         """The codebook and the use of its codes after a step; see `upkeep.advance_codebook` and `kmeans.kept`."""
