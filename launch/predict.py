@@ -8,6 +8,7 @@ as the prior can follow. Printed are figures of the whole split. --gin_file and 
 configuration of each run.
 """
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,26 @@ def main() -> None:
     """Measures every run, and draws the picture."""
     paths = [session.run_directory(), *map(os.path.expanduser, BESIDE.value)]
     rows: dict[str, np.ndarray] = {}
-    for path in paths:
+    for path, shown_path in zip(paths, short_names(paths), strict=True):
         originals_BHWC, own_rows, figures = _measure(path)
         if rows and not np.array_equal(rows["original"], originals_BHWC):
             raise ConfigError(f"{path} was trained on other images than {paths[0]}, or on another crop or size of "
                               "them; runs beside each other have to show the same ones")
-        rows |= {"original": originals_BHWC, **{f"{path}\n{name}": shown for name, shown in own_rows.items()}}
+        rows |= {"original": originals_BHWC, **{f"{shown_path}\n{name}": shown for name, shown in own_rows.items()}}
         print(path)
         for name, value in figures.items():
             print(f"  {name}: {value:.6g}")
     _draw(rows).save(OUT.value)
     print(f"{len(rows)} rows of {len(originals_BHWC)} images in {OUT.value}")
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last two parts of each path, or as many as it takes to tell the paths apart."""
+    parts = [Path(path).parts for path in paths]
+    count = 2
+    while len({part[-count:] for part in parts}) < len(set(parts)):
+        count += 1
+    return ["/".join(part[-count:]) for part in parts]
 
 
 def _measure(path: str) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, float]]:
@@ -96,9 +106,7 @@ def _draw(rows: dict[str, np.ndarray]) -> Image.Image:
     picture = Image.fromarray(np.pad(whole, ((0, 0), (_MARGIN, 0), (0, 0)), constant_values=255))
     drawing = ImageDraw.Draw(picture)
     for number, name in enumerate(rows):
-        path, _, kind = name.rpartition("\n")
-        text = f"{Path(path).parent.name}/{Path(path).name}\n{kind}" if path else kind
-        drawing.text((4, (number + 0.5) * strips[0].shape[0]), text, fill="black", anchor="lm")
+        drawing.text((4, (number + 0.5) * strips[0].shape[0]), name, fill="black", anchor="lm")
     return picture
 
 

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 import vqim
+from launch.predict import short_names
 from tests.launch.verbs import train_flags
 from vqim.contracts.context import Context
 from vqim.data.source import Emoji
@@ -51,6 +52,11 @@ def test_rows_are_originals_and_for_each_run_what_it_makes_of_them(runs, verbs):
         reconstructed, predicted, _ = expected_rows(runs / name, images, labels)
         np.testing.assert_array_equal(reconstruction, reconstructed)
         np.testing.assert_array_equal(prediction, predicted)
+
+
+def test_runs_in_folders_of_the_same_names_have_rows_with_different_names():
+    assert short_names(["sweep/0.0/seed_0/prior", "sweep/1.0/seed_0/prior"]) == ["0.0/seed_0/prior", "1.0/seed_0/prior"]
+    assert short_names(["runs/alpha_0/prior", "runs/alpha_1/prior"]) == ["alpha_0/prior", "alpha_1/prior"]
 
 
 def test_the_share_of_expected_tokens_is_that_of_the_whole_split(runs, verbs):
