@@ -11,6 +11,7 @@ from torch import Tensor
 from vqim.contracts.context import Kernels
 from vqim.contracts.evaluation import Lookup
 from vqim.evaluation.codebook import entropy_bits
+from vqim.tokenizer.quantizer.distance import relative_distance
 
 UNUSED_SHARE = 0.3
 """The share of unused codes from which on there is a diagnosis."""
@@ -23,8 +24,7 @@ def observe_lookup(lookup: Lookup, kernels: Kernels) -> dict[str, Tensor]:
     """What the diagnosis needs of each image: squared distances of latents and codes, and sums of the latents."""
     z_BPZ, codes_VZ = lookup.latents_BPZ, lookup.codebook_VZ
     squares_BP = z_BPZ.square().sum(-1)
-    products_BPV = kernels.precise_matmul(z_BPZ, codes_VZ.mT)
-    distance_BPV = (squares_BP[..., None] - 2 * products_BPV + codes_VZ.square().sum(-1)).clamp_min(0.0)
+    distance_BPV = (squares_BP[..., None] + relative_distance(z_BPZ, codes_VZ, kernels)).clamp_min(0.0)
     return {"to_code": distance_BPV.amin(2).mean(1), "nearest_V": distance_BPV.amin(1),
             "square": squares_BP.mean(1), "mean_Z": z_BPZ.mean(1)}
 

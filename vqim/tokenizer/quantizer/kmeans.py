@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vqim.contracts.context import Kernels
 from vqim.nn.layers import check_positive
+from vqim.tokenizer.quantizer.distance import relative_distance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,8 @@ def centres(reservoir_RZ: Tensor, picks_VZ: Tensor, iterations: int, kernels: Ke
     for _ in range(iterations):
         counts_V, sums_VZ = torch.zeros_like(picks_VZ[:, 0]), torch.zeros_like(picks_VZ)
         for block_VZ in reservoir_RZ.split(len(picks_VZ)):  # all at once would need R x V distances
-            squared_VV = centres_VZ.square().sum(-1) - 2 * kernels.precise_matmul(block_VZ, centres_VZ.mT)
-            chosen_VV = (squared_VV.argmin(-1)[:, None] == codes_V).float()
+            distance_VV = relative_distance(block_VZ, centres_VZ, kernels)
+            chosen_VV = (distance_VV.argmin(-1)[:, None] == codes_V).float()
             counts_V = counts_V + chosen_VV.sum(0)
             sums_VZ = sums_VZ + kernels.precise_matmul(chosen_VV.mT, block_VZ)
         means_VZ = sums_VZ / counts_V.clamp_min(1.0)[:, None]

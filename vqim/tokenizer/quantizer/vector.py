@@ -16,6 +16,7 @@ from vqim.nn.layers import Dense, check_positive
 from vqim.nn.module import parameter, statistic
 from vqim.state.init import Constant, Normal, Uniform
 from vqim.tokenizer.model import Codes, Quantized
+from vqim.tokenizer.quantizer.distance import relative_distance
 from vqim.tokenizer.quantizer.entropy import unevenness
 from vqim.tokenizer.quantizer.kmeans import KMeans, centres, kept
 from vqim.tokenizer.quantizer.upkeep import advance_codebook, check_upkeep, upkeep_sums
@@ -158,8 +159,6 @@ def l2_normalize(x_Z: Tensor) -> Tensor:
 def nearest_code(z_Z: Tensor, codes_VZ: Tensor, kernels: Kernels) -> Tensor:
     """argmin over codes of the squared Euclidean distance: float32 [..., Z] and [V, Z] to int64 [...].
 
-    It computes |z - e|^2 without |z|^2, which is the same for every code. Ties go to one of the codes, always the same.
-    The product is `precise_matmul`: a TPU's default rounds factors to bfloat16, and would often find another code.
+    Ties go to one of the codes, always the same.
     """
-    distance_V = codes_VZ.square().sum(-1) - 2 * kernels.precise_matmul(z_Z, codes_VZ.mT)
-    return distance_V.argmin(-1)
+    return relative_distance(z_Z, codes_VZ, kernels).argmin(-1)
