@@ -8,8 +8,6 @@ as the prior can follow. Printed are figures of the whole split. --gin_file and 
 configuration of each run.
 """
 import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +41,7 @@ def main() -> None:
     """Measures every run, and draws the picture."""
     paths = [session.run_directory(), *map(os.path.expanduser, BESIDE.value)]
     rows: dict[str, np.ndarray] = {}
-    for path, shown_path in zip(paths, short_names(paths), strict=True):
+    for path, shown_path in zip(paths, session.short_names(paths), strict=True):
         originals_BHWC, own_rows, figures = _measure(path)
         if rows and not np.array_equal(rows["original"], originals_BHWC):
             raise ConfigError(f"{path} was trained on other images than {paths[0]}, or on another crop or size of "
@@ -54,15 +52,6 @@ def main() -> None:
             print(f"  {name}: {value:.6g}")
     _draw(rows).save(OUT.value)
     print(f"{len(rows)} rows of {len(originals_BHWC)} images in {OUT.value}")
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """The last two parts of each path, or as many as it takes to tell the paths apart."""
-    parts = [Path(path).parts for path in paths]
-    count = 2
-    while len({part[-count:] for part in parts}) < len(set(parts)):
-        count += 1
-    return ["/".join(part[-count:]) for part in parts]
 
 
 def _measure(path: str) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, float]]:

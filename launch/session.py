@@ -1,7 +1,7 @@
 """Code that the launch verbs share: opening runs and experiments, and run directories that belong to one experiment."""
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
@@ -204,3 +204,12 @@ def run_directory() -> str:
     if not workdir or open_files(workdir).read("config.gin") is None:
         raise ConfigError(f"--workdir must be the directory of a run, with config.gin in it; got {workdir or 'none'}")
     return workdir
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last two parts of each path, or as many as it takes to tell the paths apart."""
+    parts = [Path(path).parts for path in paths]
+    count = 2
+    while len({part[-count:] for part in parts}) < len(set(parts)):
+        count += 1
+    return ["/".join(part[-count:]) for part in parts]

@@ -102,6 +102,18 @@ def test_launchers_import_each_other_relatively(sources, root):
     assert absolute == [], "write `from . import ...`"
 
 
+def test_programs_that_tests_import_have_no_flag_twice(sources, root):
+    # All tests of a process share absl's flags: two programs with one flag end the collection.
+    programs = sorted({
+        module for source in sources if room_of(source.module) == "tests"
+        for name in source.imports if is_within(name, "launch")
+        for module in (name, name.rpartition(".")[0]) if (root / f"{module.replace('.', '/')}.py").is_file()})
+    assert "launch.cache_tokens" in programs
+    done = subprocess.run([sys.executable, "-c", f"import {', '.join(programs)}"], cwd=root, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_third_party_is_imported_by_the_name_that_a_wheel_has_too(sources):
     wrong = [source.path for source in sources for name in source.imports if is_within(name, "third_party")]
     assert wrong == [], "import it as vqim.third_party"

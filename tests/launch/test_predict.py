@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 import vqim
-from launch.predict import short_names
+from launch.session import short_names
 from tests.launch.verbs import train_flags
 from vqim.contracts.context import Context
 from vqim.data.source import Emoji
