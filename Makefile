@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.vqim-setup
-# What a run on torch alone needs: neither torch_xla and the TPU compiler nor the tools.
+# What a run on torch alone needs, and the network of the quickstart's proxy_fid: neither torch_xla and the TPU compiler
+# nor the tools.
 RUN_STAMP := $(VENV)/.vqim-run
 NEWEST := .venv-newest
 
@@ -30,7 +31,7 @@ $(STAMP): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(RUN_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[efficientnet]'
 	@touch $@
 
 # A complete environment serves as well.

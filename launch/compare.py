@@ -28,7 +28,7 @@ from pathlib import Path
 from absl import app, logging
 from absl import flags as absl_flags
 
-from vqim.evaluation.extractors import Extractor, InceptionFeatures, ProxyFeatures, file_checksum
+from vqim.evaluation.extractors import Extractor, InceptionFeatures, file_checksum, proxy_if_installed
 from vqim.evaluation.measuring import Measured, compare_sets, measure_images
 from vqim.evaluation.statistics_files import (
     has_images,
@@ -36,7 +36,6 @@ from vqim.evaluation.statistics_files import (
     read_statistics,
     write_statistics,
 )
-from vqim.frozen.efficientnet import EfficientNetLite0
 from vqim.frozen.inception import Inception
 from vqim.registry.config import ConfigError
 from vqim.runtime.torch import TorchRuntime
@@ -104,11 +103,7 @@ def _extractors(image_size: tuple[int, int]) -> list[Extractor]:
         return found
     if INCEPTION.value:
         found.append(InceptionFeatures(Inception(image_size[0], INCEPTION.value)))
-    try:
-        found.append(ProxyFeatures(EfficientNetLite0(image_size[0])))
-    except FileNotFoundError as error:
-        logging.warning("Without proxy_fid: %s", error)
-    return found
+    return [*found, *proxy_if_installed(image_size[0])]
 
 
 def _measure(images: ImageSet | Path, extractors: Sequence[Extractor]) -> Measured:

@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,9 +25,11 @@ from vqim.checkpoint.files import is_url
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.classifier.model import Classifier, TrainedClassifier
 from vqim.classifier.objective import ClassifierObjective
+from vqim.contracts.runtime import Runtime
 from vqim.evaluation.copies import measure_copies
 from vqim.evaluation.distances import downscaled_copy, mean_image_psnr, psnr, unit_range
-from vqim.evaluation.measuring import compare_sets, measure_images
+from vqim.evaluation.extractors import proxy_if_installed
+from vqim.evaluation.measuring import Measured, compare_sets, measure_images
 from vqim.evaluation.passes import evaluate
 from vqim.evaluation.report import Bar, Measure, Neighbours, ProbeAccuracies, Report, write_report
 from vqim.registry.config import ConfigError, load
@@ -167,9 +169,9 @@ def _judge(
     shown = training_NHWC[:len(validation_NHWC)]
     errors = unit_range(prior.reconstruct(shown)) - unit_range(shown)
     threshold = 1.25 * np.median(np.sqrt((errors ** 2).mean((1, 2, 3)))).item()
-    samples, real, training = (
-        measure_images(name, len(images), [images], [], prior.runtime) for name, images in (
-            ("samples", samples_MHWC), ("validation images", validation_NHWC), ("training images", training_NHWC)))
+    sets = {
+        "samples": samples_MHWC[_with_classes_of(labels_N)],
+        "training_images": training_NHWC[np.linspace(0, len(training_NHWC) - 1, len(labels_N)).astype(int)]}
     copies = measure_copies(samples_MHWC, training_NHWC, validation_NHWC, threshold)
     figures = {
         "samples_top1": verdicts(samples_MHWC, classes_M)[1].mean().item(),
@@ -178,9 +180,7 @@ def _judge(
         "samples_near_duplicates": copies.near_duplicates,
         "real_images_near_duplicates": copies.real_near_duplicates,
         "samples_spread": copies.spread_ratio,
-        "samples_fwd": compare_sets(samples, real, [])[0]["fwd"],
-        "training_images_fwd": compare_sets(training, real, [])[0]["fwd"],
-    }
+    } | _distances(sets, validation_NHWC, prior.runtime)
     every = np.arange(0, len(classes_M), NUM_SAMPLES.value // 2)
     note = (f"Below {threshold:.3f}, 1.25 times what the tokenizer itself changes, a sample counts as a "
             f"near-duplicate: {copies.near_duplicates:.1%} of the samples and {copies.real_near_duplicates:.1%} of the "
@@ -189,6 +189,30 @@ def _judge(
     neighbours = Neighbours(samples_MHWC[every], training_NHWC[copies.nearest_N[every]], copies.to_nearest_N[every],
                             note)
     return samples_MHWC, neighbours, figures
+
+
+def _with_classes_of(labels_N: np.ndarray) -> np.ndarray:
+    """Indices of as many samples of each class as there are labels of it, or of all that were drawn."""
+    counts_Y = np.bincount(labels_N)
+    return np.concatenate([label * NUM_SAMPLES.value + np.arange(min(count, NUM_SAMPLES.value))
+                           for label, count in enumerate(counts_Y)])
+
+
+def _distances(sets: Mapping[str, np.ndarray], real_NHWC: np.ndarray, runtime: Runtime) -> dict[str, float]:
+    """Frechet distances of sets of images to real ones: `<set>_fwd` and, with its package, `<set>_proxy_fid`.
+
+    They fall with the number of images: all sets should have about as many.
+    """
+    extractors = proxy_if_installed(real_NHWC.shape[1])
+
+    def measured(name: str, images_NHWC: np.ndarray) -> Measured:
+        return measure_images(name, len(images_NHWC), np.array_split(images_NHWC, -(-len(images_NHWC) // 64)),
+                              extractors, runtime)
+
+    real = measured("validation_images", real_NHWC)
+    found = {name: compare_sets(measured(name, images), real, extractors)[0] for name, images in sets.items()}
+    return {f"{name}_{measure}": values[measure] for name, values in found.items()
+            for measure in ("fwd", "proxy_fid") if measure in values}
 
 
 def _measures(summary: dict[str, float]) -> list[Measure]:
@@ -210,6 +234,9 @@ def _measures(summary: dict[str, float]) -> list[Measure]:
                 [Bar("at least", 0.8, "lower would be all alike")]),
         Measure("Samples' Frechet wavelet distance to validation images", summary["samples_fwd"], "",
                 {"training images": summary["training_images_fwd"]}),
+        *([Measure("Samples' Frechet distance in EfficientNet-Lite0", summary["samples_proxy_fid"], "",
+                   {"training images": summary["training_images_proxy_fid"]})]
+          if "samples_proxy_fid" in summary else []),
         Measure("Probe, top-1", 100 * summary["probe_top1"], "%", {"raw pixels": raw_pixels},
                 [Bar("above", raw_pixels, "a probe on raw pixels")], 1),
     ]

@@ -6,18 +6,16 @@ import hashlib
 from typing import Any, cast
 
 import numpy as np
-from absl import logging
 
 from vqim.classifier.model import Classifier, TrainedClassifier
 from vqim.classifier.objective import ClassifierObjective
 from vqim.contracts.evaluation import Metric
-from vqim.evaluation.extractors import Extractor, ProxyFeatures
+from vqim.evaluation.extractors import proxy_if_installed
 from vqim.evaluation.image_metrics import Distances, Lpips
 from vqim.evaluation.measuring import Measured, compare_sets, measure_images
 from vqim.evaluation.passes import Predictions, Reconstructions, evaluate
 from vqim.evaluation.token_metrics import CodebookUse, Likelihood
 from vqim.frozen.alexnet import MIN_SIZE
-from vqim.frozen.efficientnet import EfficientNetLite0
 from vqim.registry.config import load
 from vqim.registry.runtimes import make_runtime
 from vqim.trained import Trained, open_run
@@ -72,11 +70,8 @@ def _of_samples(run: Trained, seed: int, judge: str | None, num_samples: int | N
     count = num_samples or len(real_NHWC)
     wanted_N = np.resize(labels_N if run.prior.num_classes else np.full(1, -1, np.int32), count)
     samples_NHWC = run.sample(wanted_N, seed=seed)
-    extractors: list[Extractor] = []
-    try:
-        extractors.append(ProxyFeatures(EfficientNetLite0(run.tokenizer.image_size)))
-    except FileNotFoundError as error:
-        logging.warning("Without proxy_fid: %s", error)
+    extractors = proxy_if_installed(run.tokenizer.image_size)
+
     def measured(name: str, images_NHWC: np.ndarray) -> Measured:
         batches = [images_NHWC[i:i + _BATCH_SIZE] for i in range(0, len(images_NHWC), _BATCH_SIZE)]
         return measure_images(name, len(images_NHWC), batches, extractors, run.runtime)

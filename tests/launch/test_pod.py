@@ -19,7 +19,8 @@ echo "$*" >> calls
 answer() { head -n 1 "$1"; [[ $(wc -l < "$1") -eq 1 ]] || sed -i 1d "$1"; }
 case "$*" in
   *"queued-resources describe"*) answer slice ;;
-  *"systemctl show"*) answer run ;;
+  *"systemctl show"*SubState*) answer run ;;
+  *"systemctl show"*Result*) answer how ;;
 esac
 """
 
@@ -128,7 +129,7 @@ def test_stopping_and_deleting(dry):
 
 
 def test_watching_dry_shows_a_round_from_taking_away_to_running(dry):
-    run, = dry("run", "train", "--workdir=/mnt/bucket/run")
+    run, = dry("run", "train", "--end_if_hanging", "--workdir=/mnt/bucket/run")
     assert dry("watch", "train", "--workdir=/mnt/bucket/run", POD_BUCKET="bucket") == [
         DESCRIBE, DELETE, CREATE, DESCRIBE, *INSTALL, run, STATE]
 
@@ -136,8 +137,9 @@ def test_watching_dry_shows_a_round_from_taking_away_to_running(dry):
 @pytest.fixture
 def watch(pod, tmp_path):
     """Watches a slice that goes through some states, its run through others; returns the verbs called, and the end."""
-    def run(slices, runs, returncode):
+    def run(slices, runs, returncode, how="Result=exit-code ExecMainStatus=1"):
         (tmp_path / "slice").write_text("\n".join(slices) + "\n")
+        (tmp_path / "how").write_text(how + "\n")
         (tmp_path / "run").write_text("\n".join(runs) + "\n")
         done = pod("watch", "train", "--workdir=/mnt/b/r", returncode=returncode, POD_SECONDS="0", TMPDIR=str(tmp_path))
         calls = (tmp_path / "calls").read_text().splitlines()
@@ -164,6 +166,18 @@ def test_a_slice_that_was_taken_away_is_made_anew_and_the_command_goes_on(watch)
 def test_a_run_that_fails_on_machines_that_are_well_ends_the_watch(watch):
     verbs, done = watch(["ACTIVE"], ["dead", "running", "failed"], returncode=1)
     assert verbs == ["install", "run"]
+    assert "the run has failed; launch/pod/logs.sh shows why" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["Result=exit-code ExecMainStatus=70", "Result=signal ExecMainStatus=9"])
+def test_a_run_that_hung_or_was_killed_is_started_again_on_the_same_machines(watch, how):
+    verbs, _ = watch(["ACTIVE"], ["running", *["failed"] * 5, "running", "exited"], returncode=0, how=how)
+    assert verbs == ["install", "run"]
+
+
+def test_a_run_that_hangs_again_and_again_ends_the_watch(watch):
+    verbs, done = watch(["ACTIVE"], ["failed"], returncode=1, how="Result=exit-code ExecMainStatus=70")
+    assert verbs == ["install", "run"] * 3
     assert "the run has failed; launch/pod/logs.sh shows why" in done.stderr
 
 

@@ -34,7 +34,7 @@ def test_summary_has_every_figure_and_its_baseline(summary):
     figures = ("psnr", "psnr_mean_image", "psnr_downscaled_4x", "codebook_usage", "prior_bits_per_token",
                "unigram_bits_per_token", "probe_top1", "raw_pixel_probe_top1", "samples_top1", "real_images_top1",
                "samples_nearest_training_image", "samples_near_duplicates", "samples_spread", "samples_fwd",
-               "training_images_fwd", "seconds")
+               "samples_proxy_fid", "training_images_fwd", "training_images_proxy_fid", "seconds")
     assert all(np.isfinite(summary[name]) for name in figures)
 
 

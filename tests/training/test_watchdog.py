@@ -83,3 +83,27 @@ def test_a_process_that_is_told_to_ends_itself_when_it_hangs(tmp_path):
     assert ran.returncode == EXIT_CODE
     assert "It hangs: process 0: a step has not ended" in ran.stderr
     assert "Current thread" in ran.stderr and "Thread 0x" in stacks(tmp_path)
+
+
+@pytest.mark.parametrize("has_ended, code", [(False, EXIT_CODE), (True, 0)], ids=["killed", "ended"])
+def test_silence_of_another_process_ends_process_0_unless_that_one_had_ended(tmp_path, has_ended, code):
+    program = """if True:
+        import sys, time
+        from vqim.runtime.hosts import HostNetwork
+        from vqim.training.watchdog import Watchdog
+        hosts = HostNetwork("localhost", 0, 0, 2, timeout_seconds=20)
+        print(hosts.port, flush=True)
+        with Watchdog(hosts, sys.argv[1], silent_seconds=1):
+            sys.stdin.read(1)
+            time.sleep(4)
+    """
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}) as watching:
+        network = HostNetwork("localhost", int(watching.stdout.readline()), 1, 2, timeout_seconds=20)
+        network.count("alive/1", 3)
+        if has_ended:
+            network.post("left/1", "yes")
+        _, errors = watching.communicate("x", timeout=60)
+    assert watching.returncode == code, errors
+    assert ("Process 1 has given no sign of life for 1 s" in errors) == bool(code)

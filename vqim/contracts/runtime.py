@@ -44,6 +44,10 @@ class Hosts(Protocol):
         """The text posted under a name; waits for it, and raises TimeoutError if it does not come."""
         ...
 
+    def count(self, name: str, more: int = 0) -> int:
+        """Adds to the count under a name, which begins at 0 and which all processes share, and returns it."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Shards:

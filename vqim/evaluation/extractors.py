@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Protocol
 
+from absl import logging
 from einops import rearrange
 from torch import Tensor
 
@@ -104,6 +105,15 @@ class ProxyFeatures:
         size = self.network.input_size
         return {"extractor": f"EfficientNet-Lite0 in Inception's place, antialiased bilinear resize to {size}x{size}",
                 "weights": f"sha256 {file_checksum(self.network.weights_file)}"}
+
+
+def proxy_if_installed(image_size: int) -> list[ProxyFeatures]:
+    """EfficientNet-Lite0 for images of this size; an empty list, and a warning, where its package is not installed."""
+    try:
+        return [ProxyFeatures(EfficientNetLite0(image_size))]
+    except FileNotFoundError as error:
+        logging.warning("Without proxy_fid: %s", error)
+        return []
 
 
 class VGG16Features:

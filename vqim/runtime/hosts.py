@@ -1,6 +1,7 @@
 """Messages between the processes of a run, one per host, that do not use the devices, which are busy meanwhile."""
 import datetime
 import time
+from collections import Counter
 
 from torch.distributed import TCPStore
 
@@ -15,6 +16,7 @@ class OneHost:
 
     def __init__(self) -> None:
         self._posts: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
 
     def wait(self, name: str) -> None:
         """Returns at once."""
@@ -30,6 +32,11 @@ class OneHost:
     def get(self, name: str) -> str:
         """See `Hosts.get`."""
         return self._posts[name]
+
+    def count(self, name: str, more: int = 0) -> int:
+        """See `Hosts.count`."""
+        self._counts[name] += more
+        return self._counts[name]
 
 
 class HostNetwork:
@@ -87,6 +94,10 @@ class HostNetwork:
                                    "logs of the other processes")
             time.sleep(_POLL_SECONDS)
         return text
+
+    def count(self, name: str, more: int = 0) -> int:
+        """See `Hosts.count`."""
+        return self._store.add(name, more)
 
     def _meet(self, key: str, visit: int, name: str) -> None:
         """Counts this process under `key`, and returns when all processes have been counted."""

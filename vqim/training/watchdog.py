@@ -31,23 +31,28 @@ class Watchdog:
     write their stacks, to the log and to `<directory>/stacks_<process>.txt`: which of them is late shows why.
 
     When one process ends with an error, which it posts as `ENDED`, the others end themselves: their next step would
-    wait for it. So they do when process 0 has been gone for half a minute.
+    wait for it. So they do when process 0 has been gone for half a minute, or another one, killed or with its machine,
+    has given no sign of life for two minutes.
 
     Args:
       hosts: the processes of the run.
       directory: the run directory; if it is in an object store, stacks go to this machine's folder for temporary files.
       least_seconds: shorter steps never count as hanging.
       ends: whether a process that hangs ends itself, so that what started it can start it again.
+      silent_seconds: how long a process may give no sign of life. A program that is traced or lowered can keep all
+        Python threads of its process waiting for tens of seconds.
     """
 
     def __init__(
         self, hosts: Hosts, directory: str | os.PathLike[str], least_seconds: float = 300.0, ends: bool = False,
+        silent_seconds: float = 120.0,
     ) -> None:
         self._hosts = hosts
         # A hanging process does not wait for an object store: on this machine, and in the log, they are safe.
         folder = tempfile.gettempdir() if is_url(directory) else directory
         self._path = os.path.join(folder, f"stacks_{hosts.process_index}.txt")
-        self._least_seconds, self._ends = least_seconds, ends
+        self._least_seconds, self._ends, self._silent_seconds = least_seconds, ends, silent_seconds
+        self._signs: dict[int, tuple[int, float]] = {}  # of other processes, and since when they are so many
         self._longest: dict[str, float] = {}
         self._now: tuple[str, float] | None = None  # what is being done, since when
         self._count = 0  # of the hangs that all processes have been told of
@@ -61,6 +66,8 @@ class Watchdog:
     def __exit__(self, *error: object) -> None:
         self._closing.set()
         self._thread.join()
+        with contextlib.suppress(RuntimeError):  # process 0, which keeps the posts, has ended already
+            self._hosts.post(f"left/{self._hosts.process_index}", "yes")
 
     @contextlib.contextmanager
     def watching(self, kind: str, compiles: bool = False) -> Iterator[None]:
@@ -91,6 +98,8 @@ class Watchdog:
                            f"{time.monotonic() - now[1]:.0f} s; the longest before it took "
                            f"{self._longest[now[0]]:.1f} s")
             try:
+                self._give_sign_of_life()
+                self._look_for_silence()
                 heard, ended, gone_since = self._hosts.read(f"hang/{self._count}"), self._hosts.read(ENDED), None
             except RuntimeError:  # process 0, which keeps the posts, has ended
                 heard, ended, gone_since = None, None, gone_since or time.monotonic()
@@ -103,6 +112,22 @@ class Watchdog:
             if heard:
                 self._count += 1
                 self._write_stacks(heard)
+
+    def _give_sign_of_life(self) -> None:
+        self._hosts.count(f"alive/{self._hosts.process_index}", 1)
+
+    def _look_for_silence(self) -> None:
+        """Process 0 tells all when another one, which has begun and not ended, no longer gives signs of life."""
+        if self._hosts.process_index:
+            return
+        for process in range(1, self._hosts.process_count):
+            signs, now = self._hosts.count(f"alive/{process}"), time.monotonic()
+            if signs and signs != self._signs.get(process, (0, now))[0]:
+                self._signs[process] = signs, now
+            elif signs and now - self._signs[process][1] > self._silent_seconds and not self._hosts.read(
+                    f"left/{process}"):
+                self._hosts.post(ENDED, f"Process {process} has given no sign of life for "
+                                        f"{self._silent_seconds:g} s: it was killed, or its machine is gone")
 
     def _tell(self, text: str) -> None:
         try:
