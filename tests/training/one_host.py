@@ -1,9 +1,9 @@
 """Run by test_several_hosts.py: one of several processes that train together, each with a part of data and state.
 
-    python -m tests.training.one_host index count port workdir num_steps [fails_at]
+    python -m tests.training.one_host index count port workdir num_steps fails_at [scores]
 
-Its data fail when it loads the batch after step `fails_at`. Prints the port, which process 0 chooses if it is given 0,
-and at the end JSON: step, interrupted, examples loaded.
+Its data fail when it loads the batch after step `fails_at`, 0 for never. Prints the port, which process 0 chooses if it
+is given 0, and at the end JSON: step, interrupted, examples loaded.
 """
 import itertools
 import json
@@ -14,6 +14,8 @@ import torch
 from absl import logging
 
 from tests.runtime.several_hosts import OneOfSeveral
+from tests.training.sums import Score
+from vqim.checkpoint.policy import KeepBest
 from vqim.data.loader import Loader
 from vqim.runtime.hosts import HostNetwork
 from vqim.state.health import check_finite, health_spec
@@ -76,17 +78,25 @@ class Numbers:
         batches = itertools.count()
 
         def read(epochs_B, records_B):
-            if next(batches) == self._fails_at:
+            if self._fails_at and next(batches) == self._fails_at:
                 raise OSError("the disk is gone")
             return {"records": records_B}
 
         return Loader(read, NUM_EXAMPLES, batch_size, seed, **processes)
 
 
-def experiment(num_steps, fails_at=None):
-    """Counting."""
-    return Experiment(Counts(), Numbers(fails_at), num_steps, BATCH_SIZE, log_every=10, save_every=10 if fails_at else
-                      10**6)
+class Scores(Score):
+    """An evaluator that gives its scores in turn."""
+
+    def begin(self, task, data, state, runtime):
+        return self
+
+
+def experiment(num_steps, fails_at=None, scores=()):
+    """Counting. With scores, evaluations every 4 steps give these in turn, and the best step is kept."""
+    return Experiment(
+        Counts(), Numbers(fails_at), num_steps, BATCH_SIZE, log_every=10, save_every=10 if fails_at else 10**6,
+        evaluators=[Scores(4, scores)] if scores else [], keep=[KeepBest("score", 1, "max")] if scores else [])
 
 
 def main():
@@ -96,7 +106,8 @@ def main():
     print(network.port, flush=True)
     logging.set_verbosity(logging.INFO)
     runtime = OneOfSeveral(network)
-    finished = train(experiment(*map(int, sys.argv[5:])), workdir=sys.argv[4], runtime=runtime, config="")
+    num_steps, fails_at, *scores = map(int, sys.argv[5:])
+    finished = train(experiment(num_steps, fails_at, scores), workdir=sys.argv[4], runtime=runtime, config="")
     loaded = np.concatenate([batch["records"] for batch in runtime.loaded]).tolist()
     print(json.dumps({"step": finished.state.step, "interrupted": finished.interrupted, "loaded": loaded}))
 

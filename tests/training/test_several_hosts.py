@@ -21,10 +21,10 @@ from vqim.training.watchdog import EXIT_CODE
 class Process:
     """One of them."""
 
-    def __init__(self, folder, index, port, *arguments):
+    def __init__(self, folder, index, port, num_steps=1000000, fails_at=0, scores=()):
         self._log = folder / f"{index}.log"
         command = [sys.executable, "-m", "tests.training.one_host", str(index), "2", str(port), str(folder / "run"),
-                   "1000000", *map(str, arguments)]
+                   *map(str, (num_steps, fails_at, *scores))]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -107,8 +107,8 @@ def test_only_process_0_writes_metrics(results, folder):
 
 
 def test_when_one_process_fails_the_others_end_too_and_the_last_checkpoint_stays(tmp_path):
-    first = Process(tmp_path, 0, 0, 10**9)
-    second = Process(tmp_path, 1, first.port, 25)
+    first = Process(tmp_path, 0, 0, fails_at=10**9)
+    second = Process(tmp_path, 1, first.port, fails_at=25)
     code, log = second.end()
     assert code == 1 and "OSError: the disk is gone" in log
     code, log = first.end()
@@ -116,3 +116,11 @@ def test_when_one_process_fails_the_others_end_too_and_the_last_checkpoint_stays
     assert "Process 1 has ended with OSError: the disk is gone. All processes are needed for a step" in log
     checkpoint = CheckpointManager(tmp_path / "run/checkpoints").open()
     assert checkpoint.step == 20 and checkpoint.verify() == []
+
+
+def test_the_best_step_is_kept_when_several_processes_evaluate(tmp_path):
+    first = Process(tmp_path, 0, 0, num_steps=16, scores=[5, 9, 1, 2])
+    second = Process(tmp_path, 1, first.port, num_steps=16, scores=[5, 9, 1, 2])
+    assert [process.result()["step"] for process in (first, second)] == [16, 16]
+    manager = CheckpointManager(tmp_path / "run/checkpoints")
+    assert manager.steps() == [8, 16] and manager.open(8).verify() == []
