@@ -169,9 +169,9 @@ def _judge(
     shown = training_NHWC[:len(validation_NHWC)]
     errors = unit_range(prior.reconstruct(shown)) - unit_range(shown)
     threshold = 1.25 * np.median(np.sqrt((errors ** 2).mean((1, 2, 3)))).item()
-    sets = {
-        "samples": samples_MHWC[_with_classes_of(labels_N)],
-        "training_images": training_NHWC[np.linspace(0, len(training_NHWC) - 1, len(labels_N)).astype(int)]}
+    chosen = _with_classes_of(labels_N)
+    evenly = np.linspace(0, len(training_NHWC) - 1, len(chosen)).astype(int)
+    sets = {"samples": samples_MHWC[chosen], "training_images": training_NHWC[evenly]}
     copies = measure_copies(samples_MHWC, training_NHWC, validation_NHWC, threshold)
     figures = {
         "samples_top1": verdicts(samples_MHWC, classes_M)[1].mean().item(),
@@ -201,7 +201,7 @@ def _with_classes_of(labels_N: np.ndarray) -> np.ndarray:
 def _distances(sets: Mapping[str, np.ndarray], real_NHWC: np.ndarray, runtime: Runtime) -> dict[str, float]:
     """Frechet distances of sets of images to real ones: `<set>_fwd` and, with its package, `<set>_proxy_fid`.
 
-    They fall with the number of images: all sets should have about as many.
+    They fall with the number of images: the sets should have as many as each other.
     """
     extractors = proxy_if_installed(real_NHWC.shape[1])
 
