@@ -57,6 +57,11 @@ def test_a_wrong_value_that_a_later_line_replaces_is_no_error(load_text):
     assert load_text("toy.num_steps = %gin.REQUIRED\ntoy.num_steps = 'x'\n", "toy.num_steps = 3").call("toy")
 
 
+def test_a_required_value_is_not_asked_for_where_every_scope_in_use_has_its_own(load_text):
+    text = "Adam.beta1 = %gin.REQUIRED\ntoy.optimizer = @Adam()\ntoy.optimizer = @x/Adam()\nx/Adam.beta1 = 0.5"
+    assert load_text(text).call("toy")["optimizer"].beta1 == 0.5
+
+
 def test_a_required_value_of_an_included_file_is_asked_for_by_its_line(files):
     files(wiring="# what is built\nNUMBER = %gin.REQUIRED\ntoy.num_steps = %NUMBER\n", a="include 'wiring.gin'\n")
     with pytest.raises(ConfigError) as refused:

@@ -224,8 +224,8 @@ def leaves(value: Any) -> Iterator[Any]:
 def reach(start: Iterable[Binding], table: dict[str, Binding]) -> set[str]:
     """The names of all bindings to which some bindings refer, directly or indirectly.
 
-    A component that is called without its own scope is called in its caller's scope. Bindings with longer scopes
-    override others.
+    A component that is called without its own scope is called in its caller's scope. Of a parameter's bindings the one
+    with the longest scope counts.
     """
     seen: set[tuple[str, str]] = set()
     waiting = [(binding, binding.scope) for binding in start]
@@ -235,8 +235,10 @@ def reach(start: Iterable[Binding], table: dict[str, Binding]) -> set[str]:
             inner = scope
             if isinstance(leaf, Reference):
                 inner = leaf.scope or scope
-                names = [name for name, other in table.items() if other.parameter and other.selector == leaf.selector
+                found = [other for other in table.values() if other.parameter and other.selector == leaf.selector
                          and f"{inner}/".startswith(f"{other.scope}/" if other.scope else "")]
+                longest = {other.parameter: other.name for other in sorted(found, key=lambda other: len(other.scope))}
+                names = list(longest.values())
             else:
                 names = [leaf.name] if isinstance(leaf, Macro) and leaf.name in table else []
             new = [name for name in names if (name, inner) not in seen]
