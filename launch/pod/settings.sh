@@ -11,6 +11,8 @@
 #   POD_SECONDS     between two looks at something that is awaited
 #   POD_LIBTPU_ARGS options of the TPU's compiler, LIBTPU_INIT_ARGS of the run; unless given, those in libtpu_args.txt,
 #                   with which all-gathers go on beside products (docs/tpu_estimates.md)
+#   POD_PRELOAD     LD_PRELOAD of the run; unless given, tcmalloc, with which training stands still for less time while a
+#                   state is saved (docs/reliability.md)
 #
 # With --dry_run as first argument, or DRY_RUN=1, a script prints its commands and runs none.
 
@@ -28,6 +30,7 @@ DRY_RUN="${DRY_RUN:-}"
 # shellcheck disable=SC2034  # for those who source this
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 POD_LIBTPU_ARGS="${POD_LIBTPU_ARGS-$(paste -sd ' ' "${HERE}/libtpu_args.txt")}"
+POD_PRELOAD="${POD_PRELOAD-/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4}"
 # shellcheck disable=SC2034
 UNIT=vqim # the systemd service that a run is on each machine
 

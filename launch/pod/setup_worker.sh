@@ -13,6 +13,8 @@ get() {
   sudo DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq --yes install "$@"
 }
 
+# An allocator of memory: POD_PRELOAD in settings.sh.
+ldconfig -p | grep --quiet libtcmalloc_minimal.so.4 || get libtcmalloc-minimal4
 # Ubuntu 22.04 has Python 3.10; uv brings 3.11.
 python3 -m pip --version >/dev/null 2>&1 || get python3-pip
 python3 -m pip install --quiet --user uv

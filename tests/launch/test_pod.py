@@ -111,6 +111,15 @@ def test_options_of_the_tpu_compiler_are_those_of_the_estimates_unless_given(dry
     assert value == (documented if given is None else given)
 
 
+@pytest.mark.parametrize(("given", "expected"), [
+    ({}, ["/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"]), ({"POD_PRELOAD": "/a.so"}, ["/a.so"]),
+    ({"POD_PRELOAD": ""}, [])])
+def test_runs_have_tcmalloc_unless_another_library_or_none_is_given(dry, given, expected):
+    (command,) = dry("run", "train", **given)
+    words = shlex.split(command[-2].removeprefix("--command=").split("; ")[-1])
+    assert [word.partition("--setenv=LD_PRELOAD=")[2] for word in words if "LD_PRELOAD" in word] == expected
+
+
 def test_the_options_that_launch_compile_reads_are_those_of_runs():
     text = re.sub(r"\\\n\s*", "", (POD.parents[1] / "docs/tpu_estimates.md").read_text())
     documented = re.search(r'export LIBTPU_INIT_ARGS="([^"]*)"', text)[1]
