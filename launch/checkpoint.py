@@ -8,8 +8,9 @@
     python -m launch.checkpoint export --workdir=runs/tokenizer --out=tokenizer.safetensors [--noema]
 
 `list` shows all steps; `show` what one of them holds; `verify` reads every byte of all steps, or of one; `copy` makes a
-run directory of one step; `prune` removes all steps but those it is told to keep, and what has been set aside; `export`
-writes the networks of one step, with the configuration, as one file that `vqim.load` opens.
+run directory of one step; `prune` removes what has been set aside, and all steps but those it is told to keep and, if
+these are damaged, the newest whole one; `export` writes the networks of one step, with the configuration, as one file
+that `vqim.load` opens.
 """
 import os
 import sys
@@ -18,15 +19,17 @@ from collections import Counter
 from pathlib import Path
 
 from absl import flags as absl_flags
+from absl import logging
 
 from vqim.checkpoint import layout, lock
-from vqim.checkpoint.errors import CheckpointError
+from vqim.checkpoint.errors import CheckpointError, NoCheckpointError
 from vqim.checkpoint.exported import export
 from vqim.checkpoint.files import Files, is_url, open_files
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.checkpoint.policy import Keep, KeepEvery, KeepLatest, Saved, kept_steps
 from vqim.checkpoint.reader import Checkpoint, read_saved
 from vqim.registry.config import ConfigError
+from vqim.registry.stamp import stamped, was_changed
 from vqim.training.facts import read_facts
 
 from . import flags, session
@@ -92,14 +95,23 @@ def _verify(workdir: str, manager: CheckpointManager) -> None:
         raise ConfigError(f"--workdir: {workdir} has no checkpoint")
     damaged = 0
     for step in steps:
-        try:
-            problems = manager.open(step).verify()
-        except CheckpointError as error:
-            problems = [str(error)]
+        problems = _problems(manager, step)
+        if problems is None:  # the run that trains there has removed it meanwhile
+            continue
         damaged += bool(problems)
         print(f"step {step}: " + ("whole" if not problems else "damaged\n  " + "\n  ".join(problems)))
     if damaged:
         sys.exit(f"{damaged} of {len(steps)} steps are damaged; --restore=latest_valid passes over them.")
+
+
+def _problems(manager: CheckpointManager, step: int) -> list[str] | None:
+    """What is damaged in a step; None if it is no longer there."""
+    try:
+        return manager.open(step).verify()
+    except NoCheckpointError as error:
+        return [str(error)] if step in manager.steps() else None
+    except CheckpointError as error:
+        return [str(error)]
 
 
 def _copy(workdir: str, manager: CheckpointManager) -> None:
@@ -110,8 +122,13 @@ def _copy(workdir: str, manager: CheckpointManager) -> None:
         raise CheckpointError(f"step {checkpoint.step} is not copied: {'; '.join(problems[:5])}")
     source, target = open_files(workdir), open_files(out)
     for name in ("config.gin", "operative_config.gin", "run.json"):
-        if (data := source.read(name)) is not None:
-            target.write(name, data)
+        if (data := source.read(name)) is None:
+            continue
+        if name == "config.gin" and was_changed(data.decode(errors="replace")):
+            logging.warning("%s/config.gin is not as training wrote it: it was edited, or is damaged. The copy has "
+                            "the configuration in checkpoint %d.", workdir, checkpoint.step)
+            data = stamped(checkpoint.config).encode()
+        target.write(name, data)
     step = f"checkpoints/{layout.step_name(checkpoint.step)}"
     working = f"checkpoints/{layout.temporary_name(checkpoint.step)}" if target.can_rename else step
     # The file that makes the step exist is the last one.
@@ -140,7 +157,13 @@ def _prune(workdir: str, manager: CheckpointManager) -> None:
     try:
         with session.held(workdir):
             steps = manager.steps()
-            for step in sorted(set(steps) - kept_steps(policies, [Saved(step) for step in steps])):
+            kept = kept_steps(policies, [Saved(step) for step in steps])
+            if not any(_problems(manager, step) == [] for step in kept):
+                whole = next((step for step in reversed(steps) if _problems(manager, step) == []), None)
+                if whole is not None:  # nothing else could be gone on from
+                    print(f"kept, since all that would stay is damaged: {whole}")
+                    kept |= {whole}
+            for step in sorted(set(steps) - kept):
                 print(f"{'removed' if manager.remove(step) else 'being read, not removed'}: {step}")
             for name in _aside(workdir):
                 open_files(f"{workdir}/checkpoints").remove(name)
@@ -156,9 +179,13 @@ def _export(workdir: str, manager: CheckpointManager) -> None:
     out = Path(_out(must_be_new=False))
     checkpoint = manager.open(flags.restore())
     names = exported_names(checkpoint, EMA.value)
+    try:
+        facts = read_facts(workdir)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     export(out, checkpoint, names, {
         "step": checkpoint.step, "seed": checkpoint.metadata["seed"], "ema": EMA.value,
-        "config": _read(open_files(workdir), "config.gin").decode(), "run": read_facts(workdir).as_json()})
+        "config": checkpoint.config, "run": facts.as_json()})
     print(f"step {checkpoint.step}: {len(names)} arrays, {_mib(out.stat().st_size)}, in {out}")
 
 

@@ -32,7 +32,7 @@ from absl import flags as absl_flags
 from absl import logging
 
 from vqim.checkpoint.files import is_url
-from vqim.checkpoint.manager import CheckpointManager
+from vqim.checkpoint.reader import Checkpoint
 from vqim.contracts.evaluation import Curve, Evaluator, Histogram
 from vqim.evaluation.evaluated import Evaluated, PassResults, write_evaluated
 from vqim.evaluation.evaluation_report import write_evaluation
@@ -154,7 +154,8 @@ def _jobs(config: Config, run: Trained) -> list[Job]:
 
 def _about(config: Config, run: Trained) -> dict[str, str]:
     """What decides the numbers besides the evaluator: with anything else, what was kept is not gone on with."""
-    files = CheckpointManager(f"{session.run_directory()}/checkpoints").open(run.step).commit["files"]
+    assert isinstance(run.checkpoint, Checkpoint)
+    files = run.checkpoint.commit["files"]
     data = json.dumps(identity(run.experiment.data), sort_keys=True)
     return {"checkpoint": f"step {run.step}, {_digest(json.dumps(files, sort_keys=True))}",
             "configuration": _digest(config.text()), "data": _digest(data),

@@ -20,8 +20,9 @@ from vqim.evaluation.image_metrics import Distances, ShownImages
 from vqim.evaluation.passes import Predictions, Reconstructions, evaluate
 from vqim.evaluation.token_metrics import Likelihood
 from vqim.registry.config import ConfigError
+from vqim.registry.run_config import read_config
 from vqim.registry.runtimes import make_runtime
-from vqim.trained import open_run, read_config
+from vqim.trained import open_run
 
 from . import flags, session
 

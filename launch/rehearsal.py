@@ -13,7 +13,7 @@ from vqim.evaluation.passes import Pass
 from vqim.evaluation.rehearsal import rehearse as rehearse_pass
 from vqim.registry.config import Config, ConfigError
 from vqim.runtime.arrays import to_tensor
-from vqim.runtime.meta import MetaKernels, step_flops
+from vqim.runtime.meta import MetaKernels, step_metrics
 from vqim.training.experiment import Experiment
 
 
@@ -24,8 +24,9 @@ def rehearse(config: Config, experiment: Experiment, runtime: Runtime) -> None:
       ConfigError: a step or an evaluator fails, two evaluators measure the same, or `KeepBest` keeps the best of what
         nothing measures; the message has the lines of the components that are meant.
     """
-    _rehearse_steps(config, experiment)
-    numbers = rehearse_evaluators(config, experiment, runtime)
+    of_steps = _rehearse_steps(config, experiment)
+    of_evaluators = rehearse_evaluators(config, experiment, runtime)
+    numbers = None if of_evaluators is None else of_steps | set(of_evaluators)
     best = [policy for policy in experiment.keep if isinstance(policy, KeepBest)]
     for policy in best:
         if numbers is not None and policy.metric not in numbers:
@@ -72,19 +73,21 @@ def rehearse_evaluators(config: Config, experiment: Experiment, runtime: Runtime
     return numbers if all_known else None
 
 
-def _rehearse_steps(config: Config, experiment: Experiment) -> None:
-    """Runs each program of a training step once."""
+def _rehearse_steps(config: Config, experiment: Experiment) -> set[str]:
+    """Runs each program of a training step once; returns the names of what they measure."""
+    found: set[str] = set()
     spec = experiment.task.init_spec()
     batch = {name: to_tensor(np.ascontiguousarray(array[:1])).expand(experiment.batch_size, *array.shape[1:])
              for name, array in experiment.data.batch_like(experiment.batch_size).items()}
     for program in sorted(set(map(experiment.task.objective.program, range(experiment.num_steps)))):
         try:
-            step_flops(experiment.task, spec, batch, program)
+            found |= set(step_metrics(experiment.task, spec, batch, program))
         except (ValueError, RuntimeError, AssertionError, KeyError, IndexError, TypeError, AttributeError) as error:
             objective = experiment.task.objective
             raise ConfigError(f"train.task: a step (program {program}) of {experiment.batch_size} examples fails: "
                               f"{_reason(error)}" + lines(config, objective)
                               + lines(config, getattr(objective, "adversary", None))) from error
+    return found
 
 
 def lines(config: Config, component: Any, parameter: str | None = None) -> str:

@@ -13,11 +13,12 @@ from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.runtime import Hosts, Runtime
 from vqim.frozen.from_run import FromRun
 from vqim.registry.config import Config, ConfigError
+from vqim.registry.run_config import read_config
 from vqim.registry.runtimes import make_runtime
 from vqim.registry.stamp import stamped
 from vqim.runtime.arrays import to_tensor
 from vqim.runtime.meta import step_flops
-from vqim.trained import Trained, read_config
+from vqim.trained import Trained
 from vqim.trained import open_run as trained_run
 from vqim.training.experiment import Experiment
 

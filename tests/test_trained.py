@@ -14,11 +14,12 @@ from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.context import Context
 from vqim.nn.module import apply
 from vqim.registry.config import ConfigError
+from vqim.registry.run_config import read_config
 from vqim.runtime.torch import TorchKernels, TorchRuntime
 from vqim.state.init import Constant
 from vqim.state.leaf import Leaf, select
 from vqim.third_party.noto_emoji import find_dataset
-from vqim.trained import open_run, read_config
+from vqim.trained import open_run
 
 SECOND_DECODER = ("train.start_from = [@training.StartFrom()]", "training.StartFrom.run = 'tokenizer'",
                   "training.Learner.trains = 'decoder/.*'", "training.Learner.ema_decay = 0.9")
@@ -87,6 +88,12 @@ def test_tokens_are_those_of_the_checkpoints_parameters(tokenizer, emoji, runs):
     tokens = tokenizer.tokens(emoji)
     assert tokens.dtype == np.int64 and tokens.shape == (7, 16, 1)
     np.testing.assert_array_equal(tokens, expected)
+
+
+def test_the_step_of_an_open_run_is_not_removed(runs):
+    run = vqim.load(str(runs / "tokenizer"), runtime="torch")
+    manager = CheckpointManager(runs / "tokenizer/checkpoints")
+    assert not manager.remove(run.step) and run.step in manager.steps()
 
 
 def test_a_run_in_bfloat16_has_tokens_of_its_own_and_codes_in_float32(runs, tokenizer, validation):

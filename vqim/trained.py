@@ -10,21 +10,19 @@ It needs only the run's directory, not its data.
 
     N images, P positions, K codes a position, H W image size, h w latent size, L layers, D features
 """
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from absl import logging
 from torch import Tensor
 
 import vqim.registry.components  # noqa: F401  gin knows the components from here on
 from vqim.checkpoint.errors import NoCheckpointError
 from vqim.checkpoint.exported import Exported
-from vqim.checkpoint.files import is_url, open_files
 from vqim.checkpoint.manager import CheckpointManager
+from vqim.checkpoint.reader import Checkpoint
 from vqim.classifier.model import Classifier
 from vqim.contracts.context import Context
 from vqim.contracts.placing import own_rows
@@ -40,10 +38,9 @@ from vqim.prior.editing import check_fillable, match, token_mask
 from vqim.prior.objective import PriorObjective
 from vqim.prior.requests import check_tokens, class_number
 from vqim.registry.config import Config, ConfigError
-from vqim.registry.config import load as load_config
+from vqim.registry.run_config import config_from, read_config
 from vqim.registry.runtimes import make_runtime
 from vqim.registry.session import separate
-from vqim.registry.stamp import was_changed
 from vqim.state import sections
 from vqim.state.leaf import State, select
 from vqim.tokenizer.model import Codes, ImageTokenizer, float_to_images, images_to_float
@@ -77,7 +74,7 @@ def load(
     """
     with separate() as again:
         exported = Exported(path) if Path(path).is_file() else None
-        config = read_config(path) if exported is None else _config_from(exported.about["config"])
+        config = read_config(path) if exported is None else config_from(exported.about["config"])
         opened = open_run(config, path, make_runtime(config, runtime), step=step, ema=ema, batch_size=batch_size,
                           exported=exported)
         opened.refuse_others()
@@ -86,34 +83,6 @@ def load(
     if tokenizer_run is None:
         return opened
     return opened.with_tokenizer(load(tokenizer_run, runtime=runtime, ema=ema, batch_size=batch_size))
-
-
-def read_config(workdir: str, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
-                search_paths: Sequence[str] = ()) -> Config:
-    """The configuration of a run; further files and bindings override it.
-
-    Raises:
-      ConfigError: there is no run.
-    """
-    data = open_files(workdir).read("config.gin")
-    if data is None:
-        raise ConfigError(f"expected the directory of a run, with config.gin in it; got {workdir}")
-    text = data.decode(errors="replace")
-    if was_changed(text):
-        logging.warning("%s/config.gin is not as training wrote it: it was edited, or is damaged. It is read as it is.",
-                        workdir)
-    if is_url(workdir):
-        return _config_from(text, gin_files, bindings, search_paths)
-    return load_config([f"{workdir}/config.gin", *gin_files], list(bindings), list(search_paths))
-
-
-def _config_from(text: str, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
-                 search_paths: Sequence[str] = ()) -> Config:
-    """A configuration of which the first part is in no file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.gin"
-        path.write_text(text)
-        return load_config([str(path), *gin_files], list(bindings), list(search_paths))
 
 
 def open_run(
@@ -145,7 +114,7 @@ def open_run(
     if not ema or exported is not None:
         spec = {name: leaf for name, leaf in spec.items() if not name.startswith("ema/")}
     arrays = restore_arrays(spec, experiment.seed, runtime, checkpoint)
-    return Trained(experiment, facts, runtime, arrays, checkpoint.step, batch_size)
+    return Trained(experiment, facts, runtime, arrays, checkpoint, batch_size)
 
 
 class Trained:
@@ -161,12 +130,15 @@ class Trained:
       runtime: what it computes with.
       arrays: its networks' arrays, on the devices.
       step: the step of the checkpoint.
+      checkpoint: the checkpoint, which is not removed while this object lives, or the exported file.
     """
 
     def __init__(
-        self, experiment: Experiment, facts: Facts, runtime: Runtime, arrays: State, step: int, batch_size: int = 64,
+        self, experiment: Experiment, facts: Facts, runtime: Runtime, arrays: State, checkpoint: Checkpoint | Exported,
+        batch_size: int = 64,
     ):
-        self.experiment, self.facts, self.runtime, self.arrays, self.step = experiment, facts, runtime, arrays, step
+        self.experiment, self.facts, self.runtime, self.arrays = experiment, facts, runtime, arrays
+        self.checkpoint, self.step = checkpoint, checkpoint.step
         multiple = runtime.num_batch_shards
         self._batch_size = -(-batch_size // multiple) * multiple
         objective: Any = experiment.task.objective
@@ -347,7 +319,7 @@ class Trained:
         if differing or self.tokenizer.grid != other.tokenizer.grid:
             raise ConfigError(f"tokenizer_run must make the same tokens as the prior's own tokenizer; they differ in "
                               f"{', '.join(differing[:5]) or 'their grids'}")
-        both = Trained(self.experiment, self.facts, self.runtime, self.arrays, self.step, self._batch_size)
+        both = Trained(self.experiment, self.facts, self.runtime, self.arrays, self.checkpoint, self._batch_size)
         both._tokenizer, both._tokenizer_arrays = other.tokenizer, other._tokenizer_arrays
         return both
 

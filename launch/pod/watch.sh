@@ -33,6 +33,20 @@ start() {
   "${HERE}/install.sh" && "${HERE}/run.sh" "$@"
 }
 
+# --restore=STEP is for the first start: with it, a later one would go back again.
+start_again() {
+  local words=()
+  while [[ $# -gt 0 ]]; do
+    case "$1" in
+      --restore | -restore) shift ;;
+      --restore=* | -restore=*) ;;
+      *) words+=("$1") ;;
+    esac
+    shift
+  done
+  start "${words[@]}"
+}
+
 if [[ "$1" == train ]]; then
   set -- train --end_if_hanging "${@:2}"
 fi
@@ -48,6 +62,7 @@ fi
 failures=0
 restarts=0
 last_start=0
+starting=start
 while true; do
   slice="$(slice_state)"
   state="-"
@@ -58,7 +73,13 @@ while true; do
         exited) echo "${POD_NAME}: the run has ended well." && exit 0 ;;
         # SIGTERM before a slice is taken away looks the same for a while.
         failed) failures=$((failures + 1)) ;;
-        dead) start "$@" || echo "${POD_NAME}: could not start; once more in ${POD_SECONDS} s." >&2 ;;
+        dead)
+          if "${starting}" "$@"; then
+            starting=start_again
+          else
+            echo "${POD_NAME}: could not start; once more in ${POD_SECONDS} s." >&2
+          fi
+          ;;
         *) failures=0 ;;
       esac
       if [[ ${failures} -ge 5 ]] && may_go_on; then
@@ -66,7 +87,7 @@ while true; do
         if [[ ${restarts} -lt 3 ]]; then
           echo "${POD_NAME}: the run hung, lost a process or was killed; it is started again." >&2
           failures=0 restarts=$((restarts + 1)) last_start=${SECONDS}
-          start "$@" || echo "${POD_NAME}: could not start; once more in ${POD_SECONDS} s." >&2
+          start_again "$@" || echo "${POD_NAME}: could not start; once more in ${POD_SECONDS} s." >&2
         fi
       fi
       if [[ ${failures} -ge 5 ]]; then

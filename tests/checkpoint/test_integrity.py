@@ -104,6 +104,9 @@ def test_a_step_set_aside_is_kept_and_not_listed(tmp_path):
     manager.set_aside_after(1)
     assert manager.steps() == [1]
     assert sorted(os.listdir(tmp_path)) == ["00000001", "00000002.aside", "00000003.aside"]
+    save(manager, 2)
+    manager.set_aside_after(1)
+    assert sorted(os.listdir(tmp_path)) == ["00000001", "00000002.2.aside", "00000002.aside", "00000003.aside"]
 
 
 def test_a_step_of_the_version_without_checksums_is_still_read(tmp_path):

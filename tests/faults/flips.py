@@ -18,6 +18,7 @@ import tempfile
 from vqim.checkpoint.errors import CheckpointError
 from vqim.checkpoint.exported import Exported, export
 from vqim.checkpoint.manager import CheckpointManager
+from vqim.registry.run_config import read_config
 from vqim.training.facts import read_facts
 
 GOOD = ("found", "harmless")
@@ -28,7 +29,7 @@ def read(run: pathlib.Path) -> dict[str, object]:
     checkpoint = CheckpointManager(run / "checkpoints").open()
     found: dict[str, object] = {name: checkpoint.read(name).tobytes() for name in checkpoint.names()}
     found |= {"config": checkpoint.config, "position": checkpoint.data_position(), "metadata": checkpoint.metadata,
-              "facts": read_facts(run)}
+              "facts": read_facts(run), "run's config": read_config(str(run)).text()}
     exported = Exported(run / "net.safetensors")
     found |= {f"exported/{name}": exported.read(name).tobytes() for name in exported.names()}
     return found | {"about": exported.about}
@@ -49,7 +50,8 @@ def flip(source: pathlib.Path, count: int, seed: int) -> collections.Counter[tup
         checkpoint = CheckpointManager(source / "checkpoints").open()
         name = f"checkpoints/{checkpoint.step:08d}"
         shutil.copytree(source / name, run / name)
-        shutil.copy(source / "run.json", run / "run.json")
+        for small in ("run.json", "config.gin"):
+            shutil.copy(source / small, run / small)
         params = checkpoint.names("^params/")
         export(run / "net.safetensors", checkpoint, dict(zip(params, params, strict=True)), {
             "step": checkpoint.step, "seed": 0, "config": checkpoint.config})

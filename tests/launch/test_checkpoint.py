@@ -79,6 +79,27 @@ def test_a_copy_is_a_run_and_pruning_leaves_what_it_is_told_to(verbs, runs, arra
     assert [path.name for path in (runs / "tokenizer/checkpoints").iterdir()] == ["00000040"]
 
 
+def test_pruning_keeps_the_newest_whole_step_where_all_that_would_stay_is_damaged(verbs, runs):
+    damage(runs / "tokenizer", 40)
+    done = verbs("checkpoint", "prune", RUN, "--keep_latest=1")
+    assert (done.code, done.out) == (0, "kept, since all that would stay is damaged: 20\nkept: 20, 40\n"), done.err
+
+
+def test_an_edited_or_damaged_configuration_is_not_read_but_that_of_the_checkpoint(verbs, runs):
+    path = runs / "tokenizer/config.gin"
+    whole = path.read_bytes()
+    expected = vqim.load(str(runs / "tokenizer"), runtime="torch").images(np.arange(64).reshape(4, 16, 1))
+    path.write_bytes(whole.replace(b"ENCODER_HEADS = 2", b"ENCODER_HEADS = 1"))
+    assert path.read_bytes() != whole
+    for command in (("copy", "--out=copied"), ("export", "--out=net.safetensors")):
+        assert verbs("checkpoint", command[0], RUN, command[1]).code == 0
+    for name in ("runs/debug/tokenizer", "copied", "net.safetensors"):
+        found = vqim.load(str(verbs.directory / name), runtime="torch")
+        np.testing.assert_array_equal(found.images(np.arange(64).reshape(4, 16, 1)), expected)
+    done = verbs("evaluate", "--workdir=copied")
+    assert done.code == 0 and "not as training wrote it" not in done.err
+
+
 @pytest.mark.parametrize("name", ["tokenizer", "prior"])
 def test_an_exported_run_is_read_back_bit_for_bit(verbs, runs, name):
     done = verbs("checkpoint", "export", f"--workdir=runs/debug/{name}", f"--out={name}.safetensors")

@@ -27,6 +27,8 @@ discriminator/training.Learner.trains = '.*'
      "    multipliers = (1, 1, 1)\n    num_blocks = 1\n    width = 32",
      ["train.task: a step (program train) of 16 examples fails: terms has LogitLaplace, but the decoder gives no "
       "distribution", "tokenizer.TokenizerObjective.terms = "]),
+    ("data.Images.num_threads = 100000", ["num_threads: expected an integer from 1 to ", "got 100000",
+                                          "data.Images.num_threads = 100000  (mine.gin:2)"]),
     ("train.evaluators = [@evaluation.Reconstructions(), @again/evaluation.Reconstructions()]",
      ["train.evaluators: two measure ", "give one of them a `section`"]),
     ("train.keep = [@checkpoint.KeepBest()]\ncheckpoint.KeepBest:\n    metric = 'validation/psnr'\n    num = 1\n"
@@ -63,17 +65,19 @@ def test_an_adaptive_weight_of_a_layer_that_is_not_trained_is_refused(verbs):
     assert not (verbs.directory / "run").exists()
 
 
-def test_a_best_step_by_what_is_measured_is_accepted(verbs):
+@pytest.mark.parametrize("metric", ["evaluation/psnr", "loss"])
+def test_a_best_step_by_what_is_measured_is_accepted(verbs, metric):
     done = verbs.train("tokenizer_tiny", "train.keep = [@checkpoint.KeepBest()]", "checkpoint.KeepBest.num = 1",
-                       "checkpoint.KeepBest.metric = 'evaluation/psnr'", "checkpoint.KeepBest.mode = 'max'",
+                       f"checkpoint.KeepBest.metric = {metric!r}", "checkpoint.KeepBest.mode = 'max'",
                        "train.num_steps = 2", workdir="run")
     assert "Saved checkpoint" in done.err
 
 
 def test_a_home_folder_and_a_byte_order_mark_are_understood(verbs, monkeypatch):
+    monkeypatch.setenv("HOME", str(verbs.directory))
     (verbs.directory / "mine.gin").write_text(f"include '{TOKENIZER}'\n", encoding="utf-8-sig")
-    done = verbs("train", *train_flags("mine.gin", "run", "train.num_steps = 1"))
-    assert done.code == 0, done.err
+    done = verbs("train", *train_flags("~/mine.gin", "~/run", "train.num_steps = 1"))
+    assert done.code == 0 and (verbs.directory / "run/config.gin").exists(), done.err
 
 
 def test_a_plugins_own_error_names_its_line_and_the_gin_line(verbs):

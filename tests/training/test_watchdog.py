@@ -54,6 +54,14 @@ def test_neither_a_compilation_nor_a_step_a_little_longer_counts_as_hanging(tmp_
     assert stacks(tmp_path) == ""
 
 
+def test_the_second_of_a_kind_may_lower_the_limit_that_the_first_made(tmp_path):
+    with Watchdog(OneHost(), tmp_path, least_seconds=0.1) as watchdog:
+        for seconds in (0.3, 0.01, 1.5):  # ten times the first would be 3 s
+            with watchdog.watching("batch"):
+                time.sleep(seconds)
+    assert "a batch has not ended" in stacks(tmp_path)
+
+
 def test_every_process_writes_its_stacks_when_one_of_them_finds_that_it_hangs(tmp_path):
     first = HostNetwork("localhost", 0, 0, 2, timeout_seconds=20)
     second = HostNetwork("localhost", first.port, 1, 2, timeout_seconds=20)

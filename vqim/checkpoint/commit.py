@@ -81,9 +81,11 @@ class Commit:
             self.files.remove(f"{layout.step_name(step)}/{layout.COMMIT_FILE}")
             self.files.remove(layout.step_name(step))
             return None
-        self.files.remove(layout.aside_name(step))
-        self.files.rename(layout.step_name(step), layout.aside_name(step))
-        return layout.aside_name(step)
+        there, name, number = self.files.children(), layout.aside_name(step), 2
+        while name in there:  # what was set aside before is not lost
+            name, number = layout.aside_name(step, number), number + 1
+        self.files.rename(layout.step_name(step), name)
+        return name
 
     def remove_leftovers(self) -> None:
         """Removes what interrupted saves and removals left. Only one process may call this, while none is saving."""

@@ -143,9 +143,9 @@ def refuse_newer(version: object, where: str) -> None:
             f"{where} has schema version {version}, this program reads up to {SCHEMA_VERSION}: update vqim")
 
 
-def aside_name(step: int) -> str:
-    """The name of a step's directory when it has been set aside."""
-    return step_name(step) + ASIDE_SUFFIX
+def aside_name(step: int, number: int = 1) -> str:
+    """The name of a step's directory when it has been set aside for the `number`-th time."""
+    return step_name(step) + (f".{number}" if number > 1 else "") + ASIDE_SUFFIX
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -39,7 +39,7 @@ class _Counter(TorchDispatchMode):
 
 
 # A run is rehearsed before its first step, which asks for the same counts.
-_known: WeakKeyDictionary[Task, dict[Any, int]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Task, dict[Any, tuple[int, tuple[str, ...]]]] = WeakKeyDictionary()
 
 
 def step_flops(task: Task, spec: Spec, batch: dict[str, Tensor], program: str = "train") -> int:
@@ -56,18 +56,28 @@ def step_flops(task: Task, spec: Spec, batch: dict[str, Tensor], program: str = 
     Raises:
       Exception: any error that the task raises for arrays with these shapes.
     """
+    return _tried(task, spec, batch, program)[0]
+
+
+def step_metrics(task: Task, spec: Spec, batch: dict[str, Tensor], program: str = "train") -> tuple[str, ...]:
+    """The names of what a training step measures; for the arguments see `step_flops`."""
+    return _tried(task, spec, batch, program)[1]
+
+
+def _tried(task: Task, spec: Spec, batch: dict[str, Tensor], program: str) -> tuple[int, tuple[str, ...]]:
+    """The operations of a step, and the names of its metrics; known from the first call on."""
     key = (program, tuple((name, array.shape, array.dtype) for name, array in batch.items()))
     known = _known.setdefault(task, {})
     if key not in known:
-        known[key] = _count(task, spec, batch, program)
+        known[key] = _try(task, spec, batch, program)
     return known[key]
 
 
-def _count(task: Task, spec: Spec, batch: dict[str, Tensor], program: str) -> int:
+def _try(task: Task, spec: Spec, batch: dict[str, Tensor], program: str) -> tuple[int, tuple[str, ...]]:
     state = {name: torch.empty(leaf.shape, dtype=leaf.dtype, device="meta") for name, leaf in spec.items()}
     arrays = {name: torch.empty(array.shape, dtype=array.dtype, device="meta") for name, array in batch.items()}
     scalars = {name: torch.empty((), device="meta") for name in task.host_scalars(0)}
     scalars |= {name: torch.empty((), dtype=torch.int32, device="meta") for name in ("step", "seed")}
     with _Counter() as counter:
-        task.train_step(state, arrays, scalars, MetaKernels(), program)
-    return counter.flops
+        metrics = task.train_step(state, arrays, scalars, MetaKernels(), program)
+    return counter.flops, tuple(metrics)

@@ -61,5 +61,6 @@ def read_facts(workdir: str | os.PathLike[str]) -> Facts:
             found = seal.unseal(data, path)
         return facts_from(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+        reason = "its checksum does not match" if isinstance(error, CheckpointError) else repr(error)
         raise ValueError(f"{path} must say what the run's data are, as training writes it at its start; it cannot be "
-                         f"read: {error!r}. Start the run's training command again to write it") from error
+                         f"read: {reason}. Start the run's training command again to write it") from error

@@ -121,7 +121,7 @@ def train(
                 unmeasured = bool(run.evaluators_due())
                 # ---- A checkpoint, before the evaluation, which may fail.
                 if saver.is_due(state.step) or interrupts.saves_now() or is_last or interrupted or unmeasured:
-                    with progress.pause(), progress.spend("saving"):
+                    with progress.pause(), progress.spend("saving"), watchdog.watching("save"):
                         saver.save(lambda unmeasured=unmeasured: run.save(unmeasured))  # type: ignore[misc]
                 # ---- Evaluation; a signal to stop ends it early.
                 if unmeasured and not interrupted:
@@ -140,8 +140,8 @@ def train(
         summaries.close()
         loader.close()
     if interrupted:
-        logging.info("Stopped on %s at step %d of %d; the same command goes on from here.",
-                     interrupted, state.step, num_steps)
+        logging.info("Stopped on %s at step %d of %d; the same command%s goes on from here.", interrupted, state.step,
+                     num_steps, " without --restore" if isinstance(restore_step, int) else "")
     return Finished(state, interrupted)
 
 

@@ -58,7 +58,7 @@ class Run:
         self._measured.clear()
         self._check_scalars()
         self._positions[self._state.step] = self._loader.position()
-        with self._progress.spend("waiting_for_data"):
+        with self._progress.spend("waiting_for_data"), self._watchdog.watching("batch of data"):
             batch = self._runtime.put(next(self._loader))
         program = self._task.objective.program(self._state.step)
         is_first = program not in self._flops

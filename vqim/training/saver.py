@@ -11,7 +11,6 @@ MAX_FAILURES = 5
 """A run stops after this number of failed saves in a row."""
 
 _FIRST_RETRY_SECONDS = 5.0
-_LAST_WAITS = (1.0, 2.0)
 
 
 class Saver:
@@ -55,27 +54,28 @@ class Saver:
           CheckpointError: too many saves in a row have failed.
         """
         self._settle()
-        if len(self._failures) >= MAX_FAILURES:
-            raise CheckpointError(f"{self._failures[-1]}. These were {MAX_FAILURES} failed saves in a row")
+        self._refuse_too_many()
         write()
         self._begun = True
         self._schedule()
 
     def finish(self, write: Callable[[], None]) -> None:
-        """Waits for the last save; if it has failed, tries it twice more.
+        """Waits for the last save; if it has failed, tries it again as often, and after as long, as any other.
 
         Raises:
           CheckpointError: it has failed each time.
         """
-        for seconds in (*_LAST_WAITS, None):
-            self._settle()
-            if not self._failures:
-                return
-            if seconds is None:
-                raise self._failures[-1]
-            time.sleep(seconds)
+        self._settle()
+        while self._failures:
+            self._refuse_too_many()
+            time.sleep(max(0.0, (self._next or 0.0) - time.monotonic()))
             write()
             self._begun = True
+            self._settle()
+
+    def _refuse_too_many(self) -> None:
+        if len(self._failures) >= MAX_FAILURES:
+            raise CheckpointError(f"{self._failures[-1]}. These were {MAX_FAILURES} failed saves in a row")
 
     def _settle(self) -> None:
         """Takes notice of how the last save has ended."""
@@ -87,7 +87,8 @@ class Saver:
         except CheckpointError as error:
             self._failures.append(error)
             seconds = _FIRST_RETRY_SECONDS * 4 ** (len(self._failures) - 1)
-            logging.warning("%s. Once more in %g s, or with the next regular save.", error, seconds)
+            if len(self._failures) < MAX_FAILURES:
+                logging.warning("%s. Once more in %g s, or with the next regular save.", error, seconds)
             self._next = time.monotonic() + seconds
         else:
             self._failures.clear()

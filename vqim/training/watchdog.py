@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.5
 
 
 class Watchdog:
-    """Watches steps and batches of evaluations.
+    """Watches steps, the data they wait for, saves, and batches of evaluations.
 
     One that takes ten times as long as the longest one before it of its kind, and at least `least_seconds`, is taken
     to hang. The first of each kind compile, and are not watched. When one process finds that it hangs, all of them
@@ -54,6 +54,7 @@ class Watchdog:
         self._least_seconds, self._ends, self._silent_seconds = least_seconds, ends, silent_seconds
         self._signs: dict[int, tuple[int, float]] = {}  # of other processes, and since when they are so many
         self._longest: dict[str, float] = {}
+        self._firsts: set[str] = set()  # of the kinds of which only the first has ended
         self._now: tuple[str, float] | None = None  # what is being done, since when
         self._count = 0  # of the hangs that all processes have been told of
         self._closing = threading.Event()
@@ -79,10 +80,15 @@ class Watchdog:
         finally:
             self._now = None
         seconds = time.monotonic() - begin
+        if compiles:
+            return
         # The first of a kind may compile without saying so; it makes a limit, but the next may lower it.
-        known = self._longest.get(kind)
-        if not compiles:
-            self._longest[kind] = seconds if known is None else max(known, seconds)
+        if kind not in self._longest:
+            self._firsts.add(kind)
+        elif kind in self._firsts:
+            self._firsts.remove(kind)
+            self._longest[kind] = 0.0
+        self._longest[kind] = max(self._longest.get(kind, 0.0), seconds)
 
     def _limit(self, kind: str) -> float:
         return max(self._least_seconds, _FACTOR * self._longest[kind])
