@@ -12,6 +12,7 @@
     if __name__ == "__main__":
         run()
 """
+import errno
 import logging as python_logging
 import os
 import re
@@ -75,9 +76,14 @@ def restore() -> int | Literal["latest_valid"] | None:
     return None if text == "latest" else int(text)
 
 
+def gin_files() -> list[str]:
+    """--gin_file, where ~ is the user's own folder."""
+    return [os.path.expanduser(name) for name in GIN_FILE.value]
+
+
 def load_config() -> Config:
     """The configuration that the flags give; raises ConfigError like `vqim.registry.config.load`."""
-    return load(GIN_FILE.value, GIN_BINDINGS.value, GIN_SEARCH_PATH.value)
+    return load(gin_files(), GIN_BINDINGS.value, GIN_SEARCH_PATH.value)
 
 
 def run(main: Callable[..., None], words: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> None:
@@ -122,7 +128,9 @@ def sentence(error: Exception) -> str:
     """An error in words: of the operating system's errors what failed, with which file."""
     if isinstance(error, OSError) and error.strerror:
         files = [str(name) for name in (error.filename, error.filename2) if name]
-        return ": ".join([*files, error.strerror])
+        # Writing to an open file fails without its name.
+        unnamed = error.errno in (errno.ENOSPC, errno.EDQUOT) and not files
+        return ": ".join([*files, error.strerror]) + " where this command writes its files" * unnamed
     return str(error) or type(error).__name__
 
 

@@ -57,7 +57,7 @@ def main() -> None:
 
 def _measure(path: str) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, float]]:
     """The originals, uint8 [B, H, W, C], the rows below them by name, and figures of the split."""
-    config = read_config(path, flags.GIN_FILE.value, flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
+    config = read_config(path, flags.gin_files(), flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
     run = open_run(config, path, make_runtime(config, flags.RUNTIME.value), step=flags.restore(), needs_data=True)
     try:
         expects = isinstance(run.prior.prior, Expecting)

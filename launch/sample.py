@@ -81,7 +81,9 @@ def main() -> None:
     own_decoder = run
     if TOKENIZER_RUN.value:
         kind: Any = flags.RUNTIME.value
-        run = run.with_tokenizer(load(TOKENIZER_RUN.value, runtime=kind, batch_size=BATCH_SIZE.value))
+        run = run.with_tokenizer(load(
+            TOKENIZER_RUN.value, step="latest_valid" if flags.restore() == "latest_valid" else None, runtime=kind,
+            batch_size=BATCH_SIZE.value))
     edit = editing.read_edit(run)
     try:
         judge = run.judge(rejection.classifier) if rate < 1 else None

@@ -193,7 +193,7 @@ def open_run(needs_data: bool = False, batch_size: int = 64) -> tuple[Config, Tr
       ConfigError: there is no run, or it has no checkpoint yet.
     """
     workdir = run_directory()
-    config = read_config(workdir, flags.GIN_FILE.value, flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
+    config = read_config(workdir, flags.gin_files(), flags.GIN_BINDINGS.value, flags.GIN_SEARCH_PATH.value)
     return config, trained_run(
         config, workdir, make_runtime(config, flags.RUNTIME.value), needs_data=needs_data, step=flags.restore(),
         batch_size=batch_size)

@@ -62,7 +62,8 @@ def load(
 
     Args:
       path: the run's directory, a URL of one such as s3://bucket/run, or the exported file.
-      step: the step of the checkpoint; by default the newest; 'latest_valid' is the newest that is whole.
+      step: the step of the checkpoint; by default the newest; 'latest_valid' is the newest that is whole, also of the
+        tokenizer's run.
       runtime: what to compute with; 'auto' takes a TPU if there is one, else torch.
       ema: whether networks are read as their moving averages, where the run keeps them.
       tokenizer_run: another run whose decoder turns a prior's tokens into images; it has to use the same tokens.
@@ -82,7 +83,8 @@ def load(
             opened.experiment.data.open_within(again)
     if tokenizer_run is None:
         return opened
-    return opened.with_tokenizer(load(tokenizer_run, runtime=runtime, ema=ema, batch_size=batch_size))
+    return opened.with_tokenizer(load(tokenizer_run, step="latest_valid" if step == "latest_valid" else None,
+                                      runtime=runtime, ema=ema, batch_size=batch_size))
 
 
 def open_run(

@@ -8,6 +8,7 @@ from vqim.checkpoint.manager import CheckpointManager
 from vqim.checkpoint.store import HostArray
 from vqim.data.images import Images
 from vqim.data.source import Emoji
+from vqim.registry.stamp import stamped
 from vqim.training.facts import write_facts
 
 
@@ -22,6 +23,7 @@ def run(tmp_path):
                  config="a = 1", data_position={"next_example": 640})
     manager.wait()
     write_facts(tmp_path, Images(Emoji, 8))
+    (tmp_path / "config.gin").write_text(stamped("a = 1\n"))
     return tmp_path
 
 

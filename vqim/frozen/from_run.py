@@ -3,11 +3,12 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
+from vqim.checkpoint.errors import CheckpointError, NoCheckpointError
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.checkpoint.reader import Checkpoint
 from vqim.contracts.context import Context
@@ -25,10 +26,13 @@ class FromRun:
       run: that run's directory. Its newest checkpoint is read, but only when the arrays are needed: a run that
         continues from its own checkpoint has them there.
       network: its name in that run. If that run kept moving averages of the parameters, these are read.
+      step: the checkpoint to read instead of the newest; 'latest_valid' is the newest that is whole.
     """
 
-    def __init__(self, model: nn.Module, run: str, network: str = "tokenizer"):
-        self.model, self.run, self.network = model, run, network
+    def __init__(
+        self, model: nn.Module, run: str, network: str = "tokenizer", step: int | Literal["latest_valid"] | None = None,
+    ):
+        self.model, self.run, self.network, self.step = model, run, network, step
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FromRun) and self._identity() == other._identity()
@@ -65,13 +69,18 @@ class FromRun:
         checkpoint, names = self._source
         return checkpoint.read(names[name], index)
 
-    def _identity(self) -> tuple[str, str, dict[str, tuple[int, ...]]]:
-        return self.run, self.network, {name: leaf.shape for name, leaf in arrays_spec(self.model).items()}
+    def _identity(self) -> tuple[Any, ...]:
+        return self.run, self.network, self.step, {name: leaf.shape for name, leaf in arrays_spec(self.model).items()}
 
     @functools.cached_property
     def _source(self) -> tuple[Checkpoint, dict[str, str]]:
-        """The run's newest checkpoint, and the name of each of the network's arrays in it."""
-        checkpoint = CheckpointManager(f"{self.run}/checkpoints").open()
+        """The run's checkpoint, and the name of each of the network's arrays in it."""
+        try:
+            checkpoint = CheckpointManager(f"{self.run}/checkpoints").open(self.step)
+        except NoCheckpointError:
+            raise
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; in gin, frozen.FromRun.step = 'latest_valid'") from error
         names = names_in(checkpoint, self.network, arrays_spec(self.model))
         checkpoint.check({names[name]: (leaf.shape, np.dtype(np.float32))
                           for name, leaf in arrays_spec(self.model).items()})

@@ -64,7 +64,7 @@ class Summaries:
             try:
                 self._add(self._writer, step, values, evaluator)
             except OSError as error:
-                logging.error("Summaries of step %d cannot be written: %s. Training goes on.", step, error)
+                logging.error("Summaries of step %d cannot be written: %s. What writes them goes on.", step, error)
             self._flush()
 
     def _add(self, writer: SummaryWriter, step: int, values: dict[str, Any], evaluator: int | None) -> None:
@@ -101,7 +101,7 @@ class Summaries:
             self._is_failing = False
         except Exception as error:  # TensorBoard's thread raises what its file system raised, in its own words
             if not self._is_failing:
-                logging.error("Summaries cannot be written to %s: %s. Training goes on.", self._where, error)
+                logging.error("Summaries cannot be written to %s: %s. What writes them goes on.", self._where, error)
             self._is_failing = True
 
     def close(self) -> None:
