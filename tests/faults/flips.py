@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 
+import vqim.registry.components  # noqa: F401  gin knows the components from here on
 from vqim.checkpoint.errors import CheckpointError
 from vqim.checkpoint.exported import Exported, export
 from vqim.checkpoint.manager import CheckpointManager
