@@ -123,6 +123,9 @@ def _measure(images: ImageSet | Path, extractors: Sequence[Extractor]) -> Measur
     fingerprint = f"file {images.name} sha256 {file_checksum(str(images))}"
     if not has_images(images):
         return Measured(str(images), count, said.get("image size", "not said"), fingerprint, {made_by: statistics})
+    if IMAGE_SIZE.value:
+        raise ValueError(f"{images} holds statistics of its images as they are, which --image_size cannot change: "
+                         "leave it out, or compare with the images themselves")
     # ADM's references also have 10,000 of their images: what needs single images is measured in these.
     used = [extractor for extractor in extractors if type(extractor).__name__ == made_by]
     some = _measure(open_images(str(images), IMAGE_SIZE.value, BATCH_SIZE.value), used)

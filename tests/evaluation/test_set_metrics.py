@@ -168,6 +168,42 @@ def test_a_reference_of_another_network_is_refused(data, vgg_arrays, tmp_path):
         FeatureDistances(VGG, ("fid",), reference=path)
 
 
+def test_a_reference_that_lacks_what_a_measure_needs_is_refused_before_work(data, vgg_arrays, tmp_path):
+    found = FeatureSet(8, ("fid",))
+    found.add(np.random.default_rng(0).standard_normal((8, 512)).astype(np.float32))
+    write_statistics(tmp_path / "mean.npz", found.statistics(), VGG.describe())
+    with pytest.raises(ValueError, match="mean.npz does not hold what kid, precision need; leave them out of"):
+        FeatureDistances(VGG, ["fid", "kid", "precision"], str(tmp_path / "mean.npz"))
+    FeatureDistances(VGG, ["fid"], str(tmp_path / "mean.npz"))
+
+
+def test_a_reference_of_another_size_is_refused(data, vgg_arrays, tmp_path):
+    images_BHWC = next(iter(data.evaluation(8)))["images"]
+    path = write_vgg_file(tmp_path, images_BHWC, vgg_arrays, **{"image size": "64x64"})
+    with pytest.raises(ValueError, match=r"is of images of 64x64, these have \d+x\d+: images of different sizes cannot"):
+        tallied(FeatureDistances(VGG, ["fid"], path), floats(images_BHWC), vgg_arrays)
+
+
+def test_too_few_images_for_a_measure_are_refused_before_work(data):
+    with pytest.raises(ValueError, match="measures: vgg_density needs at least 6 images, got 5. Leave out what so few"):
+        FeatureDistances(VGG, ["fid", "density"]).tally(About("reconstructions", 5, None, 0))
+
+
+def test_images_that_cannot_be_decoded_are_left_out_and_not_counted(data, vgg_arrays):
+    images_BCHW = floats(next(iter(data.evaluation(8)))["images"])
+    metric = FeatureDistances(VGG, ["fid", "kid"])
+    found = []
+    for valid in (range(8), range(7)):
+        tally = metric.tally(About("reconstructions", 8, None, 0))
+        items = Items(torch.ones(8, dtype=torch.bool), images_BCHW=images_BCHW, originals_BCHW=images_BCHW.flip(3))
+        with torch.no_grad():
+            observed = {name: value.numpy() for name, value in metric.observe(items, vgg_arrays, CONTEXT).items()}
+        tally.add(observed, np.isin(np.arange(8), valid))
+        found.append(tally.result())
+    assert [protocol(results, "vgg_fd")["count"] for results in found] == ["8", "7"]
+    assert np.isfinite(found[1]["vgg_fd"]) and found[1]["vgg_fd"] != found[0]["vgg_fd"]
+
+
 def test_adms_reference_is_refused_for_another_network_than_inception(tmp_path):
     np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048), mu_s=np.zeros(2023), sigma_s=np.eye(2023))
     statistics, said = read_statistics(tmp_path / "adm.npz")

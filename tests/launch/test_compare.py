@@ -132,6 +132,13 @@ def test_another_file_than_fids_inception_is_refused(compare):
     assert "Download pt_inception-2015-12-05-6726825d.pth" in refused(compare, "a", "b", "--inception=nowhere.pth")
 
 
+def test_a_damaged_array_of_a_file_is_named(compare):
+    data = bytearray((compare.directory / "a.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (compare.directory / "damaged.npz").write_bytes(data)
+    assert "damaged.npz: its array arr_0 cannot be read: " in refused(compare, "damaged.npz", "a.npz")
+
+
 def test_what_is_no_set_of_images_is_refused(compare):
     np.savez(compare.directory / "floats.npz", arr_0=np.zeros((4, 32, 32, 3), np.float32))
     (compare.directory / "text.npz").write_text("no archive")

@@ -8,7 +8,7 @@ the name of another.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from absl import logging
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from vqim.contracts.context import Context
 from vqim.contracts.frozen import Frozen
+from vqim.evaluation.feature_sets import KEEPING
+from vqim.evaluation.inception_score import NUM_SPLITS
+from vqim.evaluation.neighbours import DENSITY_NEIGHBOURS
 from vqim.frozen.efficientnet import EfficientNetLite0
 from vqim.frozen.inception import Inception
 from vqim.frozen.vgg16 import VGG16
@@ -105,6 +108,16 @@ class ProxyFeatures:
         size = self.network.input_size
         return {"extractor": f"EfficientNet-Lite0 in Inception's place, antialiased bilinear resize to {size}x{size}",
                 "weights": f"sha256 {file_checksum(self.network.weights_file)}"}
+
+
+def possible(extractor: Extractor, num_images: int, measures: Sequence[str] = MEASURES) -> tuple[list[str], list[str]]:
+    """Of some measures those that so many images are enough for, and a sentence for each that they are not."""
+    needed = {"inception_score": NUM_SPLITS} | dict.fromkeys(KEEPING[1:], DENSITY_NEIGHBOURS + 1)
+    asked = [measure for measure in extractor.names if measure in measures]
+    lacking = [measure for measure in asked if num_images < needed.get(measure, 2)]
+    return ([measure for measure in asked if measure not in lacking],
+            [f"{extractor.names[measure]} needs at least {needed.get(measure, 2)} images, got {num_images}"
+             for measure in lacking])
 
 
 def proxy_if_installed(image_size: int) -> list[ProxyFeatures]:

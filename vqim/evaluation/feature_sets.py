@@ -102,17 +102,21 @@ class FeatureSet:
                         InceptionScore(self.num_images, num_classes, shuffled=True))
 
     def statistics(self) -> Statistics:
-        """What is compared with another set; ValueError unless all images have come, at least two."""
-        if self.count != self.num_images:
-            raise ValueError(f"expected {self.num_images} images, got {self.count}")
+        """What is compared with another set; ValueError if there were fewer than two images.
+
+        Fewer images than expected may have come, where some could not be decoded.
+        """
         kept_NC = np.concatenate(self._kept) if self._kept else None
         pooled = self._pooled.gaussian() if self._pooled else None
         return Statistics(pooled, self._spatial.gaussian() if self._spatial else None,
                           kept_NC if kept_NC is not None and len(kept_NC) else None)
 
     def inception_score(self) -> dict[str, float]:
-        """The Inception score in order and shuffled, each with its standard deviation; {} where it is not measured."""
-        if self._scores is None:
+        """The Inception score in order and shuffled, each with its standard deviation.
+
+        {} where it is not measured, or an image is missing.
+        """
+        if self._scores is None or self.count < self.num_images:  # its splits are of a number known before
             return {}
         (mean, std), (shuffled, shuffled_std) = (score.result() for score in self._scores)
         return {"inception_score": mean, "inception_score_std": std,

@@ -12,11 +12,9 @@ from vqim.contracts.context import Context
 from vqim.contracts.placing import place
 from vqim.contracts.runtime import Runtime
 from vqim.evaluation.distances import unit_range
-from vqim.evaluation.extractors import Extractor, named
+from vqim.evaluation.extractors import Extractor, named, possible
 from vqim.evaluation.feature_sets import KEEPING, FeatureSet, Statistics, compare
 from vqim.evaluation.frechet import Gaussian
-from vqim.evaluation.inception_score import NUM_SPLITS
-from vqim.evaluation.neighbours import DENSITY_NEIGHBOURS
 from vqim.evaluation.protocol import Fingerprint, image_checksums
 from vqim.evaluation.wavelets import LEVEL, PacketMoments, haar_packets, scale, wavelet_distance
 from vqim.state.leaf import State
@@ -92,15 +90,6 @@ def _extract(
         found = extractor(arrays, images_BCHW, Context(runtime.kernels))
     given = {name: value for name, value in vars(found).items() if value is not None}
     return dict(zip(given, runtime.fetch(list(given.values())), strict=True))
-
-
-def possible(extractor: Extractor, num_images: int) -> tuple[list[str], list[str]]:
-    """The measures that so many images are enough for, and a sentence for each that they are not."""
-    needed = {"inception_score": NUM_SPLITS} | dict.fromkeys(KEEPING[1:], DENSITY_NEIGHBOURS + 1)
-    lacking = [measure for measure in extractor.names if num_images < needed.get(measure, 2)]
-    return ([measure for measure in extractor.names if measure not in lacking],
-            [f"{extractor.names[measure]} needs at least {needed[measure]} images, got {num_images}"
-             for measure in lacking])
 
 
 def compare_sets(

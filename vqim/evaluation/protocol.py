@@ -14,7 +14,7 @@ from torch import Tensor
 _PERIOD = 31  # of pixels' weights: sums of 8-bit images up to 256x256 stay below 2^31
 
 COMPARED = ("measure", "extractor", "weights", "compares", "reference", "reference count", "count", "image size",
-            "split", "crop", "rounding", "dtype")
+            "split", "subset", "labels", "crop", "rounding", "dtype")
 """What of two results has to be the same; the rest, such as a sampler's settings, is what is compared."""
 
 
@@ -53,6 +53,11 @@ class Fingerprint:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continues from what `state` gave."""
         self._checksums = list(state.values())
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return sum(map(len, self._checksums))
 
     def text(self) -> str:
         """Sixteen hexadecimal digits."""

@@ -42,9 +42,9 @@ def rehearse(owner: Pass, task: Task, data: Dataset, kernels: Kernels) -> dict[s
             zeros = {name: torch.zeros(
                 value.shape, dtype=torch.float32 if value.is_floating_point() else value.dtype).numpy()
                 for name, value in observed.items()}
+            tally = metric.tally(about)
             try:
                 with np.errstate(all="ignore"):
-                    tally = metric.tally(about)
                     tally.add(zeros, np.ones(owner.batch_size, bool))
                     found = tally.result()
             except Exception:  # zeros are no images: some metrics have no result for them

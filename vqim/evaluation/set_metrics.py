@@ -14,8 +14,8 @@ from torch import Tensor
 from vqim.contracts.context import Context
 from vqim.contracts.evaluation import About, Items, Tally
 from vqim.contracts.frozen import Frozen
-from vqim.evaluation.extractors import Extractor, file_checksum, named
-from vqim.evaluation.feature_sets import NUM_KEPT, FeatureSet, Statistics, compare
+from vqim.evaluation.extractors import Extractor, file_checksum, named, possible
+from vqim.evaluation.feature_sets import KEEPING, NUM_KEPT, FeatureSet, Statistics, compare
 from vqim.evaluation.protocol import Fingerprint, as_text, image_checksums
 from vqim.evaluation.statistics_files import read_statistics
 from vqim.evaluation.tally_state import join, part_of
@@ -55,11 +55,15 @@ class FeatureDistances:
             raise ValueError(f"num_kept must be at least 1, got {num_kept}")
         self.frozen: Mapping[str, Frozen] = extractor.frozen
         self.reference = reference
-        self._file = None if reference is None else _read_reference(reference, extractor)
+        self._file = None if reference is None else _read_reference(reference, extractor, self.measures)
 
     def observe(self, items: Items, frozen: Mapping[str, State], context: Context) -> dict[str, Tensor]:
         """See `Metric`."""
         assert items.images_BCHW is not None
+        size = f"{items.images_BCHW.shape[2]}x{items.images_BCHW.shape[3]}"
+        if self._file is not None and self._file[1].get("image size", size) != size:
+            raise ValueError(f"reference: {self.reference} is of images of {self._file[1]['image size']}, these have "
+                             f"{size}: images of different sizes cannot be compared")
         found = self._extract("images", items.images_BCHW, frozen, context)
         real_BCHW, about_them = real_images(items, type(self).__name__, self.reference)
         if real_BCHW is not None:
@@ -67,7 +71,12 @@ class FeatureDistances:
         return found | about_them
 
     def tally(self, about: About) -> Tally:
-        """See `Metric`."""
+        """See `Metric`; ValueError if there are too few images for a measure."""
+        counts = {about.num_items, *({about.num_references} - {0})}
+        _, lacking = possible(self.extractor, min(counts), self.measures)
+        if lacking:
+            raise ValueError(f"evaluation.FeatureDistances.measures: {'; '.join(lacking)}. Leave out what so few "
+                             "images cannot give")
         return _FeatureTally(self, about, self._file)
 
     def _extract(
@@ -116,11 +125,13 @@ class _FeatureTally:
             protocol = {"reference": f"{self._metric.reference} (sha256 {file_checksum(str(self._metric.reference))})",
                         "reference count": said.get("count") or str(_count(reference) or "not said by the file")}
             protocol["compares"] = f"{self._about.name} with a file of statistics"
+            protocol |= {f"reference {name}": said[name] for name in ("image size", "crop", "images") if name in said}
         else:
             reference, protocol = self._real_set.statistics(), self._real.protocol()
         found = compare(images, reference, self._metric.measures) | self._images.inception_score()
         results = {named(names, measure): value for measure, value in found.items()}
-        protocol = _protocol(", ".join(results), self._metric.extractor.describe(), protocol, self._about)
+        protocol = _protocol(", ".join(results), self._metric.extractor.describe(), protocol, self._about,
+                             self._images.count)
         return {**results, f"protocol/{next(iter(results))}": as_text(protocol)}
 
 
@@ -146,6 +157,7 @@ class _WaveletTally:
     def __init__(self, about: About):
         self._about, self._real = about, _RealImages(about)
         self._moments: dict[str, PacketMoments] = {}
+        self._count = 0
 
     def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
         """See `Tally`."""
@@ -153,16 +165,18 @@ class _WaveletTally:
         if not self._moments:
             self._moments = {name: PacketMoments(*packets_BPD.shape[1:]) for name in ("images", _REAL)}
         self._moments["images"].add(packets_BPD[valid_B])
+        self._count += int(valid_B.sum())
         if rows_B := self._real.add(observed, valid_B):
             self._moments[_REAL].add(observed[_REAL][rows_B[0]])
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Resumable`."""
         return join({name: moments.state() for name, moments in self._moments.items()}
-                    | {"fingerprint": self._real.fingerprint.state()})
+                    | {"fingerprint": self._real.fingerprint.state()}) | {"count": np.array(self._count)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Resumable`."""
+        self._count = int(state["count"])
         self._moments = {name: PacketMoments.restored(part) for name in ("images", _REAL)
                          if (part := part_of(state, name))}
         self._real.fingerprint.restore(part_of(state, "fingerprint"))
@@ -174,7 +188,7 @@ class _WaveletTally:
         value = wavelet_distance(*(self._moments[name].gaussians(scale()) for name in ("images", _REAL)))
         described = {"extractor": f"Haar wavelet packets of level {LEVEL}, no network"}
         return {"fwd": value, "protocol/fwd": as_text(
-            _protocol("fwd", described, self._real.protocol(), self._about))}
+            _protocol("fwd", described, self._real.protocol(), self._about, self._count))}
 
 
 class _RealImages:
@@ -197,7 +211,7 @@ class _RealImages:
         """What the images are compared with."""
         kind = "real images of a split" if self._about.num_references else "their own originals"
         return {"compares": f"{self._about.name} with {kind}", "reference": f"images {self.fingerprint.text()}",
-                "reference count": str(self.num_images)}
+                "reference count": str(self.fingerprint.count)}
 
 
 def real_images(
@@ -223,8 +237,10 @@ def real_images(
         f"{_REAL}/checksums": image_checksums(items.references_BCHW), _REAL_VALID: items.references_valid_B}
 
 
-def _read_reference(path: str, extractor: Extractor) -> tuple[Statistics, dict[str, str]]:
-    """A file's statistics and protocol; ValueError if it says that they are of another network."""
+def _read_reference(
+    path: str, extractor: Extractor, measures: Sequence[str],
+) -> tuple[Statistics, dict[str, str]]:
+    """A file's statistics and protocol; ValueError if they are of another network, or lack what a measure needs."""
     try:
         statistics, said = read_statistics(path)
     except FileNotFoundError as error:
@@ -237,6 +253,13 @@ def _read_reference(path: str, extractor: Extractor) -> tuple[Statistics, dict[s
         raise ValueError(f"reference: {path} does not say which network its features are of, as ADM's files do not, "
                          f"which are of FID's Inception; {type(extractor).__name__} needs a file of its own, by "
                          "launch.compare --write_statistics")
+    lacking = [measure for measure in measures if measure == "fid" and statistics.pooled is None
+               or measure == "sfid" and statistics.spatial is None
+               or measure in KEEPING and statistics.features_NC is None]
+    if lacking:
+        raise ValueError(f"reference: {path} does not hold what {', '.join(lacking)} need; leave them out of "
+                         "evaluation.FeatureDistances.measures, or use launch.compare, which measures them in the "
+                         "images that ADM's files hold")
     return statistics, said
 
 
@@ -252,7 +275,7 @@ def _count(statistics: Statistics) -> int:
 
 
 def _protocol(
-    measure: str, extractor: Mapping[str, str], reference: Mapping[str, str], about: About,
+    measure: str, extractor: Mapping[str, str], reference: Mapping[str, str], about: About, count: int,
 ) -> dict[str, str]:
-    return {"measure": measure, **extractor, **reference, "count": str(about.num_items), "rounding": "8 bits",
+    return {"measure": measure, **extractor, **reference, "count": str(count), "rounding": "8 bits",
             **about.protocol}

@@ -1,6 +1,6 @@
 """Statistics of sets of images in `.npz` files: ADM's, with `mu, sigma, mu_s, sigma_s`, and ours, which say more.
 
-Files of ours have ADM's arrays too, so that its evaluator reads them as a reference.
+Files of ours have ADM's arrays too; its evaluator also asks for images in a reference, which they do not have.
 
     B images, H W image size, N images kept, C features
 """
@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,9 +56,11 @@ def read_statistics(path: str | os.PathLike[str]) -> tuple[Statistics, dict[str,
         count = int(arrays["count"]) if "count" in names else 0
         protocol = json.loads(str(arrays[_PROTOCOL])) if _PROTOCOL in names else {}
         pooled, spatial = (
-            Gaussian(arrays[f"mu{ending}"].astype(np.float64), arrays[f"sigma{ending}"].astype(np.float64), count)
+            Gaussian(_array(arrays, f"mu{ending}", path).astype(np.float64),
+                     _array(arrays, f"sigma{ending}", path).astype(np.float64), count)
             if f"mu{ending}" in names else None for ending in ("", "_s"))
-        return Statistics(pooled, spatial, arrays["features"] if "features" in names else None), protocol
+        features_NC = _array(arrays, "features", path) if "features" in names else None
+        return Statistics(pooled, spatial, features_NC), protocol
 
 
 def read_images(path: str | os.PathLike[str]) -> np.ndarray:
@@ -70,7 +73,7 @@ def read_images(path: str | os.PathLike[str]) -> np.ndarray:
     with open_npz(path) as arrays:
         if "arr_0" not in arrays.files:
             raise ValueError(f"{path}: expected images in arr_0, got {', '.join(sorted(arrays.files)[:6]) or 'none'}")
-        images_BHWC = arrays["arr_0"]
+        images_BHWC = _array(arrays, "arr_0", path)
     if images_BHWC.dtype != np.uint8 or images_BHWC.ndim != 4 or images_BHWC.shape[3] != 3:
         raise ValueError(f"{path}: arr_0 must be uint8 images [number, height, width, 3], got {images_BHWC.dtype} "
                          f"{images_BHWC.shape}")
@@ -98,6 +101,15 @@ def has_images(path: str | os.PathLike[str]) -> bool:
     """Whether an `.npz` file holds images, as ADM's references do beside their statistics."""
     with open_npz(path) as arrays:
         return "arr_0" in arrays.files
+
+
+def _array(arrays: Any, name: str, path: str | os.PathLike[str]) -> np.ndarray:
+    """An array of an open file; ValueError if the file is damaged there, or would need Python's pickle."""
+    try:
+        found: np.ndarray = arrays[name]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: its array {name} cannot be read: {error}") from error
+    return found
 
 
 def open_npz(path: str | os.PathLike[str]) -> Any:
