@@ -4,6 +4,7 @@ import json
 import math
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from vqim.contracts.evaluation import Curve, Histogram
 
 METRICS_FILE = "metrics.jsonl"
 _LARGE_BYTES = 1 << 20
+
+
+def _without_tensorboards(args: threading.ExceptHookArgs) -> None:
+    """The usual hook, but for TensorBoard's thread: what its file system refuses, `Summaries` tells in a sentence."""
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(args)
 
 
 class Summaries:
@@ -47,6 +54,7 @@ class Summaries:
             _drop_later_lines(self._path, first_step)
             self._unwritten: list[str] = []
             self._is_failing = False
+            threading.excepthook = _without_tensorboards
             self._writer = SummaryWriter(str(directory), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any], evaluator: int | None = None) -> None:
