@@ -1,4 +1,4 @@
-"""Runs everything once on real images, in about half an hour: stage 1, stage 2, samples, linear probe, and a report.
+"""Runs everything once on real images, in about 40 minutes of a core: two stages, samples, linear probe, and a report.
 
     python -m launch.quickstart [--workdir=runs/quickstart]
 

@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.launch.verbs import train_flags
 from vqim.checkpoint.manager import CheckpointManager
+from vqim.training import saver
 from vqim.training.summaries import read_metrics
 
 TOKENIZER = "gin/debug/tokenizer_tiny.gin"
@@ -177,7 +178,10 @@ def test_an_update_that_ruins_the_state_stops_the_run_and_is_never_saved(verbs):
         assert checkpoints(verbs.directory / f"run{bad_step}") == before
 
 
-def test_a_full_disk_ends_the_run_with_the_reason_and_the_checkpoint_before_is_whole(verbs, runs, arrays, same):
+def test_a_full_disk_ends_the_run_with_the_reason_and_the_checkpoint_before_is_whole(
+    verbs, runs, arrays, same, monkeypatch,
+):
+    monkeypatch.setattr(saver, "_FIRST_RETRY_SECONDS", 0.0)
     run = runs / "tokenizer"
     before = arrays(run, 40)
     flags = train_flags(TOKENIZER, "runs/debug/tokenizer", "train.num_steps = 45")
