@@ -8,7 +8,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.launch.verbs import train_flags
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.training import saver
 from vqim.training.summaries import read_metrics
 
 TOKENIZER = "gin/debug/tokenizer_tiny.gin"
@@ -178,14 +177,14 @@ def test_an_update_that_ruins_the_state_stops_the_run_and_is_never_saved(verbs):
         assert checkpoints(verbs.directory / f"run{bad_step}") == before
 
 
-def test_a_full_disk_ends_the_run_with_the_reason_and_the_checkpoint_before_is_whole(
-    verbs, runs, arrays, same, monkeypatch,
-):
-    monkeypatch.setattr(saver, "_FIRST_RETRY_SECONDS", 0.0)
+def test_a_full_disk_ends_the_run_with_the_reason_and_the_checkpoint_before_is_whole(verbs, runs, arrays, same):
     run = runs / "tokenizer"
     before = arrays(run, 40)
     flags = train_flags(TOKENIZER, "runs/debug/tokenizer", "train.num_steps = 45")
-    done = verbs("train", *flags, file_size=200_000)
+    running = verbs.start("train", *flags, file_size=200_000)
+    running.wait_for("Once more in 5 s")
+    running.signal(signal.SIGTERM)  # then it does not wait for minutes
+    done = running.end()
     assert done.code == 1
     assert re.search(r"Stopped: checkpoint \S+/00000045 was not saved: File too large; checkpoint \S+/00000040 is "
                      r"whole, and the run resumes from it\. Arrays of 0\.6 MiB ", done.err)

@@ -129,7 +129,7 @@ def train(
                         interrupted, unmeasured = run.evaluate_due(interrupts, summaries)
                 if is_last and not unmeasured:
                     interrupted = None  # all work is done
-            saver.finish(lambda: run.save(unmeasured))
+            saver.finish(lambda: run.save(unmeasured), lambda: interrupts.requested is not None)
     except (NonFiniteError, CheckpointError):
         raise
     except Exception as error:

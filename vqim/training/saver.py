@@ -59,8 +59,12 @@ class Saver:
         self._begun = True
         self._schedule()
 
-    def finish(self, write: Callable[[], None]) -> None:
+    def finish(self, write: Callable[[], None], is_hurried: Callable[[], bool] = lambda: False) -> None:
         """Waits for the last save; if it has failed, tries it again as often, and after as long, as any other.
+
+        Args:
+          write: saves.
+          is_hurried: whether the process has been told to stop, and may soon be killed: then it waits for a second.
 
         Raises:
           CheckpointError: it has failed each time.
@@ -68,7 +72,9 @@ class Saver:
         self._settle()
         while self._failures:
             self._refuse_too_many()
-            time.sleep(max(0.0, (self._next or 0.0) - time.monotonic()))
+            while time.monotonic() < (self._next or 0.0) and not is_hurried():
+                time.sleep(0.2)
+            time.sleep(1.0 if is_hurried() else 0.0)
             write()
             self._begun = True
             self._settle()
