@@ -78,8 +78,8 @@ def main() -> None:
             logging.info("%s", line)
         try:
             finished = train(
-                experiment, workdir=workdir, runtime=runtime, config=config.text(), profile_steps=profile_steps,
-                restore_step=flags.restore(), ends_if_it_hangs=END_IF_HANGING.value)
+                experiment, workdir=workdir, runtime=runtime, config=config.text(), shown_config=operative,
+                profile_steps=profile_steps, restore_step=flags.restore(), ends_if_it_hangs=END_IF_HANGING.value)
         except NonFiniteError as error:
             sys.exit(f"Stopped: {error}. To go on with other values, write them into {workdir}/config.gin too.")
         except DataChangedError as error:

@@ -42,7 +42,8 @@ class Finished:
 
 def train(
     experiment: Experiment, *, workdir: str | os.PathLike[str], runtime: Runtime, config: str,
-    profile_steps: range | None = None, restore_step: Restore = None, ends_if_it_hangs: bool = False,
+    shown_config: str | None = None, profile_steps: range | None = None, restore_step: Restore = None,
+    ends_if_it_hangs: bool = False,
 ) -> Finished:
     """Trains up to `experiment.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
@@ -56,7 +57,8 @@ def train(
       experiment: what to train, on which data, and for how long.
       workdir: the run directory.
       runtime: where to run (`vqim.runtime`).
-      config: the configuration as text, kept with every checkpoint and shown by TensorBoard.
+      config: the configuration as text, kept with every checkpoint.
+      shown_config: what TensorBoard shows of it, such as the same with all defaults; `config` unless given.
       profile_steps: process 0 traces the steps after step `profile_steps.start`, up to step `profile_steps.stop`.
       restore_step: the checkpoint to go on from; newer ones are set aside.
       ends_if_it_hangs: see `Watchdog`.
@@ -96,7 +98,7 @@ def train(
             write_facts(workdir, experiment.data)
         if state.step < num_steps:
             # TensorBoard reads text as Markdown, which shows indented lines as they are.
-            summaries.write(state.step, {"config": textwrap.indent(config, "    ")})
+            summaries.write(state.step, {"config": textwrap.indent(shown_config or config, "    ")})
         run.record(measured(workdir, state.step) if done else {})
         with watchdog, Interrupts(runtime.hosts) as interrupts:
             saver = Saver(manager, experiment.save_every, experiment.save_minutes,
