@@ -146,11 +146,12 @@ def test_watching_dry_shows_a_round_from_taking_away_to_running(dry):
 @pytest.fixture
 def watch(pod, tmp_path):
     """Watches a slice that goes through some states, its run through others; returns the verbs called, and the end."""
-    def run(slices, runs, returncode, how="Result=exit-code ExecMainStatus=1"):
+    def run(slices, runs, returncode, how="Result=exit-code ExecMainStatus=1", flags=()):
         (tmp_path / "slice").write_text("\n".join(slices) + "\n")
         (tmp_path / "how").write_text(how + "\n")
         (tmp_path / "run").write_text("\n".join(runs) + "\n")
-        done = pod("watch", "train", "--workdir=/mnt/b/r", returncode=returncode, POD_SECONDS="0", TMPDIR=str(tmp_path))
+        done = pod("watch", "train", "--workdir=/mnt/b/r", *flags, returncode=returncode, POD_SECONDS="0",
+                   TMPDIR=str(tmp_path))
         calls = (tmp_path / "calls").read_text().splitlines()
         words = {"resources create": "create", "resources delete": "delete", "setup_worker": "install",
                  "systemd-run": "run"}
@@ -182,6 +183,14 @@ def test_a_run_that_fails_on_machines_that_are_well_ends_the_watch(watch):
 def test_a_run_that_hung_or_was_killed_is_started_again_on_the_same_machines(watch, how):
     verbs, _ = watch(["ACTIVE"], ["running", *["failed"] * 5, "running", "exited"], returncode=0, how=how)
     assert verbs == ["install", "run"]
+
+
+@pytest.mark.parametrize("flags", [["--restore=8"], ["--restore", "8"]])
+def test_a_step_to_restore_is_for_the_first_start_alone(watch, tmp_path, flags):
+    watch(["ACTIVE"], ["dead", *["failed"] * 5, "running", "exited"], returncode=0,
+          how="Result=signal ExecMainStatus=9", flags=flags)
+    starts = [call for call in (tmp_path / "calls").read_text().splitlines() if "systemd-run" in call]
+    assert [("--restore" in call, "--workdir=/mnt/b/r" in call) for call in starts] == [(True, True), (False, True)]
 
 
 def test_a_run_that_hangs_again_and_again_ends_the_watch(watch):
