@@ -29,7 +29,7 @@ from vqim.checkpoint.manager import CheckpointManager
 from vqim.checkpoint.policy import Keep, KeepEvery, KeepLatest, Saved, kept_steps
 from vqim.checkpoint.reader import Checkpoint, read_saved
 from vqim.registry.config import ConfigError
-from vqim.registry.stamp import stamped, was_changed
+from vqim.registry.stamp import CHANGED, stamped, was_changed
 from vqim.training.facts import read_facts
 
 from . import flags, session
@@ -125,8 +125,8 @@ def _copy(workdir: str, manager: CheckpointManager) -> None:
         if (data := source.read(name)) is None:
             continue
         if name == "config.gin" and was_changed(data.decode(errors="replace")):
-            logging.warning("%s/config.gin is not as training wrote it: it was edited, or is damaged. The copy has "
-                            "the configuration in checkpoint %d.", workdir, checkpoint.step)
+            logging.warning("%s/%s. The copy has the configuration in checkpoint %d.", workdir, CHANGED,
+                            checkpoint.step)
             data = stamped(checkpoint.config).encode()
         target.write(name, data)
     step = f"checkpoints/{layout.step_name(checkpoint.step)}"
@@ -159,7 +159,8 @@ def _prune(workdir: str, manager: CheckpointManager) -> None:
             steps = manager.steps()
             kept = kept_steps(policies, [Saved(step) for step in steps])
             if not any(_problems(manager, step) == [] for step in kept):
-                whole = next((step for step in reversed(steps) if _problems(manager, step) == []), None)
+                others = (step for step in reversed(steps) if step not in kept)
+                whole = next((step for step in others if _problems(manager, step) == []), None)
                 if whole is not None:  # nothing else could be gone on from
                     print(f"kept, since all that would stay is damaged: {whole}")
                     kept |= {whole}

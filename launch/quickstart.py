@@ -29,7 +29,7 @@ from vqim.contracts.runtime import Runtime
 from vqim.evaluation.copies import measure_copies
 from vqim.evaluation.distances import downscaled_copy, mean_image_psnr, psnr, unit_range
 from vqim.evaluation.extractors import proxy_if_installed
-from vqim.evaluation.measuring import Measured, compare_sets, measure_images
+from vqim.evaluation.measuring import compare_sets, measure_array
 from vqim.evaluation.passes import evaluate
 from vqim.evaluation.report import Bar, Measure, Neighbours, ProbeAccuracies, Report, write_report
 from vqim.registry.config import ConfigError, load
@@ -168,7 +168,7 @@ def _judge(
     verdicts = prior.judge(judge)
     shown = training_NHWC[:len(validation_NHWC)]
     errors = unit_range(prior.reconstruct(shown)) - unit_range(shown)
-    threshold = 1.25 * np.median(np.sqrt((errors ** 2).mean((1, 2, 3)))).item()
+    threshold = 1.25 * np.median((errors ** 2).mean((1, 2, 3)).sqrt().numpy()).item()
     chosen = _with_classes_of(labels_N)
     evenly = np.linspace(0, len(training_NHWC) - 1, len(chosen)).astype(int)
     sets = {"samples": samples_MHWC[chosen], "training_images": training_NHWC[evenly]}
@@ -205,12 +205,9 @@ def _distances(sets: Mapping[str, np.ndarray], real_NHWC: np.ndarray, runtime: R
     """
     extractors = proxy_if_installed(real_NHWC.shape[1])
 
-    def measured(name: str, images_NHWC: np.ndarray) -> Measured:
-        return measure_images(name, len(images_NHWC), np.array_split(images_NHWC, -(-len(images_NHWC) // 64)),
-                              extractors, runtime)
-
-    real = measured("validation_images", real_NHWC)
-    found = {name: compare_sets(measured(name, images), real, extractors)[0] for name, images in sets.items()}
+    real = measure_array("validation_images", real_NHWC, extractors, runtime)
+    found = {name: compare_sets(measure_array(name, images, extractors, runtime), real, extractors)[0]
+             for name, images in sets.items()}
     return {f"{name}_{measure}": values[measure] for name, values in found.items()
             for measure in ("fwd", "proxy_fid") if measure in values}
 

@@ -38,7 +38,7 @@ from vqim.checkpoint.errors import NoCheckpointError
 from vqim.checkpoint.files import is_url
 from vqim.evaluation.rejection import accept, groups, num_needed
 from vqim.registry.config import ConfigError
-from vqim.trained import Trained, load
+from vqim.trained import Trained, load, step_of_another
 from vqim.training.summaries import image_grid
 
 from . import editing, flags, session
@@ -82,8 +82,7 @@ def main() -> None:
     if TOKENIZER_RUN.value:
         kind: Any = flags.RUNTIME.value
         run = run.with_tokenizer(load(
-            TOKENIZER_RUN.value, step="latest_valid" if flags.restore() == "latest_valid" else None, runtime=kind,
-            batch_size=BATCH_SIZE.value))
+            TOKENIZER_RUN.value, step=step_of_another(flags.restore()), runtime=kind, batch_size=BATCH_SIZE.value))
     edit = editing.read_edit(run)
     try:
         judge = run.judge(rejection.classifier) if rate < 1 else None

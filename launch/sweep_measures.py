@@ -12,7 +12,7 @@ from vqim.classifier.objective import ClassifierObjective
 from vqim.contracts.evaluation import Metric
 from vqim.evaluation.extractors import proxy_if_installed
 from vqim.evaluation.image_metrics import Distances, Lpips
-from vqim.evaluation.measuring import Measured, compare_sets, measure_images
+from vqim.evaluation.measuring import Measured, compare_sets, measure_array
 from vqim.evaluation.passes import Predictions, Reconstructions, evaluate
 from vqim.evaluation.token_metrics import CodebookUse, Likelihood
 from vqim.frozen.alexnet import MIN_SIZE
@@ -71,15 +71,11 @@ def _of_samples(run: Trained, seed: int, judge: str | None, num_samples: int | N
     wanted_N = np.resize(labels_N if run.prior.num_classes else np.full(1, -1, np.int32), count)
     samples_NHWC = run.sample(wanted_N, seed=seed)
     extractors = proxy_if_installed(run.tokenizer.image_size)
-
-    def measured(name: str, images_NHWC: np.ndarray) -> Measured:
-        batches = [images_NHWC[i:i + _BATCH_SIZE] for i in range(0, len(images_NHWC), _BATCH_SIZE)]
-        return measure_images(name, len(images_NHWC), batches, extractors, run.runtime)
-
     key = hashlib.sha256(real_NHWC.tobytes()).hexdigest()
     if key not in _real_sets:  # the same for all runs, most often
-        _real_sets[key] = measured("validation images", real_NHWC)
-    found, _ = compare_sets(measured("samples", samples_NHWC), _real_sets[key], extractors)
+        _real_sets[key] = measure_array("validation images", real_NHWC, extractors, run.runtime)
+    samples = measure_array("samples", samples_NHWC, extractors, run.runtime)
+    found, _ = compare_sets(samples, _real_sets[key], extractors)
     figures = {name: found[name] for name in ("fwd", "proxy_fid") if name in found} | {"num_samples": float(count)}
     if judge is not None and run.prior.num_classes:
         verdicts = run.judge(_classifier(judge))

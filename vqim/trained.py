@@ -83,8 +83,13 @@ def load(
             opened.experiment.data.open_within(again)
     if tokenizer_run is None:
         return opened
-    return opened.with_tokenizer(load(tokenizer_run, step="latest_valid" if step == "latest_valid" else None,
-                                      runtime=runtime, ema=ema, batch_size=batch_size))
+    return opened.with_tokenizer(load(tokenizer_run, step=step_of_another(step), runtime=runtime, ema=ema,
+                                      batch_size=batch_size))
+
+
+def step_of_another(step: int | Literal["latest_valid"] | None) -> Literal["latest_valid"] | None:
+    """The step to open of another run beside one that is opened at `step`: the newest, or the newest that is whole."""
+    return "latest_valid" if step == "latest_valid" else None
 
 
 def open_run(

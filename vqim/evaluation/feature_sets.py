@@ -37,6 +37,10 @@ class Statistics:
     spatial: Gaussian | None = None
     features_NC: np.ndarray | None = None
 
+    def needed_for(self, measure: str) -> Gaussian | np.ndarray | None:
+        """What a distance is computed from; None if it was not measured."""
+        return {"fid": self.pooled, "sfid": self.spatial}.get(measure, self.features_NC)
+
 
 class FeatureSet:
     """Adds up the features of a set of images, whose number is known before.

@@ -82,6 +82,14 @@ def measure_images(
         moments.gaussians(scale()) if moments else None)
 
 
+def measure_array(
+    name: str, images_NHWC: np.ndarray, extractors: Sequence[Extractor], runtime: Runtime, batch_size: int = 64,
+) -> Measured:
+    """The same for images in memory, uint8 [N, H, W, 3]."""
+    batches = (images_NHWC[first:first + batch_size] for first in range(0, len(images_NHWC), batch_size))
+    return measure_images(name, len(images_NHWC), batches, extractors, runtime)
+
+
 def _extract(
     extractor: Extractor, arrays: Mapping[str, State], images_BHWC: np.ndarray, runtime: Runtime,
 ) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from vqim.contracts.context import Context
 from vqim.contracts.evaluation import About, Items, Tally
 from vqim.contracts.frozen import Frozen
 from vqim.evaluation.extractors import Extractor, file_checksum, named, possible
-from vqim.evaluation.feature_sets import KEEPING, NUM_KEPT, FeatureSet, Statistics, compare
+from vqim.evaluation.feature_sets import NUM_KEPT, FeatureSet, Statistics, compare
 from vqim.evaluation.protocol import Fingerprint, as_text, image_checksums
 from vqim.evaluation.statistics_files import read_statistics
 from vqim.evaluation.tally_state import join, part_of
@@ -157,7 +157,6 @@ class _WaveletTally:
     def __init__(self, about: About):
         self._about, self._real = about, _RealImages(about)
         self._moments: dict[str, PacketMoments] = {}
-        self._count = 0
 
     def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
         """See `Tally`."""
@@ -165,18 +164,16 @@ class _WaveletTally:
         if not self._moments:
             self._moments = {name: PacketMoments(*packets_BPD.shape[1:]) for name in ("images", _REAL)}
         self._moments["images"].add(packets_BPD[valid_B])
-        self._count += int(valid_B.sum())
         if rows_B := self._real.add(observed, valid_B):
             self._moments[_REAL].add(observed[_REAL][rows_B[0]])
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Resumable`."""
         return join({name: moments.state() for name, moments in self._moments.items()}
-                    | {"fingerprint": self._real.fingerprint.state()}) | {"count": np.array(self._count)}
+                    | {"fingerprint": self._real.fingerprint.state()})
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Resumable`."""
-        self._count = int(state["count"])
         self._moments = {name: PacketMoments.restored(part) for name in ("images", _REAL)
                          if (part := part_of(state, name))}
         self._real.fingerprint.restore(part_of(state, "fingerprint"))
@@ -188,7 +185,7 @@ class _WaveletTally:
         value = wavelet_distance(*(self._moments[name].gaussians(scale()) for name in ("images", _REAL)))
         described = {"extractor": f"Haar wavelet packets of level {LEVEL}, no network"}
         return {"fwd": value, "protocol/fwd": as_text(
-            _protocol("fwd", described, self._real.protocol(), self._about, self._count))}
+            _protocol("fwd", described, self._real.protocol(), self._about, self._moments["images"].count))}
 
 
 class _RealImages:
@@ -253,10 +250,8 @@ def _read_reference(
         raise ValueError(f"reference: {path} does not say which network its features are of, as ADM's files do not, "
                          f"which are of FID's Inception; {type(extractor).__name__} needs a file of its own, by "
                          "launch.compare --write_statistics")
-    lacking = [measure for measure in measures if measure == "fid" and statistics.pooled is None
-               or measure == "sfid" and statistics.spatial is None
-               or measure in KEEPING and statistics.features_NC is None]
-    if lacking:
+    if lacking := [measure for measure in measures
+                   if measure != "inception_score" and statistics.needed_for(measure) is None]:
         raise ValueError(f"reference: {path} does not hold what {', '.join(lacking)} need; leave them out of "
                          "evaluation.FeatureDistances.measures, or use launch.compare, which measures them in the "
                          "images that ADM's files hold")

@@ -9,7 +9,7 @@ from vqim.checkpoint.errors import CheckpointError
 from vqim.checkpoint.files import is_url, open_files
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.registry.config import Config, ConfigError, load
-from vqim.registry.stamp import was_changed
+from vqim.registry.stamp import CHANGED, was_changed
 
 
 def read_config(workdir: str, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
@@ -32,19 +32,18 @@ def read_config(workdir: str, gin_files: Sequence[str] = (), bindings: Sequence[
 
 def _sealed_config(workdir: str, edited: str) -> str:
     """The configuration that the newest readable checkpoint has, under its checksum; `edited` if there is none."""
-    words = f"{workdir}/config.gin is not as training wrote it: it was edited, or is damaged."
     try:
         checkpoint = CheckpointManager(f"{workdir}/checkpoints").open()
     except CheckpointError:
-        logging.warning("%s There is no checkpoint whose configuration could be read instead.", words)
+        logging.warning("%s/%s. There is no checkpoint whose configuration could be read instead.", workdir, CHANGED)
         return edited
-    logging.warning("%s The configuration in checkpoint %d is read instead; without the file's first line it is read "
-                    "as it is.", words, checkpoint.step)
+    logging.warning("%s/%s. The configuration in checkpoint %d is read instead; without the file's first line it is "
+                    "read as it is.", workdir, CHANGED, checkpoint.step)
     return checkpoint.config
 
 
 def config_from(text: str, gin_files: Sequence[str] = (), bindings: Sequence[str] = (),
-                 search_paths: Sequence[str] = ()) -> Config:
+                search_paths: Sequence[str] = ()) -> Config:
     """A configuration of which the first part is in no file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.gin"

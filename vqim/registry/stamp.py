@@ -5,6 +5,10 @@ import re
 _LINE = re.compile(r"# sha256 of all that follows: ([0-9a-f]{64})\n")
 
 
+CHANGED = "config.gin is not as training wrote it: it was edited, or is damaged"
+"""What to say of a text that was changed."""
+
+
 def stamped(text: str) -> str:
     """A gin text with its checksum in a comment above it."""
     return f"# sha256 of all that follows: {_digest(text)}\n{text}"

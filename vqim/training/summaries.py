@@ -23,10 +23,15 @@ METRICS_FILE = "metrics.jsonl"
 _LARGE_BYTES = 1 << 20
 
 
-def _without_tensorboards(args: threading.ExceptHookArgs) -> None:
-    """The usual hook, but for TensorBoard's thread: what its file system refuses, `Summaries` tells in a sentence."""
-    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
-        threading.__excepthook__(args)
+class _Hook:
+    """The hook that was there, but for TensorBoard's thread: what its disk refuses, `Summaries` tells in a sentence."""
+
+    def __init__(self) -> None:
+        self._others = threading.excepthook
+
+    def __call__(self, args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            self._others(args)
 
 
 class Summaries:
@@ -54,7 +59,8 @@ class Summaries:
             _drop_later_lines(self._path, first_step)
             self._unwritten: list[str] = []
             self._is_failing = False
-            threading.excepthook = _without_tensorboards
+            if not isinstance(threading.excepthook, _Hook):
+                threading.excepthook = _Hook()
             self._writer = SummaryWriter(str(directory), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, Any], evaluator: int | None = None) -> None:

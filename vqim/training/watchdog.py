@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from absl import logging
@@ -54,7 +55,7 @@ class Watchdog:
         self._least_seconds, self._ends, self._silent_seconds = least_seconds, ends, silent_seconds
         self._signs: dict[int, tuple[int, float]] = {}  # of other processes, and since when they are so many
         self._longest: dict[str, float] = {}
-        self._firsts: set[str] = set()  # of the kinds of which only the first has ended
+        self._ended: Counter[str] = Counter()  # how many of each kind
         self._now: tuple[str, float] | None = None  # what is being done, since when
         self._count = 0  # of the hangs that all processes have been told of
         self._closing = threading.Event()
@@ -83,12 +84,9 @@ class Watchdog:
         if compiles:
             return
         # The first of a kind may compile without saying so; it makes a limit, but the next may lower it.
-        if kind not in self._longest:
-            self._firsts.add(kind)
-        elif kind in self._firsts:
-            self._firsts.remove(kind)
-            self._longest[kind] = 0.0
-        self._longest[kind] = max(self._longest.get(kind, 0.0), seconds)
+        known = self._longest[kind] if self._ended[kind] > 1 else 0.0
+        self._longest[kind] = max(known, seconds)
+        self._ended[kind] += 1
 
     def _limit(self, kind: str) -> float:
         return max(self._least_seconds, _FACTOR * self._longest[kind])
