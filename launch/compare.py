@@ -21,6 +21,7 @@ installed.
 """
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +29,9 @@ from pathlib import Path
 from absl import app, logging
 from absl import flags as absl_flags
 
+from vqim.evaluation import feature_sets
 from vqim.evaluation.extractors import Extractor, InceptionFeatures, file_checksum, proxy_if_installed
-from vqim.evaluation.measuring import Measured, compare_sets, measure_images
+from vqim.evaluation.measuring import Measured, compare_sets, comparison_protocol, measure_images
 from vqim.evaluation.statistics_files import (
     has_images,
     has_statistics,
@@ -40,14 +42,19 @@ from vqim.frozen.inception import Inception
 from vqim.registry.config import ConfigError
 from vqim.runtime.torch import TorchRuntime
 
-from .compare_runs import SAMPLE, compare_runs, is_run, samples_of
+from .compare_runs import compare_runs, is_run, samples_of
 from .image_sets import ImageSet, open_images
+from .sample_files import SAMPLE
 
 INCEPTION = absl_flags.DEFINE_string(
     "inception", None, "FID's Inception, pt_inception-2015-12-05-6726825d.pth; its checksum is verified.")
 IMAGE_SIZE = absl_flags.DEFINE_integer(
     "image_size", None, "Crops the middle square of every image and scales it to this size.", lower_bound=1)
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 32, "Images at a time; no result depends on it.", lower_bound=1)
+NUM_KEPT = absl_flags.DEFINE_integer(
+    "num_kept", feature_sets.NUM_KEPT,
+    "Images of a set whose features KID and the measures of neighbours use, 8 KB each. 50000 is as ADM's evaluator has "
+    "samples.", lower_bound=1)
 OUT = absl_flags.DEFINE_string("out", None, "A JSON file for results, protocol and notes.")
 REPORT = absl_flags.DEFINE_string("report", None, "An HTML file in which runs stand beside each other.")
 WRITE_STATISTICS = absl_flags.DEFINE_string(
@@ -56,9 +63,10 @@ WRITE_STATISTICS = absl_flags.DEFINE_string(
 
 def main(paths: Sequence[str]) -> None:
     """Measures one or two sets, or compares runs."""
+    _check_outputs()
     if len(paths) > 1 and all(is_run(path) for path in paths) and not WRITE_STATISTICS.value:
         try:
-            compare_runs(paths, OUT.value, REPORT.value)
+            compare_runs(paths, _file(OUT), _file(REPORT))
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return
@@ -78,20 +86,36 @@ def main(paths: Sequence[str]) -> None:
                              "crops and scales both")
         extractors = _extractors(next(iter(sizes.values()), (1, 1)))
         if WRITE_STATISTICS.value:
-            _write(sets[0], extractors, WRITE_STATISTICS.value)
+            _write(sets[0], extractors, _file(WRITE_STATISTICS) or "")
         else:
             _compare(_measure(sets[0], extractors), _measure(sets[1], extractors), extractors)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
 
 
+def _file(flag: absl_flags.FlagHolder[str | None]) -> str | None:
+    """A flag's path, where ~ is the user's own folder."""
+    return os.path.expanduser(flag.value) if flag.value else None
+
+
+def _check_outputs() -> None:
+    """Raises ConfigError where a file could not be written: before the work, not after it."""
+    for flag in (OUT, REPORT, WRITE_STATISTICS):
+        path = _file(flag)
+        if path and not Path(path).absolute().parent.is_dir():
+            raise ConfigError(f"--{flag.name}: there is no folder for {path}; make it first")
+    if WRITE_STATISTICS.value and not WRITE_STATISTICS.value.endswith(".npz"):
+        raise ConfigError(f"--write_statistics must end in .npz, got {WRITE_STATISTICS.value}")
+
+
 def _open(path: str) -> ImageSet | Path:
     """The images at a path; the path itself where it is a file of statistics."""
     if Path(path).is_file() and has_statistics(path):
         return Path(path)
-    if is_run(path):
-        return open_images(samples_of(path), IMAGE_SIZE.value, BATCH_SIZE.value, SAMPLE)
-    return open_images(path, IMAGE_SIZE.value, BATCH_SIZE.value)
+    folder = samples_of(path) if is_run(path) else path
+    # Beside its samples, launch.sample writes what shows several of them.
+    has_grid = (Path(folder) / "grid.png").is_file()
+    return open_images(folder, IMAGE_SIZE.value, BATCH_SIZE.value, SAMPLE if has_grid else None)
 
 
 def _extractors(image_size: tuple[int, int]) -> list[Extractor]:
@@ -108,7 +132,7 @@ def _extractors(image_size: tuple[int, int]) -> list[Extractor]:
 
 def _measure(images: ImageSet | Path, extractors: Sequence[Extractor]) -> Measured:
     if isinstance(images, ImageSet):
-        return measure_images(images.name, len(images), images.batches(), extractors, TorchRuntime())
+        return measure_images(images.name, len(images), images.batches(), extractors, TorchRuntime(), NUM_KEPT.value)
     statistics, said = read_statistics(images)
     # A file without a word on its network is ADM's or pytorch-fid's: FID's Inception.
     made_by = said.get("made by", InceptionFeatures.__name__)
@@ -153,11 +177,8 @@ def _compare(images: Measured, reference: Measured, extractors: Sequence[Extract
         raise ValueError(f"{images.name} and {reference.name} have nothing in common to compare: {'; '.join(notes)}")
     crop = f"middle square, to {IMAGE_SIZE.value}" if IMAGE_SIZE.value else "none"
     described = [extractor.describe() for extractor in extractors]
-    protocol = {
-        "compares": "a set of images with a reference", "images": f"{images.name}: {images.fingerprint}",
-        "count": images.count, "reference": f"{reference.name}: {reference.fingerprint}",
-        "reference count": reference.count or "not said", "image size": images.image_size, "crop": crop,
-        "rounding": "8 bits"}
+    kept = f"at most {NUM_KEPT.value} of each set, evenly spaced"
+    protocol = {**comparison_protocol(images, reference, crop), "images of KID and neighbours": kept}
     for name, value in results.items():
         print(f"{name:32} {value:.6g}")
     print("\n" + "\n".join(f"{name}: {value}" for name, value in protocol.items()))
@@ -165,8 +186,8 @@ def _compare(images: Measured, reference: Measured, extractors: Sequence[Extract
         print(f"extractor: {network['extractor']}; weights {network['weights']}")
     for note in notes:
         print(f"note: {note}")
-    if OUT.value:
-        Path(OUT.value).write_text(json.dumps({
+    if out := _file(OUT):
+        Path(out).write_text(json.dumps({
             "results": results, "protocol": {**protocol, "extractors": described}, "notes": notes}, indent=2) + "\n")
 
 

@@ -2,7 +2,6 @@
 import dataclasses
 import json
 import math
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from vqim.evaluation.evaluated import NUMBERS, Difference, compare_evaluated, read_evaluated
 from vqim.evaluation.evaluation_report import number, write_comparison
 
-SAMPLE = re.compile(r"\d{5}_.*\.png")
+from .sample_files import SAMPLE
 
 
 def is_run(path: str) -> bool:

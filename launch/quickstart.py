@@ -29,7 +29,7 @@ from vqim.contracts.runtime import Runtime
 from vqim.evaluation.copies import measure_copies
 from vqim.evaluation.distances import downscaled_copy, mean_image_psnr, psnr, unit_range
 from vqim.evaluation.extractors import proxy_if_installed
-from vqim.evaluation.measuring import compare_sets, measure_array
+from vqim.evaluation.measuring import compare_sets, comparison_protocol, measure_array
 from vqim.evaluation.passes import evaluate
 from vqim.evaluation.report import Bar, Measure, Neighbours, ProbeAccuracies, Report, write_report
 from vqim.registry.config import ConfigError, load
@@ -118,7 +118,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
         "probe_top1": probe["evaluation/top1"],
         "raw_pixel_probe_top1": raw_pixels,
     }
-    samples_NHWC, neighbours, figures = _judge(prior, judge, training_NHWC, validation_NHWC, labels_N)
+    samples_NHWC, neighbours, figures, protocols = _judge(prior, judge, training_NHWC, validation_NHWC, labels_N)
     summary |= figures
     measures = _measures(summary)
     summary["bars_passed"] = {m.name: all(bar.passed(m.value) for bar in m.bars) for m in measures}
@@ -152,6 +152,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
         "neighbours": neighbours,
         "probe": ProbeAccuracies(list(range(len(probe["evaluation/top1_by_layer"]))),
                                  [100 * value for value in probe["evaluation/top1_by_layer"]], 100 * raw_pixels),
+        "protocols": {name: json.loads(text) for name, text in stage1.items() if "protocol/" in name} | protocols,
         "commands": [shlex.join(command) for command in commands],
         "config": "\n".join((workdir / stage / "config.gin").read_text() for stage in STAGES),
     }
@@ -161,8 +162,8 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
 def _judge(
     prior: Trained, judge: Classifier, training_NHWC: np.ndarray, validation_NHWC: np.ndarray,
     labels_N: np.ndarray,
-) -> tuple[np.ndarray, Neighbours, dict[str, float]]:
-    """Samples of all classes, some of them beside their nearest training images, and figures of all of them."""
+) -> tuple[np.ndarray, Neighbours, dict[str, float], dict[str, dict[str, str]]]:
+    """Samples of all classes, some of them beside their nearest training images; figures of all, and protocols."""
     classes_M = np.repeat(np.arange(prior.prior.num_classes, dtype=np.int32), NUM_SAMPLES.value)
     samples_MHWC = prior.sample(classes_M)
     verdicts = prior.judge(judge)
@@ -180,7 +181,8 @@ def _judge(
         "samples_near_duplicates": copies.near_duplicates,
         "real_images_near_duplicates": copies.real_near_duplicates,
         "samples_spread": copies.spread_ratio,
-    } | _distances(sets, validation_NHWC, prior.runtime)
+    }
+    distances, protocols = _distances(sets, validation_NHWC, prior.runtime)
     every = np.arange(0, len(classes_M), NUM_SAMPLES.value // 2)
     note = (f"Below {threshold:.3f}, 1.25 times what the tokenizer itself changes, a sample counts as a "
             f"near-duplicate: {copies.near_duplicates:.1%} of the samples and {copies.real_near_duplicates:.1%} of the "
@@ -188,7 +190,7 @@ def _judge(
             "images.")
     neighbours = Neighbours(samples_MHWC[every], training_NHWC[copies.nearest_N[every]], copies.to_nearest_N[every],
                             note)
-    return samples_MHWC, neighbours, figures
+    return samples_MHWC, neighbours, figures | distances, protocols
 
 
 def _with_classes_of(labels_N: np.ndarray) -> np.ndarray:
@@ -198,18 +200,28 @@ def _with_classes_of(labels_N: np.ndarray) -> np.ndarray:
                            for label, count in enumerate(counts_Y)])
 
 
-def _distances(sets: Mapping[str, np.ndarray], real_NHWC: np.ndarray, runtime: Runtime) -> dict[str, float]:
-    """Frechet distances of sets of images to real ones: `<set>_fwd` and, with its package, `<set>_proxy_fid`.
+def _distances(
+    sets: Mapping[str, np.ndarray], real_NHWC: np.ndarray, runtime: Runtime,
+) -> tuple[dict[str, float], dict[str, dict[str, str]]]:
+    """Frechet distances of sets of images to real ones, and their protocols.
 
-    They fall with the number of images: the sets should have as many as each other.
+    They are `<set>_fwd` and, with its package, `<set>_proxy_fid`. They fall with the number of images: the sets should
+    have as many as each other.
     """
     extractors = proxy_if_installed(real_NHWC.shape[1])
-
     real = measure_array("validation_images", real_NHWC, extractors, runtime)
-    found = {name: compare_sets(measure_array(name, images, extractors, runtime), real, extractors)[0]
-             for name, images in sets.items()}
-    return {f"{name}_{measure}": values[measure] for name, values in found.items()
-            for measure in ("fwd", "proxy_fid") if measure in values}
+    numbers: dict[str, float] = {}
+    protocols: dict[str, dict[str, str]] = {}
+    for name, images_NHWC in sets.items():
+        measured = measure_array(name, images_NHWC, extractors, runtime)
+        values, said = compare_sets(measured, real, extractors)[0], comparison_protocol(measured, real)
+        networks: list[tuple[str, dict[str, str]]] = [("fwd", {})]
+        networks += [("proxy_fid", extractor.describe()) for extractor in extractors]
+        for measure, network in networks:
+            if measure in values:  # fwd needs sides in multiples of 16
+                numbers[f"{name}_{measure}"] = values[measure]
+                protocols[f"{name}_{measure}"] = said | network
+    return numbers, protocols
 
 
 def _measures(summary: dict[str, float]) -> list[Measure]:

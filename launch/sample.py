@@ -2,8 +2,9 @@
 
     python -m launch.sample --workdir=runs/prior --num_images=64 --labels=0,3 --out=samples
 
-Writes one PNG for each image, named <number>_<class>.png, and grid.png. Labels are class numbers or names, used in
-turn; without --labels, a prior with classes uses all of them in turn.
+Writes one PNG for each image, named <number>_<class>.png, and the first of them as grid.png; with --out=samples.npz,
+one file as ADM's evaluator takes samples. Labels are class numbers or names, used in turn; without --labels, a prior
+with classes uses all of them in turn. What was cut off goes on with --first, the number of the next image.
 
 With an image and a mask, it draws a part of that image again: inpainting, outpainting, another class in a box. The mask
 is an image of the same size, white (128 or more) where pixels are to be drawn, or a box of the run's pixels, given as
@@ -25,7 +26,6 @@ Another run's decoder can show the tokens, such as that of SeQ-GAN's second phas
 It has to make the same tokens. compare.png then has each image by the prior's own decoder, and below it by that one.
 """
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,17 @@ from vqim.checkpoint.files import is_url
 from vqim.evaluation.rejection import accept, groups, num_needed
 from vqim.registry.config import ConfigError
 from vqim.trained import Trained, load, step_of_another
-from vqim.training.summaries import image_grid
 
 from . import editing, flags, session
+from .sample_files import Output, SampleFile, SampleFolder
 
 NUM_IMAGES = absl_flags.DEFINE_integer("num_images", 64, "How many images to draw.", lower_bound=1)
+FIRST = absl_flags.DEFINE_integer(
+    "first", 0, "The number of the first image, to go on where an earlier call ended.", lower_bound=0)
 LABELS = absl_flags.DEFINE_list("labels", [], "Class numbers or names, used in turn.")
-OUT = absl_flags.DEFINE_string("out", None, "Folder for the images; <workdir>/samples unless given.")
-OVERWRITE = absl_flags.DEFINE_bool("overwrite", False, "Remove older samples from the folder.")
+OUT = absl_flags.DEFINE_string(
+    "out", None, "Folder for the images, <workdir>/samples unless given; or one file for all, samples.npz.")
+OVERWRITE = absl_flags.DEFINE_bool("overwrite", False, "Remove older samples, from --first on, or the older file.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 64, "Images drawn at a time.", lower_bound=1)
 SEED = absl_flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", lower_bound=0)
 TEMPERATURE = absl_flags.DEFINE_float("temperature", None, "Divides the logits; 0 takes the likeliest.", lower_bound=0)
@@ -69,7 +72,7 @@ def main() -> None:
         raise ConfigError(f"--workdir: {error}") from error
     rejection = config.call("sample")
     config.refuse_unused(except_for=session.READING_BINDINGS)
-    rate, names = rejection.acceptance_rate, run.facts.class_names
+    rate = rejection.acceptance_rate
     labels_N = _labels(run)
     if rate < 1 and labels_N.min() < 0:
         raise ConfigError(f"sample.acceptance_rate {rate} needs a class for every image, which the classifier judges "
@@ -88,8 +91,10 @@ def main() -> None:
         judge = run.judge(rejection.classifier) if rate < 1 else None
     except (ValueError, NoCheckpointError) as error:
         raise ConfigError(f"sample.classifier: {error}") from error
-    out = Path(os.path.expanduser(OUT.value)) if OUT.value else Path(session.run_directory()) / "samples"
-    _make_empty(out)
+    if rate < 1 and FIRST.value:
+        raise ConfigError("--first is for samples that are all written: which of a class a classifier accepts, it "
+                          f"decides of all of them; got --first={FIRST.value} and sample.acceptance_rate = {rate}")
+    out = _output(run, labels_N, is_plain=edit is None and run is own_decoder)
     # Candidates of a class follow one another, so that it is complete before the next one is drawn.
     classes, counts = np.unique(labels_N, return_counts=True)
     candidates_M = labels_N if judge is None else np.repeat(classes, [num_needed(count, rate) for count in counts])
@@ -101,46 +106,37 @@ def main() -> None:
         tokens_BPK = run.sample_tokens(labels, seed=SEED.value, first=first, **settings())
         return run.images(tokens_BPK), tokens_BPK
 
-    drawn: dict[int, np.ndarray] = {}
-    by_own_decoder: dict[int, np.ndarray] = {}
+    num_drawn = 0
     for first, labels_B in groups(candidates_M, BATCH_SIZE.value, split_classes=judge is None):
-        images_BHWC, tokens_BPK = draw(labels_B.tolist(), first)
+        images_BHWC, tokens_BPK = draw(labels_B.tolist(), FIRST.value + first)
         if judge is not None:
             kept_B = accept(judge(images_BHWC, labels_B)[0], labels_B, rate)
             images_BHWC, labels_B = images_BHWC[kept_B], labels_B[kept_B]
             tokens_BPK = None if tokens_BPK is None else tokens_BPK[kept_B]
-        numbers = [next(places[label]) for label in labels_B.tolist()]
-        if run is not own_decoder and tokens_BPK is not None:
-            by_own_decoder |= zip(numbers, own_decoder.images(tokens_BPK), strict=True)
-        for number, image, label in zip(numbers, images_BHWC, labels_B.tolist(), strict=True):
-            word = names[label].replace(" ", "_").replace("/", "_") if label >= 0 else "any"
-            if run.runtime.process_index == 0:  # every host has all images
-                Image.fromarray(image).save(out / f"{number:05d}_{word}.png")
-            drawn[number] = image
-        logging.info("%d of %d images", len(drawn), len(labels_N))
+        others = (own_decoder.images(tokens_BPK) if run is not own_decoder and tokens_BPK is not None
+                  else [None] * len(labels_B))
+        for image, label, other in zip(images_BHWC, labels_B.tolist(), others, strict=True):
+            out.add(FIRST.value + next(places[label]), image, label, other)
+        num_drawn += len(labels_B)
+        logging.info("%d of %d images", num_drawn, len(labels_N))
+    out.finish()
     if run.runtime.process_index == 0:
-        shown_N = [drawn[number] for number in range(len(labels_N))]
-        Image.fromarray(image_grid(np.stack(shown_N))).save(out / "grid.png")
-        if by_own_decoder:
-            above_N = [by_own_decoder[number] for number in range(len(labels_N))]
-            pairs = [np.concatenate(pair) for pair in zip(above_N, shown_N, strict=True)]
-            Image.fromarray(image_grid(np.stack(pairs))).save(out / "compare.png")
-        print(f"{len(drawn)} images in {out}")
+        print(f"{num_drawn} images in {out.path}")
         if edit is not None:
-            Image.fromarray(edit.image_HWC).save(out / "original.png")
+            Image.fromarray(edit.image_HWC).save(out.path / "original.png")
             print(edit.note())
 
 
-def _make_empty(out: Path) -> None:
-    """Makes the folder, without older samples in it."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out must be a folder; {out} is a file")
-    older = [path for path in out.glob("*.png") if re.fullmatch(r"(\d{5}_.*|grid|original|compare)\.png", path.name)]
-    if older and not OVERWRITE.value:
-        raise ConfigError(f"--out must hold no older samples; {out} has {len(older)}. --overwrite removes them")
-    for path in older:
-        path.unlink()
-    out.mkdir(parents=True, exist_ok=True)
+def _output(run: Trained, labels_N: np.ndarray, is_plain: bool) -> Output:
+    """Where the images go; ConfigError if they cannot go there."""
+    writes = run.runtime.process_index == 0  # every process has all images
+    path = Path(os.path.expanduser(OUT.value)) if OUT.value else Path(session.run_directory()) / "samples"
+    if path.suffix != ".npz":
+        return SampleFolder(path, FIRST.value, run.facts.class_names, OVERWRITE.value, writes)
+    if not is_plain:
+        raise ConfigError(f"--out must be a folder with --image or --tokenizer_run, whose images are to be looked at "
+                          f"side by side; got {path}")
+    return SampleFile(path, FIRST.value, labels_N, run.tokenizer.image_size, OVERWRITE.value, writes)
 
 
 def settings() -> dict[str, Any]:
@@ -154,10 +150,12 @@ def _labels(run: Trained) -> np.ndarray:
     num_classes = run.prior.num_classes
     if LABELS.value and not num_classes:
         raise ConfigError(f"--labels needs a prior that was trained with classes, got {','.join(LABELS.value)}")
+    last = FIRST.value + NUM_IMAGES.value
     if not LABELS.value:
-        return np.resize(np.arange(num_classes) if num_classes else np.array([-1]), NUM_IMAGES.value).astype(np.int32)
+        every = np.arange(num_classes) if num_classes else np.array([-1])
+        return np.resize(every, last)[FIRST.value:].astype(np.int32)
     try:
-        return np.resize(run.labels(LABELS.value), NUM_IMAGES.value)
+        return np.resize(run.labels(LABELS.value), last)[FIRST.value:]
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
 

@@ -10,15 +10,20 @@ import io
 import sys
 
 import numpy as np
+import torch
 from PIL import Image
 
+from vqim.contracts.context import Context
 from vqim.data.source import Emoji
-from vqim.evaluation.distances import downscaled_copy, psnr, ssim, unit_range
+from vqim.evaluation.distances import downscaled_copy, l1, l2, psnr, ssim, unit_range
 from vqim.evaluation.extractors import ProxyFeatures, VGG16Features
-from vqim.evaluation.measuring import compare_sets, measure_images
+from vqim.evaluation.measuring import compare_sets, measure_array
+from vqim.frozen.alexnet import AlexNet
 from vqim.frozen.efficientnet import EfficientNetLite0
+from vqim.frozen.lpips import Lpips
 from vqim.frozen.vgg16 import VGG16
 from vqim.runtime.torch import TorchRuntime
+from vqim.training.state import start
 
 
 def jpeg(images_BHWC: np.ndarray, quality: int) -> np.ndarray:
@@ -48,18 +53,18 @@ def main(count: int, names: list[str]) -> None:
             "blur 4x": downscaled_copy(reference, 4), "noise of 5": noisy(reference, 5),
             "noise of 20": noisy(reference, 20)}
     extractors = [ProxyFeatures(EfficientNetLite0(64)), VGG16Features(VGG16())]
-    runtime = TorchRuntime()
+    runtime, lpips = TorchRuntime(), Lpips(AlexNet())
+    lpips_arrays = start(lpips.init_spec(), 0, runtime).arrays
 
-    def measured(name: str, set_: np.ndarray):  # type: ignore[no-untyped-def]
-        batches = (set_[start:start + 50] for start in range(0, len(set_), 50))
-        return measure_images(name, len(set_), batches, extractors, runtime)
-
-    real, columns = measured("reference", reference), None
+    real, columns = measure_array("reference", reference, extractors, runtime), None
     for name in names or sets:
         set_ = sets[name]
-        results, _ = compare_sets(measured(name, set_), real, extractors)
+        results, _ = compare_sets(measure_array(name, set_, extractors, runtime), real, extractors)
         pair = unit_range(set_), unit_range(reference)
-        results |= {"psnr": psnr(*pair).mean().item(), "ssim": ssim(*pair).mean().item()}
+        results |= {name: measure(*pair).mean().item()
+                    for name, measure in {"psnr": psnr, "ssim": ssim, "l1": l1, "l2": l2}.items()}
+        with torch.no_grad():
+            results["lpips_alexnet"] = lpips(lpips_arrays, *pair, context=Context(runtime.kernels)).mean().item()
         if columns is None:
             columns = [column for column in results if "_std" not in column]
             print(f"| set | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")

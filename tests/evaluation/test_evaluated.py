@@ -81,6 +81,16 @@ def test_what_was_measured_otherwise_is_not_compared(other, names):
     assert refused == names
 
 
+@pytest.mark.parametrize("other", [
+    run_of(draws(0), measure="fid, kid"),
+    run_of(draws(0), numbered(*range(40)), about={**ABOUT, "count": "41", "subset": "41 of 90 images"}),
+])
+def test_means_are_compared_whatever_else_was_measured_and_on_which_part(other):
+    rows = {row.name: row for row in compare_evaluated(run_of(draws(0), numbered(*range(40))), other)}
+    assert rows["evaluation/psnr"].difference == pytest.approx(0, abs=1e-6)
+    assert (rows["evaluation/fid"].difference is None) == ("subset" in other.passes[0].about)
+
+
 def test_results_are_read_as_they_were_written(tmp_path):
     plain = run_of(draws(0), numbered(*range(40)))
     point = dataclasses.replace(plain.passes[0], settings={"temperature": 0.5, "top_k": None}, curves={})

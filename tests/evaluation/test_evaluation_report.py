@@ -47,6 +47,21 @@ def test_a_sweep_has_a_row_a_point_a_chart_a_measure_and_images(tmp_path):
     assert len(set(ids)) == len(ids)
 
 
+def test_both_pages_say_how_each_number_was_measured_and_what_differs_in_a_sweep(tmp_path):
+    said = {"measure": "fid", "weights": "sha256 0123"}
+    one = PassResults("reconstructions", {}, {"evaluation/fid": 1.0}, {"protocol/fid": said})
+    swept = tuple(PassResults(
+        "samples", {}, {"samples/fid": 1.0}, {"samples/protocol/fid": {**said, "sampler": sampler}},
+        settings={"top_k": top_k}) for sampler, top_k in (("of one", 1), ("of two", 2)))
+    text = " ".join(page_of(tmp_path, (one, *swept)).text.split())
+    assert "How protocol/fid was measured" in text and "How samples/protocol/fid at top_k 2 was measured" in text
+    assert "of one" in text and "of two" in text and text.count("sha256 0123") == 2
+    runs = [Evaluated("a", 1, (one,)), Evaluated("b", 1, (one,))]
+    write_comparison(tmp_path / "both.html", runs, [compare_evaluated(*runs)], [])
+    both = " ".join(Page(tmp_path / "both.html").text.split())
+    assert "How protocol/fid of a was measured" in both and "How protocol/fid of b was measured" in both
+
+
 def test_a_sweep_over_words_and_one_of_many_lines_have_charts(tmp_path):
     words = tuple(PassResults("samples", {}, {"samples/fwd": value}, settings={"order": order})
                   for order, value in (("halton", 1.0), ("confidence", 2.0)))

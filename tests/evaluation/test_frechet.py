@@ -49,17 +49,6 @@ def test_moments_in_another_order_are_the_same_to_1e_minus_9():
     np.testing.assert_allclose(found.covariance_DD, expected.covariance_DD, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("cut", [1, 700, 1024])
-def test_merged_moments_of_two_processes_are_those_of_all_rows(cut):
-    rows = features(1500)
-    first, second = moments(rows[:cut]), moments(rows[cut:])
-    first.merge(second)
-    found, expected = first.gaussian(), moments(rows).gaussian()
-    assert found.count == 1500
-    np.testing.assert_allclose(found.mean_D, expected.mean_D, rtol=1e-12)
-    np.testing.assert_allclose(found.covariance_DD, expected.covariance_DD, rtol=1e-9, atol=1e-10)
-
-
 def test_a_mean_of_a_million_costs_the_covariance_no_digits():
     rows = np.random.default_rng(0).standard_normal((3000, 4))
     found = moments(rows + 2.0**20).gaussian()

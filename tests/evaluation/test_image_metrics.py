@@ -1,4 +1,8 @@
 """Metrics of images beside the measures that they average, and what is shown of a pass."""
+import hashlib
+import json
+import pathlib
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +34,10 @@ def measure(evaluator, run, data):
     return evaluate(evaluator.begin(task, data, state, RUNTIME))
 
 
+def numbers(results):
+    return {name: value for name, value in results.items() if isinstance(value, float)}
+
+
 def test_distances_are_means_over_images_and_8_bit_reconstructions(tokenizer_run, data):
     task, state = run = tokenizer_run()
     results = measure(Reconstructions([Distances()], batch_size=64), run, data)
@@ -44,13 +52,13 @@ def test_distances_are_means_over_images_and_8_bit_reconstructions(tokenizer_run
     assert results["evaluation/logit_laplace"] == pytest.approx(nats, rel=1e-5)
     energies = [distances.gradient_energy(pictures).double().sum().item() for pictures in (rounded, images)]
     assert results["evaluation/sharpness"] == pytest.approx(energies[0] / energies[1], rel=1e-5)
-    assert results.keys() == {
+    assert numbers(results).keys() == {
         f"evaluation/{name}" for name in ("psnr", "ssim", "l1", "l2", "logit_laplace", "sharpness")}
 
 
 def test_without_a_distribution_there_is_no_logit_laplace(prior_run, data):
     results = measure(Predictions([Distances()], batch_size=100), prior_run(), data)
-    assert results.keys() == {f"evaluation/{name}" for name in ("psnr", "ssim", "l1", "l2", "sharpness")}
+    assert numbers(results).keys() == {f"evaluation/{name}" for name in ("psnr", "ssim", "l1", "l2", "sharpness")}
 
 
 def test_flat_images_are_as_sharp_as_flat_originals():
@@ -76,6 +84,9 @@ def test_lpips_on_alexnet_is_the_mean_distance_of_images_to_8_bit_reconstruction
             rounded_BCHW = (reconstruction.mean_BCHW.clamp(0, 1) * 255).round() / 255
             values.append(network(weights, images_BCHW, rounded_BCHW, context=CONTEXT).numpy()[batch["valid"]])
     assert measured["evaluation/lpips_alexnet"] == pytest.approx(np.concatenate(values).mean(), rel=1e-4)
+    said = json.loads(measured["protocol/lpips_alexnet"])
+    digest = hashlib.sha256(pathlib.Path(AlexNet().weights_file).read_bytes()).hexdigest()[:16]
+    assert said["extractor"].startswith("LPIPS 0.1 on AlexNet") and said["weights"] == f"sha256 {digest}"
 
 
 def shown(num_items, num_shown, batch_size, kinds):

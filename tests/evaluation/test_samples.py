@@ -63,6 +63,24 @@ def test_the_first_classes_alone_are_drawn_as_they_are_among_all(prior_run):
         all_samples(run, 4, num_images=3, num_classes=2), all_samples(run, 4, num_images=3)[:6])
 
 
+def test_given_labels_are_the_classes_of_the_images_in_turn(prior_run):
+    run = prior_run()
+    found = all_samples(run, 4, num_images=5, labels=[2, 0, 2])
+    images = run[0].objective.images(run[1], drawn_tokens(run, np.array([2, 0, 2, 2, 0])), CONTEXT)
+    np.testing.assert_array_equal(found, (images * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    said = [Samples([], 5, 4, labels=labels).about(run[0], None).protocol["labels"] for labels in ([2, 0], [0, 2])]
+    assert said[0] != said[1] and said[0].startswith("given ones of 2 classes, sha256 ")
+
+
+@pytest.mark.parametrize("num_classes, labels, message", [
+    (3, [0, 3], "labels must be classes of the prior, from 0 to 2, got 0 to 3"),
+    (0, [0], "labels need a prior that was trained with classes"),
+])
+def test_labels_that_the_prior_does_not_have_are_refused(prior_run, num_classes, labels, message):
+    with pytest.raises(ValueError, match=message):
+        all_samples(prior_run(num_classes=num_classes), 4, num_images=2, labels=labels)
+
+
 def test_another_seed_draws_other_images(prior_run):
     run = prior_run()
     assert (all_samples(run, 4, num_images=3) != all_samples(run, 4, num_images=3, seed=1)).any((1, 2, 3)).all()

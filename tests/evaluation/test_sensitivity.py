@@ -146,7 +146,7 @@ def test_the_change_of_pixels_is_told_in_decibels(tokenizer_run, data):
 
 
 def test_the_protocol_says_what_was_done_to_images(tokenizer_run, data):
-    protocol = json.loads(measure(tokenizer_run(), data)["protocol/token_changes"])
+    protocol = json.loads(measure(tokenizer_run(), data)["protocol/token_changes/noise"])
     assert "quality 95" in protocol["jpeg"] and "one pixel" in protocol["shift"]
     assert protocol["split"] == "validation" and protocol["count"] == "300"
 

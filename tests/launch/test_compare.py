@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vqim.data.source import Emoji
-from vqim.evaluation.statistics_files import read_statistics, write_images
+from vqim.evaluation.statistics_files import read_statistics
 
 from .verbs import Verbs
 
@@ -27,6 +27,11 @@ def compare(tmp_path_factory):
             Image.fromarray(image).save(folder / name / f"{i:02}.png")
     write_images(folder / "a.npz", images["a"])
     return Verbs(folder, tmp_path_factory.mktemp("logs"))
+
+
+def write_images(path, images_BHWC):
+    """A file as ADM's evaluator takes samples."""
+    np.savez(path, arr_0=images_BHWC)
 
 
 def emoji(split, count=12):
@@ -51,7 +56,7 @@ def test_a_folder_and_an_npz_file_of_the_same_images_are_at_distance_0(compare):
     assert all(abs(value) < 1e-6 for name, value in found["results"].items() if name in ("fwd", "proxy_fid"))
     said = found["protocol"]
     assert said["images"].split("images ")[-1] == said["reference"].split("images ")[-1]  # one fingerprint
-    assert (said["count"], said["image size"], said["crop"]) == (12, "32x32", "none")
+    assert (said["count"], said["image size"], said["crop"]) == ("12", "32x32", "none")
 
 
 def test_other_sets_are_apart_and_other_batches_change_nothing(compare):
@@ -104,6 +109,11 @@ def test_grey_images_are_the_same_as_three_equal_channels(compare):
 def test_identical_images_have_a_distance(compare):
     write_images(compare.directory / "same.npz", np.tile(emoji("train", 1), (12, 1, 1, 1)))
     assert results(compare, "same.npz", "b")["results"]["fwd"] > 0.1
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_work(compare):
+    assert "--out: there is no folder for nowhere/out.json" in refused(compare, "a", "b", "--out=nowhere/out.json")
+    assert "--write_statistics must end in .npz, got b" in refused(compare, "b", "--write_statistics=b")
 
 
 def test_one_image_and_an_empty_folder_are_refused(compare):

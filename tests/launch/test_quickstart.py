@@ -85,4 +85,6 @@ def test_the_report_opens_in_a_browser_with_all_images_and_no_errors(quickstart)
 
 def test_the_report_is_one_file(quickstart):
     text = (quickstart / "report.html").read_text()
+    for name in ("protocol/psnr", "protocol/codebook/usage", "samples_fwd"):
+        assert f"How {name} was measured" in text
     assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text

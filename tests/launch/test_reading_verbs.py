@@ -67,6 +67,20 @@ def test_samples_are_images_by_class_names_and_numbers_the_same_for_the_same_see
     assert names[2][1] == "any.png"
     assert {image.shape for name, image in first.items() if name != "grid.png"} == {(16, 16, 3)}
     assert done.out == "5 images in c\n"
+    labels = "--labels=0,Food & Drink,-1"
+    for rest in (["--num_images=3"], ["--num_images=2", "--first=3"]):
+        done = verbs("sample", PRIOR, labels, "--out=in_parts", "--seed=3", *rest)
+        assert done.code == 0, done.err
+    parts = images(verbs.directory / "in_parts")
+    assert parts.keys() == first.keys()
+    assert all((parts[name] == first[name]).all() for name in first if name != "grid.png")
+    done = verbs("sample", PRIOR, labels, "--out=all.npz", "--seed=3", "--num_images=5")
+    assert done.code == 0, done.err
+    with np.load(verbs.directory / "all.npz") as arrays:
+        np.testing.assert_array_equal(arrays["arr_0"], [first[name] for name in sorted(first) if name != "grid.png"])
+        assert arrays["arr_1"][0] == arrays["arr_1"][3] == 0 and arrays["arr_1"][2] == -1
+    assert not [path for path in verbs.directory.iterdir() if path.name.startswith("all.npz.")]
+    assert "there is a file all.npz; --overwrite replaces it" in verbs("sample", PRIOR, "--out=all.npz").err
     assert first.keys() == again.keys() and all((first[name] == again[name]).all() for name in first)
     assert any((first[name] != other[name]).any() for name in first)
 

@@ -143,6 +143,15 @@ class ItemValues(Protocol):
         ...
 
 
+@runtime_checkable
+class Described(Protocol):
+    """A metric that says how it measures, for the protocol of its results; of the pass it need not say anything."""
+
+    def describe(self) -> dict[str, str]:
+        """What decides its numbers, such as 'compares', 'extractor', 'weights', 'rounding', 'definition'."""
+        ...
+
+
 class Metric(Protocol):
     """Measures the items of any pass that has the fields it needs. Values over a whole set are computed by the tally.
 

@@ -10,6 +10,9 @@ import numpy as np
 
 _SHUFFLE_KEY = 256
 
+GROUP = 256
+"""The images of a batch in ViT-VQGAN's Table 4."""
+
 
 def count_codes(indices: np.ndarray, num_codes: int) -> np.ndarray:
     """How often each code occurs.
@@ -58,7 +61,7 @@ class CodebookStatistics:
     missing from its group.
     """
 
-    def __init__(self, num_codes: int, num_images: int, images_per_group: int = 256):
+    def __init__(self, num_codes: int, num_images: int, images_per_group: int = GROUP):
         for name, value in (("num_codes", num_codes), ("num_images", num_images),
                             ("images_per_group", images_per_group)):
             if value < 1:

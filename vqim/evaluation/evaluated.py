@@ -126,8 +126,10 @@ def read_evaluated(folder: Path, name: str) -> Evaluated:
 
 def measures_of(name: str, protocol: Mapping[str, str]) -> list[str]:
     """The names, in the summaries, of the numbers that a protocol is of."""
-    section = name.rpartition("protocol/")[0] or "evaluation/"
-    return [section + measure for measure in protocol.get("measure", "").split(", ")]
+    section = name.rpartition("protocol/")[0]
+    # A name with a part of its own, such as codebook/usage, has no section of the plain passes.
+    return [(section or "evaluation/" * ("/" not in measure)) + measure
+            for measure in protocol.get("measure", "").split(", ")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +165,7 @@ def _difference(name: str, one: PassResults, other: PassResults) -> Difference:
     is_mean = values[0] is not None and values[1] is not None
     # A mean over images is compared image by image; what is of a whole set needs sets of one size.
     reasons = [reason for reason in differences(_said(name, one), _said(name, other))
-               if not (is_mean and reason.startswith("count:"))]
+               if not (is_mean and reason.startswith(("count:", "subset:")))]
     if reasons:
         return Difference(name, a, b, None, None, f"not comparable: {'; '.join(reasons)}")
     if values[0] is None or values[1] is None:
@@ -182,7 +184,7 @@ def _said(name: str, one: PassResults) -> dict[str, str]:
     said = dict(one.about)
     for key, protocol in one.protocols.items():
         if name in measures_of(key, protocol):
-            said |= protocol
+            said |= {**protocol, "measure": name}  # whatever else was measured with it
     return said
 
 

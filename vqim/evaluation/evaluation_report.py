@@ -6,7 +6,7 @@ import datetime
 import html
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def write_evaluation(path: str | pathlib.Path, found: Evaluated, commands: Seque
     """
     numbered = Numbering()
     plain, sweep = ([one for one in found.passes if bool(one.settings) == swept] for swept in (False, True))
-    protocols = {name: protocol for one in plain + sweep[:1] for name, protocol in one.protocols.items()}
+    protocols = {name: protocol for one in plain for name, protocol in one.protocols.items()} | _protocols_of(sweep)
     sections = [_figures(plain), *_sweep(sweep, numbered), _images(plain, numbered, MAX_IMAGES),
                 _layers(plain, numbered), _codes(plain, numbered), how_made(commands, config, protocols)]
     summary = (f"Step {found.step:,}. A figure with a standard error is a mean over images, and the error is that of "
@@ -66,7 +66,20 @@ def write_comparison(
     summary = (f"Differences are from {runs[0].name}, with their standard errors: where both runs measured the same "
                "images, of the differences image by image.")
     write_page(path, " and ".join(run.name for run in runs), summary, _facts(sum(len(run.passes) for run in runs)),
-               [*sections, how_made(commands, "", {})], COLUMNS)
+               [*sections, how_made(commands, "", {
+                   f"{name} of {run.name}": protocol for run in runs for one in run.passes if not one.settings
+                   for name, protocol in one.protocols.items()})], COLUMNS)
+
+
+def _protocols_of(points: Sequence[PassResults]) -> dict[str, Mapping[str, str]]:
+    """The protocols of a sweep's first point, and of the others what differs from these."""
+    found: dict[str, Mapping[str, str]] = {}
+    for one in points:
+        for name, protocol in one.protocols.items():
+            first = points[0].protocols.get(name, {}) if one is not points[0] else {}
+            found[f"{name} at {label(one.settings)}"] = {
+                word: value for word, value in protocol.items() if first.get(word) != value}
+    return found
 
 
 def number(value: float) -> str:

@@ -1,7 +1,7 @@
 """Frechet distances between sets of features, from sums that come in batches of any size.
 
 Heusel et al. (2017) call this distance between features of their Inception FID (section 3): that of the normal
-distributions with the sets' means and covariances. All is NumPy on the host, in float64.
+distributions with the sets' means and covariances. All is on the host, in float64.
 
     B rows of a batch, N rows of a set, D features
 """
@@ -9,8 +9,10 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
-_BLOCK_ROWS = 2048  # few enough to be held twice, enough for an efficient matrix product
+_BLOCK_ROWS = 1024  # few enough to be held four times, enough for an efficient matrix product
+_BLOCK_COLUMNS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +77,8 @@ class Moments:
         rows_BD = np.concatenate(self._waiting)
         whole = len(rows_BD) // self._block_rows * self._block_rows
         for start in range(0, whole, self._block_rows):
-            self._join(rows_BD[start:start + self._block_rows])
+            self.count, self._mean_D, self._products_DD = self._joined(rows_BD[start:start + self._block_rows])
         self._waiting, self._num_waiting = [rows_BD[whole:]], len(rows_BD) - whole
-
-    def merge(self, other: "Moments") -> None:
-        """Adds all rows of another tally, which stays as it is."""
-        if other.count:
-            self._join_moments(other.count, other._mean_D, other._products_DD)
-        for rows_BD in other._waiting:
-            self.add(rows_BD)
 
     def gaussian(self) -> Gaussian:
         """Mean and covariance of all rows so far.
@@ -91,14 +86,13 @@ class Moments:
         Raises:
           ValueError: there are fewer than two rows, which have no covariance.
         """
-        whole = Moments(self.width)  # more rows may come: what waits for its block goes on waiting
-        whole.count, whole._mean_D, whole._products_DD = self.count, self._mean_D, self._products_DD
-        if self._num_waiting:
-            whole._products_DD = self._products_DD.copy()
-            whole._join(np.concatenate(self._waiting))
-        if whole.count < 2:
-            raise ValueError(f"a covariance needs at least 2 images, got {whole.count}")
-        return Gaussian(whole._mean_D, whole._products_DD / (whole.count - 1), whole.count)
+        # More rows may come: what waits for its block goes on waiting.
+        count, mean_D, products_DD = (self._joined(np.concatenate(self._waiting)) if self._num_waiting else
+                                      (self.count, self._mean_D, self._products_DD.copy()))
+        if count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {count}")
+        products_DD /= count - 1
+        return Gaussian(mean_D, products_DD, count)
 
     def state(self) -> dict[str, np.ndarray]:
         """All it holds, for `restore`."""
@@ -119,7 +113,8 @@ class Moments:
         found.restore(state)
         return found
 
-    def _join(self, rows_BD: np.ndarray) -> None:
+    def _joined(self, rows_BD: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+        """Count, mean and products with more rows."""
         # The gap between the means is one more row of the product, which saves a matrix for it. NumPy takes x.T @ x of
         # one array to BLAS's symmetric product, half of the work.
         rows_BD = rows_BD.astype(np.float64)
@@ -127,15 +122,9 @@ class Moments:
         gap_D = mean_D - self._mean_D
         row_1D = np.sqrt(num * self.count / (num + self.count)) * gap_D[None]
         centred_BD = np.concatenate([rows_BD - mean_D, row_1D])
-        self._products_DD += centred_BD.T @ centred_BD
-        self._mean_D = self._mean_D + gap_D * (num / (num + self.count))
-        self.count += num
-
-    def _join_moments(self, num: int, mean_D: np.ndarray, products_DD: np.ndarray) -> None:
-        gap_D = mean_D - self._mean_D
-        self._products_DD += products_DD + np.outer(gap_D, gap_D) * (num * self.count / (num + self.count))
-        self._mean_D = self._mean_D + gap_D * (num / (num + self.count))
-        self.count += num
+        products_DD = centred_BD.T @ centred_BD
+        products_DD += self._products_DD
+        return num + self.count, self._mean_D + gap_D * (num / (num + self.count)), products_DD
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -151,21 +140,31 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     if len(a.mean_D) != len(b.mean_D):
         raise ValueError(f"both sets must have the same features, got {len(a.mean_D)} and {len(b.mean_D)}")
     gap_D = a.mean_D - b.mean_D
-    overlap = np.linalg.svd(_root(a.covariance_DD).T @ _root(b.covariance_DD), compute_uv=False).sum()
+    overlap = np.linalg.svd(_product_of_roots(a.covariance_DD, b.covariance_DD), compute_uv=False).sum()
     spread = np.trace(a.covariance_DD) + np.trace(b.covariance_DD) - 2 * overlap
     return float(max(gap_D @ gap_D + spread, 0.0))  # rounding may leave -1e-12 between equal sets
+
+
+def _product_of_roots(a_DD: np.ndarray, b_DD: np.ndarray) -> np.ndarray:
+    """L^T M of two covariances' factors, in the place of M: a matrix of 2,048 features has 32 MiB."""
+    left_DR, right_DS = _root(a_DD), _root(b_DD)
+    if left_DR.shape[1] < len(right_DS):
+        product_RS: np.ndarray = left_DR.T @ right_DS
+        return product_RS
+    for first in range(0, right_DS.shape[1], _BLOCK_COLUMNS):
+        columns = slice(first, first + _BLOCK_COLUMNS)
+        right_DS[:, columns] = left_DR.T @ right_DS[:, columns]
+    return right_DS
 
 
 def _root(covariance_DD: np.ndarray) -> np.ndarray:
     """A factor [D, R] with factor @ factor.T the covariance; of a singular one, without what is only rounding."""
     rounding = len(covariance_DD) * np.finfo(np.float64).eps
-    try:
-        factor_DD: np.ndarray = np.linalg.cholesky(covariance_DD)
-        pivots_D = np.diagonal(factor_DD) ** 2
-        if pivots_D.min() > rounding * pivots_D.max():
-            return factor_DD
-    except np.linalg.LinAlgError:
-        pass
+    # PyTorch factorises in the place of the result, NumPy in a copy beside it.
+    factor_DD, failed = torch.linalg.cholesky_ex(torch.from_numpy(covariance_DD))
+    pivots_D = factor_DD.diagonal().square()
+    if not failed and pivots_D.min() > rounding * pivots_D.max():
+        return factor_DD.numpy()
     values_D, vectors_DD = np.linalg.eigh(covariance_DD)
     kept = values_D > values_D[-1] * rounding
     factor_DR: np.ndarray = vectors_DD[:, kept] * np.sqrt(values_D[kept])

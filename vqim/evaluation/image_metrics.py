@@ -12,7 +12,8 @@ from torch import Tensor
 from vqim.contracts.context import Context
 from vqim.contracts.evaluation import About, Items, Tally
 from vqim.contracts.frozen import Frozen
-from vqim.evaluation.distances import Averages, gradient_energy, l1, l2, psnr, ssim
+from vqim.evaluation.distances import MAX_PSNR, Averages, gradient_energy, l1, l2, psnr, ssim
+from vqim.evaluation.extractors import file_checksum
 from vqim.evaluation.tally_state import part_of
 from vqim.frozen import lpips as lpips_network
 from vqim.frozen.alexnet import AlexNet
@@ -47,6 +48,13 @@ class Distances:
     def tally(self, about: About) -> Tally:
         """See `Metric`."""
         return _DistancesTally()
+
+    def describe(self) -> dict[str, str]:
+        """See `Described`."""
+        return {"compares": "images with their own originals, one by one", "rounding": "8 bits",
+                "definition": f"means over images, of values in [0, 1]; PSNR of each image in dB, at most {MAX_PSNR:g};"
+                              " SSIM with a Gaussian window of 11x11 and 1.5, where it lies in the image; sharpness of"
+                              " the whole set"}
 
 
 class _DistancesTally(Averages):
@@ -83,6 +91,13 @@ class Lpips:
     def tally(self, about: About) -> Tally:
         """See `Metric`."""
         return Averages()
+
+    def describe(self) -> dict[str, str]:
+        """See `Described`."""
+        trunk = self._lpips.trunk
+        return {"compares": "images with their own originals, one by one", "rounding": "8 bits",
+                "extractor": f"LPIPS 0.1 on {type(trunk).__name__}, no resize, mean over images",
+                "weights": f"sha256 {file_checksum(trunk.weights_file)}"}
 
 
 class ShownImages:

@@ -13,7 +13,7 @@ from vqim.contracts.placing import place
 from vqim.contracts.runtime import Runtime
 from vqim.evaluation.distances import unit_range
 from vqim.evaluation.extractors import Extractor, named, possible
-from vqim.evaluation.feature_sets import KEEPING, FeatureSet, Statistics, compare
+from vqim.evaluation.feature_sets import KEEPING, NUM_KEPT, FeatureSet, Statistics, compare
 from vqim.evaluation.frechet import Gaussian
 from vqim.evaluation.protocol import Fingerprint, image_checksums
 from vqim.evaluation.wavelets import LEVEL, PacketMoments, haar_packets, scale, wavelet_distance
@@ -45,6 +45,7 @@ class Measured:
 
 def measure_images(
     name: str, num_images: int, batches: Iterable[np.ndarray], extractors: Sequence[Extractor], runtime: Runtime,
+    num_kept: int = NUM_KEPT,
 ) -> Measured:
     """Goes once through a set of images.
 
@@ -54,13 +55,14 @@ def measure_images(
       batches: uint8 [B, H, W, 3], all of one size.
       extractors: networks whose features are added up; each has its constants placed here.
       runtime: where they compute.
+      num_kept: the largest number of images whose features are kept for KID and neighbours.
 
     Raises:
       ValueError: there are fewer than two images.
     """
     if num_images < 2:
         raise ValueError(f"{name}: a set needs at least 2 images, as one has no covariance; got {num_images}")
-    sets = {type(extractor).__name__: FeatureSet(num_images, possible(extractor, num_images)[0])
+    sets = {type(extractor).__name__: FeatureSet(num_images, possible(extractor, num_images)[0], num_kept)
             for extractor in extractors}
     arrays = [{network: place(frozen.init_spec(), 0, runtime) for network, frozen in extractor.frozen.items()}
               for extractor in extractors]
@@ -140,6 +142,14 @@ def compare_sets(
         results |= {named(extractor.names, measure): value for measure, value in found.items()}
         notes += _few(extractor.names["fid"], *pair)
     return results, notes
+
+
+def comparison_protocol(images: Measured, reference: Measured, crop: str = "none") -> dict[str, str]:
+    """How two sets were compared, but for the networks, which describe themselves."""
+    return {"compares": "a set of images with a reference", "images": f"{images.name}: {images.fingerprint}",
+            "count": str(images.count), "reference": f"{reference.name}: {reference.fingerprint}",
+            "reference count": str(reference.count or "not said"), "image size": images.image_size, "crop": crop,
+            "rounding": "8 bits"}
 
 
 def _few(name: str, images: Statistics, reference: Statistics) -> list[str]:

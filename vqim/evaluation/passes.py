@@ -13,12 +13,12 @@ from torch import Tensor
 
 from vqim.contracts.context import Context, dtype_name
 from vqim.contracts.data import Batch, Dataset
-from vqim.contracts.evaluation import About, Evaluation, Items, ItemValues, Metric, Resumable
+from vqim.contracts.evaluation import About, Described, Evaluation, Items, ItemValues, Metric, Resumable
 from vqim.contracts.frozen import Frozen, merge_frozen
 from vqim.contracts.placing import place
 from vqim.contracts.runtime import Runtime
 from vqim.contracts.task import Task
-from vqim.evaluation.protocol import image_checksums
+from vqim.evaluation.protocol import as_text, image_checksums, of_result
 from vqim.evaluation.tally_state import join, part_of
 from vqim.state import sections
 from vqim.state.leaf import State, prefixed, select
@@ -251,12 +251,14 @@ class PassEvaluation:
         self.num_done = 0
         self._tallies = [metric.tally(self.about) for metric in owner.metrics]
         self._checksums: list[np.ndarray] = []
+        self._num_valid = 0
 
     def __iter__(self) -> Iterator[None]:
         task, data, state, runtime = self._measured
         for batch in self._owner.batches(task, data, state, runtime, self.num_done):
             observed = self._program(state, batch)
             valid_B = observed["valid"][""]
+            self._num_valid += int(np.count_nonzero(valid_B))
             for number, tally in enumerate(self._tallies):
                 tally.add(observed.get(str(number), {}), valid_B)
             if "checksums" in observed["valid"]:
@@ -265,15 +267,24 @@ class PassEvaluation:
             yield
 
     def result(self) -> dict[str, Any]:
-        """See `vqim.contracts.evaluation.Evaluation`."""
+        """See `vqim.contracts.evaluation.Evaluation`; a protocol as text stands beside each metric's numbers."""
         results: dict[str, Any] = {}
         for metric, tally in zip(self._owner.metrics, self._tallies, strict=True):
-            for name, value in tally.result().items():
+            for name, value in self._with_protocol(metric, tally.result()).items():
                 shown = self._owner.shown_name(name)
                 if shown in results:
                     raise ValueError(f"metrics: two of them measure {shown}, one is {type(metric).__name__}")
                 results[shown] = value
         return results
+
+    def _with_protocol(self, metric: Metric, found: dict[str, Any]) -> dict[str, Any]:
+        """What a tally found, and how, as `protocol/<first number>`, unless it says so itself."""
+        numbers = [name for name, value in found.items() if isinstance(value, int | float)]
+        if not numbers or any(name.startswith("protocol/") for name in found):
+            return found
+        said = metric.describe() if isinstance(metric, Described) else {}
+        return found | {f"protocol/{numbers[0]}": as_text(
+            of_result(numbers, self.about.protocol, self._num_valid, said))}
 
     def values(self) -> dict[str, np.ndarray]:
         """Every item's value, float32 [N], by the name of the result that is their mean."""
@@ -294,12 +305,13 @@ class PassEvaluation:
         checksums = self.checksums()
         parts = {str(number): tally.state() for number, tally in enumerate(self._tallies)
                  if isinstance(tally, Resumable)}
-        return {"num_done": np.array(self.num_done), **({} if checksums is None else {"checksums": checksums}),
+        return {"num_done": np.array(self.num_done), "num_valid": np.array(self._num_valid),
+                **({} if checksums is None else {"checksums": checksums}),
                 **join(parts)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Goes on from what `state` gave, with the same results to a bit as if there had been no break."""
-        self.num_done = int(state["num_done"])
+        self.num_done, self._num_valid = int(state["num_done"]), int(state["num_valid"])
         self._checksums = [state["checksums"]] if "checksums" in state else []
         for number, tally in enumerate(self._tallies):
             if isinstance(tally, Resumable):

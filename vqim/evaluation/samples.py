@@ -4,6 +4,7 @@
 """
 import copy
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -30,9 +31,11 @@ class Samples(Pass):
     """Images drawn from a prior. Each depends only on its number and the seed, not on the batch size.
 
     Args:
-      num_images: the number of images; for a prior with classes, the number for each class.
+      num_images: the number of images; for a prior with classes, the number for each class, unless there are `labels`.
       metrics, batch_size, every, section, ema: see `Pass`.
       num_classes: the number of classes to use, from the first on; None uses all.
+      labels: classes by number, such as those of a training set, used in turn for `num_images` images in all, in place
+        of `num_images` of each class.
       sampler: a sampler to use instead of the prior's own.
       seed: seed for the draws.
       reference_split: the split whose images metrics of a set compare the samples with; None for no such metrics, or
@@ -47,11 +50,15 @@ class Samples(Pass):
         self, metrics: Sequence[Metric], num_images: int, batch_size: int, every: int = 0,
         num_classes: int | None = None, sampler: Sampler | None = None, seed: int = 0, section: str | None = None,
         reference_split: str | None = None, acceptance: Acceptance | None = None, ema: bool = True,
+        labels: Sequence[int] | None = None,
     ):
         super().__init__(metrics, batch_size, every, section, ema)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
-        self.reference_split = reference_split
+        if labels is not None and (not len(labels) or num_classes is not None):
+            raise ValueError("labels must be one class or more, and take the place of num_classes; got "
+                             f"{len(labels)} labels and num_classes {num_classes}")
+        self.reference_split, self.given_labels = reference_split, labels
         self.num_images, self.num_classes, self.sampler, self.seed = num_images, num_classes, sampler, seed
         self.acceptance = acceptance or Acceptance()
         self._draw: tuple[Any, ...] = ()
@@ -80,6 +87,9 @@ class Samples(Pass):
         objective, classifier = _of_a_prior(task), self.acceptance.classifier
         if self.acceptance.acceptance_rate == 1:
             return
+        if self.given_labels is not None:
+            raise ValueError(f"acceptance_rate {self.acceptance.acceptance_rate} is for num_images of each class, of "
+                             "which a share is accepted; leave labels out")
         assert classifier is not None
         if not objective.num_classes:
             raise ValueError(f"acceptance_rate {self.acceptance.acceptance_rate} needs a prior with classes, by which "
@@ -89,6 +99,14 @@ class Samples(Pass):
     def labels(self, task: Task) -> np.ndarray:
         """The class of every image, in order; -1 without classes."""
         num_classes: int = _of_a_prior(task).num_classes
+        if self.given_labels is not None:
+            given = np.asarray(self.given_labels, np.int32)
+            if not num_classes:
+                raise ValueError("labels need a prior that was trained with classes")
+            if given.min() < 0 or given.max() >= num_classes:
+                raise ValueError(f"labels must be classes of the prior, from 0 to {num_classes - 1}, got "
+                                 f"{given.min()} to {given.max()}")
+            return np.resize(given, self.num_images)
         shown = num_classes if self.num_classes is None else min(num_classes, self.num_classes)
         return np.repeat(np.arange(shown) if num_classes else np.array([-1]), self.num_images).astype(np.int32)
 
@@ -96,8 +114,8 @@ class Samples(Pass):
         """See `Pass`."""
         objective = _of_a_prior(task)
         labels_N, sampler = self.labels(task), self.sampler or objective.sampler
-        protocol = {"labels": f"{self.num_images} of each of {len(set(labels_N.tolist()))} classes"
-                    if objective.num_classes else "none", "sampler": repr(sampler), "seed": str(self.seed),
+        protocol = {"labels": self._said_of(labels_N) if objective.num_classes else "none",
+                    "sampler": repr(sampler), "seed": str(self.seed),
                     **dtypes_of(task)}
         if self.acceptance.acceptance_rate < 1:
             self._check_acceptance(task)
@@ -107,6 +125,13 @@ class Samples(Pass):
         protocol |= {"split": self.reference_split, **protocol_of(data)}
         return About(self.name, len(labels_N), objective.tokenizer.grid, objective.num_classes, protocol,
                      data.num_examples(self.reference_split))
+
+    def _said_of(self, labels_N: np.ndarray) -> str:
+        """The classes of the images, for the protocol."""
+        classes = f"{len(set(labels_N.tolist()))} classes"
+        if self.given_labels is None:
+            return f"{self.num_images} of each of {classes}"
+        return f"given ones of {classes}, sha256 {hashlib.sha256(labels_N.astype('<i4').tobytes()).hexdigest()[:16]}"
 
     def batch_like(self, task: Task, data: Dataset) -> Batch | None:
         """See `Pass`."""

@@ -23,7 +23,6 @@ from vqim.contracts.runtime import Runtime
 from vqim.contracts.task import Task
 from vqim.evaluation.distances import Averages, psnr
 from vqim.evaluation.passes import SplitPass
-from vqim.evaluation.protocol import as_text
 from vqim.evaluation.tally_state import join, part_of
 from vqim.evaluation.token_metrics import grid_of
 from vqim.state.leaf import State
@@ -132,22 +131,28 @@ class TokenChanges:
     def observe(self, items: Items, frozen: Mapping[str, State], context: Context) -> dict[str, Tensor]:
         """See `Metric`."""
         assert items.tokens_BNK is not None
-        found = {"tokens": items.tokens_BNK, **items.measures}
+        found = {"tokens": items.tokens_BNK}
         for name, disturbed_BNK in items.disturbed_tokens.items():
             changed_BNK = disturbed_BNK != items.tokens_BNK
             found[name] = changed_BNK.float().mean((1, 2))
             if changed_BNK.shape[2] > 1:
                 found[f"{name}_positions"] = changed_BNK.any(2).float().mean(1)
-        return found
+        return found | dict(items.measures)
 
     def tally(self, about: About) -> Tally:
         """See `Metric`."""
-        return _Changes(about, grid_of(about, type(self).__name__))
+        return _Changes(grid_of(about, type(self).__name__))
+
+    def describe(self) -> dict[str, str]:
+        """See `Described`."""
+        return {"definition": "share of codes that differ from the undisturbed image's at the same place",
+                "rounding": "8 bits",
+                **{name: (change.__doc__ or "").rstrip(".") for name, change in DISTURBANCES.items()}}
 
 
 class _Changes:
-    def __init__(self, about: About, grid: TokenGrid):
-        self._about, self._means = about, Averages()
+    def __init__(self, grid: TokenGrid):
+        self._means = Averages()
         self._counts_NKV = np.zeros(
             (grid.num_positions, grid.num_channels, max(level.vocabulary for level in grid.levels)), np.int64)
 
@@ -159,17 +164,14 @@ class _Changes:
             self._counts_NKV[positions_N1, channels_1K, tokens_NK] += 1
 
     def result(self) -> dict[str, Any]:
-        """The shares, the changes of pixels, and the protocol."""
+        """The shares, and the changes of pixels."""
         found: dict[str, Any] = {f"token_changes/{name}": value for name, value in self._means.result().items()}
         num_images = int(self._counts_NKV[0, 0].sum())
         if num_images > 1:
             counts = self._counts_NKV.astype(np.float64)
             same_NK = (counts * (counts - 1)).sum(2) / (num_images * (num_images - 1))
             found["token_changes/unrelated_images"] = 1 - float(same_NK.mean())
-        said = {name: (change.__doc__ or "").rstrip(".") for name, change in DISTURBANCES.items()}
-        return {**found, "protocol/token_changes": as_text({
-            "measure": "share of codes that differ at the same place", **said, "count": str(self._about.num_items),
-            "rounding": "8 bits", **self._about.protocol})}
+        return found
 
     def state(self) -> dict[str, np.ndarray]:
         """See `Resumable`."""

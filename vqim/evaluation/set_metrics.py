@@ -5,7 +5,7 @@ with a file of statistics.
 
     B batch, C channels, H W image size, P bands, D features
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from vqim.contracts.evaluation import About, Items, Tally
 from vqim.contracts.frozen import Frozen
 from vqim.evaluation.extractors import Extractor, file_checksum, named, possible
 from vqim.evaluation.feature_sets import NUM_KEPT, FeatureSet, Statistics, compare
-from vqim.evaluation.protocol import Fingerprint, as_text, image_checksums
+from vqim.evaluation.protocol import Fingerprint, as_text, image_checksums, of_result
 from vqim.evaluation.statistics_files import read_statistics
 from vqim.evaluation.tally_state import join, part_of
 from vqim.evaluation.wavelets import LEVEL, PacketMoments, haar_packets, scale, wavelet_distance
@@ -130,7 +130,7 @@ class _FeatureTally:
             reference, protocol = self._real_set.statistics(), self._real.protocol()
         found = compare(images, reference, self._metric.measures) | self._images.inception_score()
         results = {named(names, measure): value for measure, value in found.items()}
-        protocol = _protocol(", ".join(results), self._metric.extractor.describe(), protocol, self._about,
+        protocol = _protocol(results, self._metric.extractor.describe(), protocol, self._about,
                              self._images.count)
         return {**results, f"protocol/{next(iter(results))}": as_text(protocol)}
 
@@ -185,7 +185,7 @@ class _WaveletTally:
         value = wavelet_distance(*(self._moments[name].gaussians(scale()) for name in ("images", _REAL)))
         described = {"extractor": f"Haar wavelet packets of level {LEVEL}, no network"}
         return {"fwd": value, "protocol/fwd": as_text(
-            _protocol("fwd", described, self._real.protocol(), self._about, self._moments["images"].count))}
+            _protocol(["fwd"], described, self._real.protocol(), self._about, self._moments["images"].count))}
 
 
 class _RealImages:
@@ -270,7 +270,6 @@ def _count(statistics: Statistics) -> int:
 
 
 def _protocol(
-    measure: str, extractor: Mapping[str, str], reference: Mapping[str, str], about: About, count: int,
+    measures: Iterable[str], extractor: Mapping[str, str], reference: Mapping[str, str], about: About, count: int,
 ) -> dict[str, str]:
-    return {"measure": measure, **extractor, **reference, "count": str(count), "rounding": "8 bits",
-            **about.protocol}
+    return of_result(measures, about.protocol, count, {**extractor, **reference, "rounding": "8 bits"})

@@ -1,8 +1,9 @@
 """Statistics of sets of images in `.npz` files: ADM's, with `mu, sigma, mu_s, sigma_s`, and ours, which say more.
 
-Files of ours have ADM's arrays too; its evaluator also asks for images in a reference, which they do not have.
+Files of ours have ADM's arrays too; its evaluator also asks for images in a reference, which they do not have. It
+takes a file of images in their place.
 
-    B images, H W image size, N images kept, C features
+    B images, H W image size, N images written or kept, C features
 """
 import json
 import os
@@ -80,15 +81,43 @@ def read_images(path: str | os.PathLike[str]) -> np.ndarray:
     return images_BHWC
 
 
-def write_images(path: str | os.PathLike[str], images_BHWC: np.ndarray, labels_B: np.ndarray | None = None) -> None:
-    """Writes uint8 images as ADM's evaluator reads samples, with their labels in `arr_1`.
+class ImagesFile:
+    """Writes images as ADM's evaluator reads samples: uint8 in `arr_0`, and their classes in `arr_1`.
 
-    ADM's Inception score takes splits in the file's order: images that are sorted by class score too little.
+    They may come in any order, and wait in a file of their own beside the other one, not in memory. ADM's Inception
+    score takes splits in the file's order: images that are sorted by class score too little.
+
+    Args:
+      path: the file's path, ending in `.npz`; it appears when it is complete.
+      image_size: height and width of the images.
+      labels_N: the class of each image; where all are negative, there is no `arr_1`.
     """
-    if labels_B is None:
-        np.savez(path, arr_0=images_BHWC)
-    else:
-        np.savez(path, arr_0=images_BHWC, arr_1=labels_B)
+
+    def __init__(self, path: str | os.PathLike[str], image_size: int, labels_N: np.ndarray):
+        self._path, self._labels_N = pathlib.Path(path), labels_N
+        self._waiting = self._path.with_name(f"{self._path.name}.images")
+        self._images_NHWC = np.lib.format.open_memmap(
+            self._waiting, "w+", np.uint8, (len(labels_N), image_size, image_size, 3))
+        self._missing_N = np.ones(len(labels_N), bool)
+
+    def write(self, number: int, image_HWC: np.ndarray) -> None:
+        """Writes image number `number`, from 0 on."""
+        self._images_NHWC[number] = image_HWC
+        self._missing_N[number] = False
+
+    def finish(self) -> None:
+        """Makes the file; ValueError if an image is missing."""
+        if self._missing_N.any():
+            raise ValueError(f"{self._path}: {self._missing_N.sum()} of {len(self._missing_N)} images are missing")
+        self._images_NHWC.flush()
+        partial = self._path.with_name(f"{self._path.name}.partial")
+        with zipfile.ZipFile(partial, "w") as archive:
+            archive.write(self._waiting, "arr_0.npy")
+            if (self._labels_N >= 0).any():
+                with archive.open("arr_1.npy", "w") as file:
+                    np.lib.format.write_array(file, self._labels_N)
+        partial.replace(self._path)
+        self._waiting.unlink()
 
 
 def has_statistics(path: str | os.PathLike[str]) -> bool:

@@ -12,7 +12,7 @@ from vqim.contracts.context import Context
 from vqim.contracts.evaluation import About, Histogram, Items, Tally
 from vqim.contracts.frozen import Frozen
 from vqim.contracts.grid import TokenGrid
-from vqim.evaluation.codebook import CodebookStatistics, count_codes, entropy_bits
+from vqim.evaluation.codebook import GROUP, CodebookStatistics, count_codes, entropy_bits
 from vqim.evaluation.codebook_diagnosis import Lookups, observe_lookup
 from vqim.evaluation.distances import Averages
 from vqim.evaluation.tally_state import join, part_of
@@ -43,6 +43,10 @@ class CodebookUse:
     def tally(self, about: About) -> Tally:
         """See `Metric`."""
         return _Use(grid_of(about, type(self).__name__), about.num_items)
+
+    def describe(self) -> dict[str, str]:
+        """See `Described`."""
+        return {"definition": f"share of codes that occur; per batch in groups of {GROUP} images of a fixed shuffle"}
 
 
 class _Use:

@@ -10,6 +10,7 @@ from torch import Tensor
 from vqim.contracts.context import Context
 from vqim.frozen.trunk import standardised, trunk_spec
 from vqim.state.leaf import Spec, State
+from vqim.third_party import lpips as pretrained
 
 MIN_SIZE = 31  # the second pooling leaves one feature
 _STRIDE, _PADDING = (4, 1, 1, 1, 1), (2, 2, 1, 1, 1)  # for each convolution
@@ -34,6 +35,11 @@ class AlexNet:
     def name(self) -> str:
         """The name of the network in `third_party/lpips`."""
         return "alexnet"
+
+    @property
+    def weights_file(self) -> str:
+        """The path of the file with its weights."""
+        return pretrained.find_weights(self.name, self.weights_path)
 
     def init_spec(self) -> Spec:
         """The 2.5 million constants, read from the file when the runtime fills them."""
