@@ -140,11 +140,12 @@ def test_one_pass_finds_what_a_pass_for_each_metric_finds(tokenizer_run, data):
 class Counting(TokenizerObjective):
     """Counts how often it is looked at."""
 
-    calls = 0
+    calls = decoded = 0
 
-    def reconstruct(self, state, batch, context):
+    def reconstruct(self, state, batch, context, pictures=True):
         self.calls += 1
-        return super().reconstruct(state, batch, context)
+        self.decoded += pictures
+        return super().reconstruct(state, batch, context, pictures)
 
 
 def test_the_network_runs_once_a_batch_for_all_metrics(make_tokenizer, tokenizer_run, data):
@@ -153,6 +154,25 @@ def test_the_network_runs_once_a_batch_for_all_metrics(make_tokenizer, tokenizer
     _, state = tokenizer_run()
     measure(Reconstructions([Distances(), CodebookUse(), ShownImages(2)], batch_size=128), (task, state), data)
     assert task.objective.calls == 3
+
+
+def test_images_are_decoded_where_a_metric_looks_at_them_and_nowhere_else(make_tokenizer, tokenizer_run, data):
+    def measured(metrics):
+        learner = functools.partial(Learner, optimizer=AdamW(), learning_rate=Constant(1e-3))
+        task = GradientTask(Counting(make_tokenizer(), learner, [L2()]))
+        results = measure(Reconstructions(metrics, batch_size=20), (task, tokenizer_run()[1]), data)
+        return task.objective, results
+
+    # Of 15 batches the first, the sixth and the eleventh have one of three images, 100 apart.
+    objective, some = measured([CodebookUse(), ShownImages(3)])
+    assert (objective.calls, objective.decoded) == (15, 3)
+    objective, every = measured([CodebookUse(), ShownImages(3), Distances()])
+    assert (objective.calls, objective.decoded) == (15, 15)
+    assert some["images/reconstructions"].shape == (6, 16, 16, 3)
+    np.testing.assert_array_equal(some["images/reconstructions"], every["images/reconstructions"])
+    for name in ("usage", "latent_distance", "unused_distance"):
+        assert some[f"codebook/{name}"] == every[f"codebook/{name}"]
+    assert measured([CodebookUse()])[0].decoded == 0
 
 
 def test_a_pass_stops_after_every_batch_and_asks_for_none_ahead(tokenizer_run, data):

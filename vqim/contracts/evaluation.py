@@ -135,6 +135,15 @@ class Resumable(Protocol):
 
 
 @runtime_checkable
+class Selective(Protocol):
+    """A tally that needs only some of the items, such as images to be shown; the rest is not computed for it."""
+
+    def looks_at(self, count: int) -> bool:
+        """Whether it needs one of the next `count` items. If not, `add` gets nothing observed, but their validity."""
+        ...
+
+
+@runtime_checkable
 class ItemValues(Protocol):
     """A tally some of whose results are means over items, so that two runs can be compared item by item."""
 

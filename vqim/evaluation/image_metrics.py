@@ -134,6 +134,11 @@ class _Shown:
         self._seen = 0
         self._kept: dict[str, list[np.ndarray]] = {}
 
+    def looks_at(self, count: int) -> bool:
+        """See `Selective`."""
+        is_full = any(len(images) >= self._num_images for images in self._kept.values())
+        return not is_full and -self._seen % self._stride < count
+
     def add(self, observed: Mapping[str, np.ndarray], valid_B: np.ndarray) -> None:
         """See `Tally`."""
         for name, images_BHWC in observed.items():

@@ -4,7 +4,8 @@
 """
 import abc
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,16 @@ from torch import Tensor
 
 from vqim.contracts.context import Context, dtype_name
 from vqim.contracts.data import Batch, Dataset
-from vqim.contracts.evaluation import About, Described, Evaluation, Items, ItemValues, Metric, Resumable
+from vqim.contracts.evaluation import (
+    About,
+    Described,
+    Evaluation,
+    Items,
+    ItemValues,
+    Metric,
+    Resumable,
+    Selective,
+)
 from vqim.contracts.frozen import Frozen, merge_frozen
 from vqim.contracts.placing import place
 from vqim.contracts.runtime import Runtime
@@ -23,6 +33,8 @@ from vqim.evaluation.tally_state import join, part_of
 from vqim.state import sections
 from vqim.state.leaf import State, prefixed, select
 from vqim.tokenizer.model import images_to_float
+
+_PICTURES = {"originals_BCHW", "images_BCHW", "location_BCHW", "log_scale_BCHW"}
 
 
 class Pass(abc.ABC):
@@ -82,8 +94,13 @@ class Pass(abc.ABC):
         """Device arrays from which `items` makes items, from batch number `first_batch` on."""
 
     @abc.abstractmethod
-    def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
-        """The items of a batch, computed on the device as part of the pass's program."""
+    def items(
+        self, task: Task, state: State, batch: dict[str, Tensor], context: Context, pictures: bool = True,
+    ) -> Items:
+        """The items of a batch, computed on the device as part of the pass's program.
+
+        Without `pictures`, no metric looks at images, and none need be decoded.
+        """
 
 
 class SplitPass(Pass):
@@ -96,6 +113,7 @@ class SplitPass(Pass):
     """
 
     view: str
+    has_pictures = True
 
     def __init__(
         self, metrics: Sequence[Metric], batch_size: int, every: int = 0, split: str = "validation",
@@ -132,9 +150,12 @@ class SplitPass(Pass):
         self._check(task)
         yield from split_batches(data, self.split, self.batch_size, runtime, first_batch, self.num_images)
 
-    def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
+    def items(
+        self, task: Task, state: State, batch: dict[str, Tensor], context: Context, pictures: bool = True,
+    ) -> Items:
         """See `Pass`."""
-        items: Items = getattr(task.objective, self.view)(state, batch, context)
+        said = {} if pictures or not self.has_pictures else {"pictures": False}
+        items: Items = getattr(task.objective, self.view)(state, batch, context, **said)
         return items
 
 
@@ -154,6 +175,7 @@ class Classifications(SplitPass):
     """Class logits for the images of a split."""
 
     view = "classify"
+    has_pictures = False
 
 
 def split_batches(
@@ -201,11 +223,15 @@ class _Program:
         self._constants = place_frozen(
             {name: network for name, network in self._networks.items() if name not in shared}, runtime)
         self._shared = [sections.frozen(name) for name in shared]
-        self._run = runtime.compile(self._observe)
+        self._runs: dict[tuple[int, ...], Callable[..., dict[str, Tensor]]] = {}
 
-    def __call__(self, state: State, batch: dict[str, Tensor]) -> dict[str, dict[str, np.ndarray]]:
-        """What each metric observes, by the metric's number; and `valid`."""
-        observed = self._run(state, self._constants, batch)
+    def __call__(
+        self, state: State, batch: dict[str, Tensor], active: tuple[int, ...],
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """What each active metric observes, by the metric's number; and `valid`."""
+        if active not in self._runs:
+            self._runs[active] = self._runtime.compile(functools.partial(self._observe, active))
+        observed = self._runs[active](state, self._constants, batch)
         values = self._runtime.fetch(list(observed.values()))
         found: dict[str, dict[str, np.ndarray]] = {}
         for name, value in zip(observed, values, strict=True):
@@ -213,16 +239,20 @@ class _Program:
             found.setdefault(number, {})[rest] = value
         return found
 
-    def _observe(self, state: State, constants: State, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _observe(
+        self, active: tuple[int, ...], state: State, constants: State, batch: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        metrics = {number: self._owner.metrics[number] for number in active}
+        pictures = any(_PICTURES & set(metric.needs) for metric in metrics.values())
         with torch.no_grad():
             context = Context(
                 self._runtime.kernels, self._task.dtype, evaluation_dtype=self._task.evaluation_dtype)
             measuring = Context(self._runtime.kernels)
-            items = self._owner.items(self._task, state, batch, context)
+            items = self._owner.items(self._task, state, batch, context, pictures)
             observed = {"valid/": items.valid_B}
             if "images" in batch:  # by which two runs' items are known to be of the same images
                 observed["valid/checksums"] = image_checksums(images_to_float(batch["images"]))
-            for number, metric in enumerate(self._owner.metrics):
+            for number, metric in metrics.items():
                 check_needs(metric, items, type(self._owner).__name__)
                 frozen = {name: self._arrays(name, state, constants) for name in metric.frozen}
                 for name, value in metric.observe(items, frozen, measuring).items():
@@ -256,7 +286,9 @@ class PassEvaluation:
     def __iter__(self) -> Iterator[None]:
         task, data, state, runtime = self._measured
         for batch in self._owner.batches(task, data, state, runtime, self.num_done):
-            observed = self._program(state, batch)
+            active = tuple(number for number, tally in enumerate(self._tallies)
+                           if not isinstance(tally, Selective) or tally.looks_at(self._owner.batch_size))
+            observed = self._program(state, batch, active)
             valid_B = observed["valid"][""]
             self._num_valid += int(np.count_nonzero(valid_B))
             for number, tally in enumerate(self._tallies):

@@ -167,9 +167,12 @@ class Samples(Pass):
                                     first)
         return draw_batches(draw, task, state, runtime, labels_N[first:], self.batch_size, self.seed, first=first)
 
-    def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
+    def items(
+        self, task: Task, state: State, batch: dict[str, Tensor], context: Context, pictures: bool = True,
+    ) -> Items:
         """See `Pass`."""
-        images_BCHW = task.objective.images(state, batch["tokens"], context)  # type: ignore[attr-defined]
+        objective: Any = task.objective
+        images_BCHW = objective.images(state, batch["tokens"], context) if pictures else None
         references_BCHW = images_to_float(batch["references"]) if "references" in batch else None
         return Items(batch["valid"], batch["labels"].long(), images_BCHW=images_BCHW, tokens_BNK=batch["tokens"],
                      references_BCHW=references_BCHW, references_valid_B=batch.get("references_valid"))

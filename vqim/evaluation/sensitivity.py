@@ -79,7 +79,9 @@ class Disturbances(SplitPass):
         """See `Pass`."""
         return _disturbed(super().batch_like(task, data))
 
-    def items(self, task: Task, state: State, batch: dict[str, Tensor], context: Context) -> Items:
+    def items(
+        self, task: Task, state: State, batch: dict[str, Tensor], context: Context, pictures: bool = True,
+    ) -> Items:
         """See `Pass`."""
         def tokens(name: str) -> Tensor:
             found_BNK: Tensor = task.objective.tokens(  # type: ignore[attr-defined]

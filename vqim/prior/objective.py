@@ -97,24 +97,28 @@ class PriorObjective(OneLearner):
         """The arrays with which the prior is evaluated."""
         return sections.network_arrays(state, self.name)
 
-    def reconstruct(self, state: State, batch: dict[str, Tensor], context: Context) -> Items:
+    def reconstruct(
+        self, state: State, batch: dict[str, Tensor], context: Context, pictures: bool = True,
+    ) -> Items:
         """The frozen tokenizer's reconstructions of images."""
-        return reconstruct(self.tokenizer, self._frozen(state), batch, context.evaluation())
+        return reconstruct(self.tokenizer, self._frozen(state), batch, context.evaluation(), pictures)
 
-    def predict(self, state: State, batch: dict[str, Tensor], context: Context) -> Items:
-        """Reconstructed images, their teacher-forced prediction, and the prior's measures.
+    def predict(self, state: State, batch: dict[str, Tensor], context: Context, pictures: bool = True) -> Items:
+        """The prior's measures of tokens, and with `pictures` reconstructed images and their teacher-forced prediction.
 
         The prediction decodes the token that the prior expects at each position, given other true tokens (SeQ-GAN
         section 3.2). It exists only for a prior that is `Expecting`.
         """
         labels_B, tokens_BNK = batch["labels"].long(), self.tokens(state, batch, context)
         arrays = self.prior_arrays(state)
-        expected_BCHW = None
-        if isinstance(self.prior, Expecting):
+        images_BCHW, expected_BCHW = None, None
+        if pictures:
+            images_BCHW = self.images(state, tokens_BNK, context)
+        if pictures and isinstance(self.prior, Expecting):
             expected_BNK = apply(self.prior.expected, arrays, tokens_BNK, labels_B, context)
             expected_BCHW = self.images(state, expected_BNK, context)
         return Items(
-            batch["valid"], labels_B, self.images(state, tokens_BNK, context), expected_BCHW, tokens_BNK,
+            batch["valid"], labels_B, images_BCHW, expected_BCHW, tokens_BNK,
             measures=apply(self.prior.measure, arrays, tokens_BNK, labels_B, context))
 
     def _frozen(self, state: State) -> State:

@@ -143,9 +143,12 @@ class TokenizerObjective:
                  if not name.startswith(_QUANTIZER)}
         return Advanced(new, usage | shown)
 
-    def reconstruct(self, state: State, batch: dict[str, Tensor], context: Context) -> Items:
-        """Images, their tokens and their reconstructions, in evaluation mode and float32."""
-        return reconstruct(self.tokenizer, sections.network_arrays(state, self.name), batch, context.evaluation())
+    def reconstruct(
+        self, state: State, batch: dict[str, Tensor], context: Context, pictures: bool = True,
+    ) -> Items:
+        """Images, their tokens and with `pictures` their reconstructions, in evaluation mode and float32."""
+        arrays = sections.network_arrays(state, self.name)
+        return reconstruct(self.tokenizer, arrays, batch, context.evaluation(), pictures)
 
     def tokens(self, state: State, batch: dict[str, Tensor], context: Context) -> Tensor:
         """The tokens [B, N, K] of a batch of images, in evaluation mode and float32."""

@@ -12,9 +12,15 @@ from vqim.state.leaf import State
 from vqim.tokenizer.model import ImageTokenizer, float_to_images, images_to_float
 
 
-def reconstruct(model: ImageTokenizer, arrays: State, batch: dict[str, Tensor], context: Context) -> Items:
-    """Images, their tokens, and their reconstructions rounded to 8 bits as in an image file."""
+def reconstruct(
+    model: ImageTokenizer, arrays: State, batch: dict[str, Tensor], context: Context, pictures: bool = True,
+) -> Items:
+    """Images, their tokens, and with `pictures` their reconstructions rounded to 8 bits as in an image file."""
     images_BCHW = images_to_float(batch["images"])
+    if not pictures:
+        quantized = apply(model.encode, arrays, images_BCHW, context)
+        return Items(batch["valid"], batch["labels"].long(), images_BCHW, tokens_BNK=join(quantized.indices),
+                     lookups=quantized.lookups)
     quantized, reconstruction = apply(model.forward, arrays, images_BCHW, context)
     rounded_BCHW = images_to_float(float_to_images(reconstruction.mean_BCHW.clamp(0, 1)))
     return Items(
