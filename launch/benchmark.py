@@ -3,9 +3,10 @@
     python -m launch.benchmark sample_ar --size=base
     python -m launch.benchmark all --size=tiny --rounds=2 --json
 
-Cases: sample_ar, sample_masked, train_tokenizer, train_prior, encode, decode, optimizer. Look at the ratios: every
-round runs each contestant once, so that a busy machine slows all of them equally, and a ratio is the median of the
-rounds' ratios. All compute in float32 on the CPU and with random weights; --runtime=xla runs the optimizers alone.
+Cases: sample_ar, sample_masked, train_tokenizer, train_cnn, train_prior, encode, decode, data, optimizer. Look at the
+ratios: every round runs each contestant once, so that a busy machine slows all of them equally, and a ratio is the
+median of the rounds' ratios. All compute in float32 on the CPU and with random weights; --runtime=xla runs the
+optimizers alone.
 Peers from other packages come with vqim[bench]; one that is not installed is shown so.
 """
 import json

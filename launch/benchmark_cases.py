@@ -2,14 +2,19 @@
 
     B images in a batch, S tokens of an image, D width, L layers, V vocabulary
 """
+import atexit
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vqim.contracts.context import Context
@@ -17,6 +22,10 @@ from vqim.contracts.grid import Level, TokenGrid
 from vqim.contracts.learning import Computed, Learner, OneLearner
 from vqim.contracts.placing import place
 from vqim.contracts.runtime import Runtime
+from vqim.data.folder import ImageFolder
+from vqim.data.images import Images
+from vqim.data.source import Emoji
+from vqim.data.transforms import RandomResizedCrop
 from vqim.nn.module import apply, arrays_spec
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
@@ -25,6 +34,7 @@ from vqim.prior.masked import MaskedPrior
 from vqim.prior.masked_sampler import MaskedSampler
 from vqim.prior.sampler import StepwiseSampler
 from vqim.state.leaf import State
+from vqim.tokenizer.cnn import CNNDecoder, CNNEncoder
 from vqim.tokenizer.model import ImageTokenizer
 from vqim.tokenizer.objective import TokenizerObjective
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
@@ -36,6 +46,8 @@ from vqim.training.state import start
 from . import benchmark_peers as peers
 
 NUM_FILLING_STEPS = 8
+
+NUM_FILES, FILE_SIZE = 64, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +72,12 @@ class Size:
     def num_tokens(self) -> int:
         """S."""
         return self.grid.num_positions
+
+    @property
+    def cnn(self) -> tuple[int, tuple[int, ...]]:
+        """Channels and multipliers of VQGAN's encoder and decoder for as many tokens."""
+        num_levels = self.patch_size.bit_length()
+        return max(32, self.width // 8), (1,) * (num_levels - 2) + (2, 2)
 
     @property
     def plain(self) -> tuple[int, int, int, int, int]:
@@ -148,6 +166,37 @@ def train_tokenizer(size: Size, runtime: Runtime) -> Case:
     return Case("images", size.batch_size, {
         "vqim": _train(objective, images, runtime),
         "plain": _train_plain(plain, lambda: plain.loss(images_BCHW))})
+
+
+def train_cnn(size: Size, runtime: Runtime) -> Case:
+    """One step of VQGAN's encoder and decoder on the squared error alone, with AdamW."""
+    channels, multipliers = size.cnn
+    quantizer: Any = VectorQuantizer(size.width, size.width, size.vocabulary, 32)
+    network = (channels, multipliers, 2, size.width)
+    tokenizer = ImageTokenizer(CNNEncoder(*network), quantizer, CNNDecoder(*network), size.image_size)
+    plain, images_BCHW = peers.PlainCNN(channels, multipliers, size.width, size.vocabulary), _floats(size)
+    return Case("images", size.batch_size, {
+        "vqim": _train(TokenizerObjective(tokenizer, _learner, [L2()]), runtime.put({"images": _images(size)}),
+                       runtime),
+        "plain": _train_plain(plain, lambda: plain.loss(images_BCHW))})
+
+
+def data(size: Size, runtime: Runtime) -> Case:
+    """Batches of JPEG files of 256x256, read, decoded, cut and flipped, by two threads or processes."""
+    folder = Path(tempfile.mkdtemp(prefix="vqim_benchmark_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    source = Emoji("train")
+    for number in range(NUM_FILES):
+        image_HWC = np.asarray(source[number * len(source) // NUM_FILES].image)
+        Image.fromarray(image_HWC).resize((FILE_SIZE, FILE_SIZE)).save(folder / f"{number:03}.jpg")
+    num_batches = max(1, 256 // size.batch_size)
+    images = Images(functools.partial(ImageFolder, folder), size.image_size, RandomResizedCrop(), num_threads=2)
+    ours = iter(images.training(size.batch_size, seed=0))
+    theirs = iter(torch.utils.data.DataLoader(
+        peers.PlainImages(folder, size.image_size, 2**40), size.batch_size, num_workers=2))
+    return Case("images", num_batches * size.batch_size, {
+        "vqim": lambda: _last(torch.from_numpy(next(ours)["images"]) for _ in range(num_batches)),
+        "torch's DataLoader": lambda: _last(next(theirs) for _ in range(num_batches))})
 
 
 def encode(size: Size, runtime: Runtime) -> Case:
@@ -248,6 +297,11 @@ def _apply(model: nn.Module, method: str, x: Tensor, runtime: Runtime) -> Callab
     return lambda: apply(getattr(model, method), arrays, x, Context(runtime.kernels))
 
 
+def _last(batches: Iterable[Tensor]) -> Tensor:
+    *_, last = batches
+    return last
+
+
 def _no_gradients(case: Case) -> Case:
     """The same calls under torch.no_grad."""
     return dataclasses.replace(case, contestants={
@@ -283,5 +337,5 @@ def _tokens(size: Size, runtime: Runtime) -> Tensor:
 
 CASES: dict[str, Callable[[Size, Runtime], Case]] = {
     "sample_ar": sample_ar, "sample_masked": sample_masked, "train_tokenizer": train_tokenizer,
-    "train_prior": train_prior, "encode": encode, "decode": decode,
+    "train_cnn": train_cnn, "train_prior": train_prior, "encode": encode, "decode": decode, "data": data,
 }

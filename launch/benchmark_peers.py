@@ -2,10 +2,14 @@
 
     B batch, T tokens, S tokens of an image, D width, N heads, H head dimension, V vocabulary
 """
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
+from torchvision import transforms
 
 TRANSFORMERS = "transformers (vqim[bench]) is not installed"
 
@@ -91,6 +95,14 @@ class PlainPrior(nn.Module):
         return tokens_BS
 
 
+def quantize(latents: Tensor, table: nn.Embedding) -> tuple[Tensor, Tensor]:
+    """The nearest of unit-length codes [..., 32], with gradients for the latents, and the two terms of the codebook."""
+    tokens = (latents @ F.normalize(table.weight, dim=-1).T).argmax(-1)
+    codes = F.normalize(table(tokens), dim=-1)
+    quantizing = F.mse_loss(codes, latents.detach()) + 0.25 * F.mse_loss(latents, codes.detach())
+    return latents + (codes - latents).detach(), quantizing
+
+
 class PlainTokenizer(nn.Module):
     """A ViT-VQGAN: patches, blocks, the nearest of unit-length codes, blocks, patches."""
 
@@ -123,11 +135,8 @@ class PlainTokenizer(nn.Module):
 
     def loss(self, images_BCHW: Tensor) -> Tensor:
         """Squared error, and the two terms of the codebook."""
-        latents = self.latents(images_BCHW)
-        tokens = (latents @ F.normalize(self.codes.weight, dim=-1).T).argmax(-1)
-        codes = F.normalize(self.codes(tokens), dim=-1)
-        quantizing = F.mse_loss(codes, latents.detach()) + 0.25 * F.mse_loss(latents, codes.detach())
-        return F.mse_loss(self._draw(latents + (codes - latents).detach()), images_BCHW) + quantizing
+        codes, quantizing = quantize(self.latents(images_BCHW), self.codes)
+        return F.mse_loss(self._draw(codes), images_BCHW) + quantizing
 
     def _draw(self, codes_BSZ: Tensor) -> Tensor:
         pixels = self.pixels(self._tower(1, self.widen(codes_BSZ)))
@@ -139,3 +148,95 @@ class PlainTokenizer(nn.Module):
             x_BSD = block(x_BSD, False)
         out: Tensor = self.heads[which](self.norms[which](x_BSD))
         return out
+
+
+class PlainResidual(nn.Module):
+    """Norm, swish, convolution, twice; beside it the input, by a 1x1 convolution where channels change."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.norms = nn.ModuleList([nn.GroupNorm(32, channels, 1e-6) for channels in (before, after)])
+        self.convs = nn.ModuleList([nn.Conv2d(channels, after, 3, padding=1) for channels in (before, after)])
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, before, H, W] to [B, after, H, W]."""
+        y_BCHW = x_BCHW
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            y_BCHW = conv(F.silu(norm(y_BCHW)))
+        summed: Tensor = self.skip(x_BCHW) + y_BCHW
+        return summed
+
+
+class PlainAttention(nn.Module):
+    """Attention with one head over all pixels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, 1e-6)
+        self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] to the same shape."""
+        q, k, v = rearrange(self.qkv(self.norm(x_BCHW)), "b (n c) h w -> n b (h w) c", n=3)
+        attended = rearrange(F.scaled_dot_product_attention(q, k, v), "b (h w) c -> b c h w", h=x_BCHW.shape[2])
+        summed: Tensor = x_BCHW + self.out(attended)
+        return summed
+
+
+class PlainCNN(nn.Module):
+    """VQGAN's encoder and decoder with unit-length codes of 32 dimensions between them."""
+
+    def __init__(self, channels: int, multipliers: tuple[int, ...], width: int, vocabulary: int):
+        super().__init__()
+        widths = [channels * multiplier for multiplier in multipliers]
+        last = widths[-1]
+        middle = [PlainResidual(last, last), PlainAttention(last), PlainResidual(last, last)]
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1)]
+        for i, (before, after) in enumerate(zip([channels, *widths], widths, strict=False)):
+            is_last = i == len(widths) - 1
+            for inputs in (before, after):
+                layers += [PlainResidual(inputs, after), *([PlainAttention(after)] if is_last else [])]
+            layers += [] if is_last else [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(after, after, 3, stride=2)]
+        self.encoder = nn.Sequential(*layers, *middle, *_out(last, width))
+        layers = [nn.Conv2d(width, last, 3, padding=1), PlainResidual(last, last), PlainAttention(last),
+                  PlainResidual(last, last)]
+        reverse = widths[::-1]
+        for i, (before, after) in enumerate(zip([last, *reverse], reverse, strict=False)):
+            for inputs in (before, after, after):
+                layers += [PlainResidual(inputs, after), *([PlainAttention(after)] if i == 0 else [])]
+            layers += [] if i == len(reverse) - 1 else [
+                nn.Upsample(scale_factor=2), nn.Conv2d(after, after, 3, padding=1)]
+        self.decoder = nn.Sequential(*layers, *_out(reverse[-1], 3))
+        self.narrow, self.widen = nn.Linear(width, 32), nn.Linear(32, width)
+        self.codes = nn.Embedding(vocabulary, 32)
+
+    def loss(self, images_BCHW: Tensor) -> Tensor:
+        """Squared error, and the two terms of the codebook."""
+        latents = self.narrow(rearrange(self.encoder(2 * images_BCHW - 1), "b d h w -> b h w d"))
+        codes, quantizing = quantize(F.normalize(latents, dim=-1), self.codes)
+        drawn_BCHW = self.decoder(rearrange(self.widen(codes), "b h w d -> b d h w"))
+        return F.mse_loss((drawn_BCHW + 1) / 2, images_BCHW) + quantizing
+
+
+def _out(before: int, after: int) -> list[nn.Module]:
+    return [nn.GroupNorm(32, before, 1e-6), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1)]
+
+
+class PlainImages(torch.utils.data.Dataset[Tensor]):
+    """Image files, decoded by Pillow, a random part of each scaled and flipped, as torchvision does it."""
+
+    def __init__(self, folder: Path, image_size: int, num_images: int):
+        self.files = sorted(folder.rglob("*.jpg"))
+        self.num_images = num_images
+        self.transform = transforms.Compose([
+            transforms.RandomResizedCrop(image_size, (0.8, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(), transforms.PILToTensor()])
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, number: int) -> Tensor:
+        with Image.open(self.files[number % len(self.files)]) as image:
+            found: Tensor = self.transform(image.convert("RGB"))
+        return found

@@ -1,16 +1,20 @@
 """The benchmark: its command, how it times, and that the plain peers do the work that they stand for."""
 import json
+import math
 import time
 
 import pytest
 import torch
 
-from launch.benchmark_cases import Case
-from launch.benchmark_peers import PlainPrior, PlainTokenizer
+from launch.benchmark_cases import SIZES, Case
+from launch.benchmark_peers import PlainCNN, PlainPrior, PlainTokenizer
 from launch.benchmark_timing import measure, peak_memory
+from vqim.nn.module import arrays_spec
 from vqim.runtime.torch import TorchRuntime
+from vqim.tokenizer.cnn import CNNDecoder, CNNEncoder
 
-OURS = {"sample_ar": 8, "sample_masked": 8, "train_tokenizer": 2, "train_prior": 2, "encode": 2, "decode": 2,
+OURS = {"sample_ar": 8, "sample_masked": 8, "train_tokenizer": 2, "train_cnn": 2, "train_prior": 2, "encode": 2,
+        "decode": 2, "data": 256,
         "optimizer": 2 * (2 * 32 * 128 + 32)}
 """What a call of each case does at the tiny size: tokens, images or parameters."""
 
@@ -27,6 +31,18 @@ def test_all_cases_run_at_the_tiny_size(verbs):
         assert set(case["missing"]) <= {"transformers GPT-2"}
         assert ("transformers GPT-2" in case["missing"]) != any("GPT-2" in name for name in rows) or (
             case["case"] not in ("sample_ar", "train_prior"))
+
+
+def test_the_plain_cnn_has_as_many_parameters_as_ours():
+    size = SIZES["tiny"]
+    channels, multipliers = size.cnn
+    plain = PlainCNN(channels, multipliers, size.width, size.vocabulary)
+    encoder, decoder = (network(channels, multipliers, 2, size.width) for network in (CNNEncoder, CNNDecoder))
+    ours = sum(math.prod(leaf.shape) for network in (encoder, decoder) for leaf in arrays_spec(network).values())
+    theirs = sum(array.numel() for network in (plain.encoder, plain.decoder) for array in network.parameters())
+    assert ours == theirs
+    assert plain.loss(torch.rand(2, 3, size.image_size, size.image_size)).isfinite()
+    assert plain.encoder(torch.zeros(1, 3, 8, 8)).shape == (1, 32, 2, 2)
 
 
 def test_an_unknown_case_is_refused(verbs):
