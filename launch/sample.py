@@ -94,7 +94,7 @@ def main() -> None:
     if rate < 1 and FIRST.value:
         raise ConfigError("--first is for samples that are all written: which of a class a classifier accepts, it "
                           f"decides of all of them; got --first={FIRST.value} and sample.acceptance_rate = {rate}")
-    out = _output(run, labels_N, is_plain=edit is None and run is own_decoder)
+    out = _output(run, labels_N, is_edit=edit is not None)
     # Candidates of a class follow one another, so that it is complete before the next one is drawn.
     classes, counts = np.unique(labels_N, return_counts=True)
     candidates_M = labels_N if judge is None else np.repeat(classes, [num_needed(count, rate) for count in counts])
@@ -113,8 +113,8 @@ def main() -> None:
             kept_B = accept(judge(images_BHWC, labels_B)[0], labels_B, rate)
             images_BHWC, labels_B = images_BHWC[kept_B], labels_B[kept_B]
             tokens_BPK = None if tokens_BPK is None else tokens_BPK[kept_B]
-        others = (own_decoder.images(tokens_BPK) if run is not own_decoder and tokens_BPK is not None
-                  else [None] * len(labels_B))
+        beside = run is not own_decoder and isinstance(out, SampleFolder) and tokens_BPK is not None
+        others = own_decoder.images(tokens_BPK) if beside else [None] * len(labels_B)
         for image, label, other in zip(images_BHWC, labels_B.tolist(), others, strict=True):
             out.add(FIRST.value + next(places[label]), image, label, other)
         num_drawn += len(labels_B)
@@ -127,15 +127,14 @@ def main() -> None:
             print(edit.note())
 
 
-def _output(run: Trained, labels_N: np.ndarray, is_plain: bool) -> Output:
+def _output(run: Trained, labels_N: np.ndarray, is_edit: bool) -> Output:
     """Where the images go; ConfigError if they cannot go there."""
     writes = run.runtime.process_index == 0  # every process has all images
     path = Path(os.path.expanduser(OUT.value)) if OUT.value else Path(session.run_directory()) / "samples"
     if path.suffix != ".npz":
         return SampleFolder(path, FIRST.value, run.facts.class_names, OVERWRITE.value, writes)
-    if not is_plain:
-        raise ConfigError(f"--out must be a folder with --image or --tokenizer_run, whose images are to be looked at "
-                          f"side by side; got {path}")
+    if is_edit:
+        raise ConfigError(f"--out must be a folder with --image, whose original is put beside the others; got {path}")
     return SampleFile(path, FIRST.value, labels_N, run.tokenizer.image_size, OVERWRITE.value, writes)
 
 
