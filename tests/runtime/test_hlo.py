@@ -66,6 +66,21 @@ def module():
     return Module(LOOP)
 
 
+def test_an_update_in_place_moves_the_update_and_not_what_it_is_written_into():
+    text = """HloModule update, is_scheduled=true
+
+ENTRY %main (cache: bf16[36,8,1024], entry: bf16[36,8,1], place: s32[]) -> bf16[36,8,1024] {
+  %cache = bf16[36,8,1024]{2,1,0} parameter(0)
+  %entry = bf16[36,8,1]{2,1,0} parameter(1)
+  %place = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %written = bf16[36,8,1024]{2,1,0} dynamic-update-slice(%cache, %entry, %zero, %zero, %place)
+}
+"""
+    (computation, instruction), = [(name, one) for name, one, _ in Module(text).executed() if one.name == "written"]
+    assert Module(text).hbm_bytes(computation, instruction) == 2 * 2 * 36 * 8
+
+
 def test_the_body_of_a_loop_counts_as_often_as_its_condition_lets_it_run(module):
     runs = {instruction.name: times for _, instruction, times in module.executed()}
     assert runs["fusion"] == runs["strange"] == 36 and runs["reduced"] == 1

@@ -35,11 +35,12 @@ class Kernels(Protocol):
         """x @ kernel + bias, in x's dtype."""
         ...
 
-    def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> Any:
+    def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool, num_bytes: int = 0) -> Any:
         """One array of each of L layers as `scan`'s loops take it fastest, for many products with few rows in `dtype`.
 
-        With torch.int8, kernels are rounded to 8 bits, and the rows that `linear` multiplies with them to 7; only on a
-        CPU. What it makes of a kernel only `linear` reads. There is no gradient."""
+        None where that is as it is. All kernels of the network have `num_bytes` in this dtype. With torch.int8, kernels
+        are rounded to 8 bits, and the rows that `linear` multiplies with them to 7; only on a CPU. What it makes of a
+        kernel only `linear` reads. There is no gradient."""
         ...
 
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:

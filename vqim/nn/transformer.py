@@ -124,12 +124,10 @@ class Stack(nn.Module):
 def lay_out_stacks(
     module: nn.Module, arrays: Mapping[str, Tensor], kernels: Kernels, dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """A module's arrays for many calls of `Stack.step`: those of its stacks as `Kernels.lay_out` makes them, once."""
-    laid_out: dict[str, Any] = dict(arrays)
-    for path, stack in module.named_modules():
-        if isinstance(stack, Stack):
-            prefix = f"{path.replace('.', '/')}/"
-            names = {f"{prefix}{name}" for name in stack.kernel_names()}
-            laid_out |= {name: kernels.lay_out(array_L, dtype, is_kernel=name in names)
-                         for name, array_L in arrays.items() if name.startswith(prefix)}
-    return laid_out
+    """Arrays for many calls of `Stack.step` in the place of a module's own: those that `Kernels.lay_out` makes anew."""
+    stacks = {f"{path.replace('.', '/')}/": part for path, part in module.named_modules() if isinstance(part, Stack)}
+    names = {f"{prefix}{name}" for prefix, stack in stacks.items() for name in stack.kernel_names()}
+    num_bytes = sum(arrays[name].numel() for name in names) * dtype.itemsize
+    laid_out = {name: kernels.lay_out(array_L, dtype, is_kernel=name in names, num_bytes=num_bytes)
+                for name, array_L in arrays.items() if name.startswith(tuple(stacks))}
+    return {name: made for name, made in laid_out.items() if made is not None}

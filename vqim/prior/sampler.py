@@ -3,6 +3,7 @@
     B images in a batch, N positions, K codes a position, S = N K draws, V vocabulary
 """
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,9 @@ class _StepwiseDraw:
         self._has_branch = has_branch(sampler.guidance, sampler.guidance_schedule)
         self._has_top_p = sampler.top_p is not None and sampler.top_p < 1  # at 1, rounding would remove the far tail
         self._program = runtime.compile(self._step)
+        assert isinstance(prior, nn.Module)
+        self._lay_out = runtime.compile(functools.partial(
+            lay_out_stacks, prior, kernels=runtime.kernels, dtype=torch.int8 if sampler.int8 else dtype))
 
     def __call__(
         self, arrays: State, labels_B: np.ndarray, numbers_B: np.ndarray, seed: int,
@@ -100,9 +104,7 @@ class _StepwiseDraw:
         num_sequences = (2 if self._has_branch else 1) * self._batch_size
         empty = self._prior.empty_cache(num_sequences, self._dtype, device["drawn"].device)
         cache = dict(zip(empty, runtime.cut(list(empty.values()), axis=1), strict=True))
-        assert isinstance(self._prior, nn.Module)
-        layout_dtype = torch.int8 if sampler.int8 else self._dtype
-        arrays = lay_out_stacks(self._prior, arrays, runtime.kernels, layout_dtype)
+        arrays = {**arrays, **self._lay_out(arrays)}
         settings = {"temperature": sampler.temperature, "top_p": sampler.top_p or 1.0}
         num_steps = self._prior.num_steps
         for step in range(num_steps):

@@ -209,6 +209,8 @@ class Module:
         """The bytes that an instruction reads from and writes to HBM; for an array that is only sliced, its slices."""
         here = self.computations[computation]
         operands = [here[name] for name in instruction.operands if name in here]
+        if instruction.opcode == "dynamic-update-slice":  # in place: it reads and writes the update
+            return 2.0 * sum(array.num_bytes for array in operands[1].results if array.in_hbm)
         inner = self.computations[instruction.called("calls")[0]] if instruction.opcode == "fusion" else {}
         parameters = {int(re.match(r"\((\d+)\)", one.attributes)[1]): name  # type: ignore[index]
                       for name, one in inner.items() if one.opcode == "parameter"}

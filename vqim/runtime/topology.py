@@ -139,17 +139,21 @@ class TopologyRuntime(XlaRuntime):
                 for array in arrays]
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that is recorded at its first call; later calls return the first call's results."""
+        """A function that is recorded at its first call with certain numbers, which are those of a program of its own.
+
+        Later calls with them return the first call's results.
+        """
         trace = super().compile(function)
-        results: list[Any] = []
+        results: dict[tuple[int, ...], Any] = {}
         name = getattr(getattr(function, "func", function), "__qualname__", "").split(".<locals>")[0]
 
         def run(*args: Any) -> Any:
-            if not results:
+            numbers = tuple(arg for arg in args if isinstance(arg, int))
+            if numbers not in results:
                 self._tracing = name
                 with named_modules():
-                    results.append(trace(*args))
-            return results[0]
+                    results[numbers] = trace(*args)
+            return results[numbers]
 
         return run
 
@@ -176,6 +180,8 @@ class TopologyRuntime(XlaRuntime):
         """
         pending = list({id(tensor): tensor for tensor in tensors
                         if not torch_xla._XLAC._is_placecholder(tensor)}.values())
+        if not pending:
+            return
         numbers, _ = torch_xla._XLAC._get_tensors_xla_device_data_node(pending)
         results, aliases = [], {}
         for position, tensor in enumerate(pending):

@@ -59,7 +59,9 @@ class TorchKernels:
             return torch.ops.mkldnn._linear_pointwise(x_I, kernel_IO, bias_O.to(x_I.dtype), "none", [], "")
         return plain_linear(x_I, kernel_IO, bias_O)
 
-    def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> list[Any]:
+    def lay_out(
+        self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool, num_bytes: int = 0,
+    ) -> list[Any]:
         """A list of the layers' arrays; on a CPU, kernels in the order in which oneDNN reads them.
 
         torch's own product (MKL) of 8 rows with a matrix reads it at about half of the memory's speed (AMD EPYC).

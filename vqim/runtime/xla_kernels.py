@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch_xla
 import torch_xla.core.xla_model as xm
+import torch_xla.core.xla_op_registry as xor
 import torch_xla.distributed.spmd as xs
 from torch import Tensor
 
@@ -26,6 +27,12 @@ BATCH_AXES = ("data", "fsdp")
 
 HEADS = (BATCH_AXES, None, "tensor")
 """How queries, keys and values with heads side by side, [B, T, N * H], are cut."""
+
+WHOLE_BYTES = 8 * 2**30
+"""The most that kernels may take on every device while tokens are drawn; larger ones are gathered in every step."""
+
+LEAST_REACH = 64
+"""The smallest part of a cache that is worth a program of its own."""
 
 LONG_SEQUENCE = 256
 """The sequence length from which on 'auto' uses flash attention."""
@@ -86,11 +93,19 @@ class XlaKernels:
             return plain_linear(x_I, kernel_IO, bias_O)
         return Linear.apply(x_I, kernel_IO, bias_O, self._gradient_dtype)
 
-    def lay_out(self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool) -> Tensor:
-        """As it is: the compiler lays arrays out."""
+    def lay_out(
+        self, array_L: Tensor, dtype: torch.dtype, *, is_kernel: bool, num_bytes: int = 0,
+    ) -> Tensor | None:
+        """Kernels in this dtype, and whole on every device, if all of them have at most `WHOLE_BYTES`.
+
+        Otherwise each step would cast them, and gather those that are cut over devices. `Runtime.compile` makes whole
+        what it returns.
+        """
         if dtype == torch.int8:
             raise ValueError("int8 kernels need the torch runtime on a CPU, this is the xla runtime")
-        return array_L
+        sizes = self._mesh.shape()
+        is_as_wanted = array_L.dtype == dtype and sizes["fsdp"] == sizes["tensor"] == 1
+        return array_L.to(dtype) if is_kernel and not is_as_wanted and num_bytes <= WHOLE_BYTES else None
 
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
         """GELU and dropout, computed once together with the derivative."""
@@ -108,14 +123,16 @@ class XlaKernels:
         return keep
 
     def reach(self, filled: int, length: int) -> int:
-        """All of them: one program serves every step."""
-        return length
+        """Of unrolled layers a quarter, a half, three quarters or all of a long cache: each is a program of its own.
+
+        A loop reads all of it: it cuts each layer's cache out of those of all layers as a whole.
+        """
+        part = max(LEAST_REACH, -(-length // 4)) if self._unroll else length
+        return min(length, -(-max(filled, 1) // part) * part)
 
     def write(self, cache: Tensor, entry: Tensor, axis: int, place: Tensor) -> None:
-        """One elementwise operation over the cache, which can stay cut over the devices."""
-        places = torch.arange(cache.shape[axis], device=cache.device)
-        here = (places == place).reshape([-1 if i == axis else 1 for i in range(cache.ndim)])
-        cache.copy_(torch.where(here, entry, cache))
+        """In place: all else of the cache stays where it is, cut over the devices as it was."""
+        cache.copy_(_UPDATE(cache, entry.to(cache.dtype), place.long(), axis=axis))
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """A product of parts that a TPU multiplies exactly; it would round whole float32 factors."""
@@ -166,6 +183,15 @@ class XlaKernels:
         bits = keys * 0x7FEB352D
         # A shift to the right as in `mix_bits`.
         return (bits ^ ((bits & -0x8000) >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
+
+
+def _update(cache: Any, entry: Any, place: Any, *, axis: int) -> Any:
+    """XLA's dynamic-update-slice, which no operation of PyTorch is lowered to for a place on the device."""
+    starts = [place if i == axis else place.zeros_like() for i in range(len(cache.shape().sizes))]
+    return cache.dynamic_update_slice(entry, starts)
+
+
+_UPDATE = xor.register("vqim_update", _update)
 
 
 def _along(axis: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
