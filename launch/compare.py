@@ -63,17 +63,19 @@ WRITE_STATISTICS = absl_flags.DEFINE_string(
 
 def main(paths: Sequence[str]) -> None:
     """Measures one or two sets, or compares runs."""
-    _check_outputs()
-    if len(paths) > 1 and all(is_run(path) for path in paths) and not WRITE_STATISTICS.value:
+    out, report, statistics = (_output(flag) for flag in (OUT, REPORT, WRITE_STATISTICS))
+    if statistics and not statistics.endswith(".npz"):
+        raise ConfigError(f"--write_statistics must end in .npz, got {statistics}")
+    if len(paths) > 1 and all(is_run(path) for path in paths) and not statistics:
         try:
-            compare_runs(paths, _file(OUT), _file(REPORT))
+            compare_runs(paths, out, report)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return
-    if REPORT.value:
+    if report:
         raise ConfigError("--report is of runs that stand beside each other; got "
                           f"{', '.join(path for path in paths if not is_run(path)) or 'one run'}")
-    expected = 1 if WRITE_STATISTICS.value else 2
+    expected = 1 if statistics else 2
     if len(paths) != expected:
         raise ConfigError(f"expected {expected} set{'s' * (expected > 1)} of images, a folder or an .npz file each; "
                           f"got {len(paths)}: {', '.join(paths) or 'none'}")
@@ -85,27 +87,20 @@ def main(paths: Sequence[str]) -> None:
             raise ValueError(f"sets of images of different sizes cannot be compared: {said}. Give --image_size, which "
                              "crops and scales both")
         extractors = _extractors(next(iter(sizes.values()), (1, 1)))
-        if WRITE_STATISTICS.value:
-            _write(sets[0], extractors, _file(WRITE_STATISTICS) or "")
+        if statistics:
+            _write(sets[0], extractors, statistics)
         else:
-            _compare(_measure(sets[0], extractors), _measure(sets[1], extractors), extractors)
+            _compare(_measure(sets[0], extractors), _measure(sets[1], extractors), extractors, out)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
 
 
-def _file(flag: absl_flags.FlagHolder[str | None]) -> str | None:
-    """A flag's path, where ~ is the user's own folder."""
-    return os.path.expanduser(flag.value) if flag.value else None
-
-
-def _check_outputs() -> None:
-    """Raises ConfigError where a file could not be written: before the work, not after it."""
-    for flag in (OUT, REPORT, WRITE_STATISTICS):
-        path = _file(flag)
-        if path and not Path(path).absolute().parent.is_dir():
-            raise ConfigError(f"--{flag.name}: there is no folder for {path}; make it first")
-    if WRITE_STATISTICS.value and not WRITE_STATISTICS.value.endswith(".npz"):
-        raise ConfigError(f"--write_statistics must end in .npz, got {WRITE_STATISTICS.value}")
+def _output(flag: absl_flags.FlagHolder[str | None]) -> str | None:
+    """A flag's path, where ~ is the user's own folder; ConfigError if there is no folder for it, before any work."""
+    path = os.path.expanduser(flag.value) if flag.value else None
+    if path and not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"--{flag.name}: there is no folder for {path}; make it first")
+    return path
 
 
 def _open(path: str) -> ImageSet | Path:
@@ -114,8 +109,8 @@ def _open(path: str) -> ImageSet | Path:
         return Path(path)
     folder = samples_of(path) if is_run(path) else path
     # Beside its samples, launch.sample writes what shows several of them.
-    has_grid = (Path(folder) / "grid.png").is_file()
-    return open_images(folder, IMAGE_SIZE.value, BATCH_SIZE.value, SAMPLE if has_grid else None)
+    are_samples = is_run(path) or (Path(folder) / "grid.png").is_file()
+    return open_images(folder, IMAGE_SIZE.value, BATCH_SIZE.value, SAMPLE if are_samples else None)
 
 
 def _extractors(image_size: tuple[int, int]) -> list[Extractor]:
@@ -171,7 +166,7 @@ def _write(images: ImageSet | Path, extractors: Sequence[Extractor], path: str) 
     print(f"{path}: {measured.count} images of {measured.image_size} in {key}")
 
 
-def _compare(images: Measured, reference: Measured, extractors: Sequence[Extractor]) -> None:
+def _compare(images: Measured, reference: Measured, extractors: Sequence[Extractor], out: str | None) -> None:
     results, notes = compare_sets(images, reference, extractors)
     if not results:
         raise ValueError(f"{images.name} and {reference.name} have nothing in common to compare: {'; '.join(notes)}")
@@ -186,7 +181,7 @@ def _compare(images: Measured, reference: Measured, extractors: Sequence[Extract
         print(f"extractor: {network['extractor']}; weights {network['weights']}")
     for note in notes:
         print(f"note: {note}")
-    if out := _file(OUT):
+    if out:
         Path(out).write_text(json.dumps({
             "results": results, "protocol": {**protocol, "extractors": described}, "notes": notes}, indent=2) + "\n")
 

@@ -145,7 +145,7 @@ class OneBatch:
 
 
 def trace_sampling(experiment: Any, runtime: Any) -> list[compile_report.Program]:
-    """The programs of launch.sample for a batch: the step that makes one draw, and the decoder."""
+    """The programs of launch.sample for a batch: weights made whole, the step that makes one draw, the decoder."""
     from vqim.evaluation.samples import bind_sampler, draw_batches
     from vqim.runtime.topology import NothingComputedError
     from vqim.state import sections

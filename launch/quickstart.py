@@ -220,7 +220,7 @@ def _distances(
         for measure, network in networks:
             if measure in values:  # fwd needs sides in multiples of 16
                 numbers[f"{name}_{measure}"] = values[measure]
-                protocols[f"{name}_{measure}"] = said | network
+                protocols[f"{name}_{measure}"] = {word: str(value) for word, value in said.items()} | network
     return numbers, protocols
 
 

@@ -113,10 +113,11 @@ def main() -> None:
             kept_B = accept(judge(images_BHWC, labels_B)[0], labels_B, rate)
             images_BHWC, labels_B = images_BHWC[kept_B], labels_B[kept_B]
             tokens_BPK = None if tokens_BPK is None else tokens_BPK[kept_B]
-        beside = run is not own_decoder and isinstance(out, SampleFolder) and tokens_BPK is not None
-        others = own_decoder.images(tokens_BPK) if beside else [None] * len(labels_B)
-        for image, label, other in zip(images_BHWC, labels_B.tolist(), others, strict=True):
-            out.add(FIRST.value + next(places[label]), image, label, other)
+        numbers = [FIRST.value + next(places[label]) for label in labels_B.tolist()]
+        pairs = run is not own_decoder and tokens_BPK is not None and any(map(out.shows_pair, numbers))
+        others = own_decoder.images(tokens_BPK) if pairs else [None] * len(labels_B)
+        for number, image, label, other in zip(numbers, images_BHWC, labels_B.tolist(), others, strict=True):
+            out.add(number, image, label, other)
         num_drawn += len(labels_B)
         logging.info("%d of %d images", num_drawn, len(labels_N))
     out.finish()

@@ -32,6 +32,10 @@ class Output(Protocol):
 
     path: Path
 
+    def shows_pair(self, number: int) -> bool:
+        """Whether it wants this image by the prior's own decoder too, where another run's decoder makes it."""
+        ...
+
     def add(self, number: int, image_HWC: np.ndarray, label: int, by_own_decoder_HWC: np.ndarray | None) -> None:
         """Takes image number `number`, of a class or -1; and the same tokens by the prior's own decoder, if asked."""
         ...
@@ -46,7 +50,8 @@ class SampleFolder:
 
     Args:
       path: the folder; it is made.
-      first: the number of the first image; older samples from this number on stand in the way.
+      first: the number of the first image; older samples from this number on stand in the way. What shows several of
+        them is made anew where samples with smaller numbers say that it is of launch.sample.
       class_names: the names of the classes, for the files' names.
       overwrite: whether such older samples are removed, or refused.
       writes: False for processes that have the same images as another one, which writes them.
@@ -56,19 +61,26 @@ class SampleFolder:
     """
 
     def __init__(self, path: Path, first: int, class_names: Sequence[str], overwrite: bool, writes: bool):
-        self.path, self._names, self._writes = path, class_names, writes
+        self.path, self._first, self._names, self._writes = path, first, class_names, writes
         self._shown: dict[int, np.ndarray] = {}
         self._pairs: dict[int, np.ndarray] = {}
         if path.exists() and not path.is_dir():
             raise ConfigError(f"--out must be a folder, or a file that ends in .npz; {path} is a file")
-        found = {file: SAMPLE.fullmatch(file.name) for file in path.glob("*.png")}
-        older = [file for file, match in found.items() if match and int(match[1]) >= first]
-        if older and not overwrite:
-            raise ConfigError(f"--out must hold no older samples; {path} has {len(older)}. --overwrite removes them")
+        numbers = {file: int(match[1]) for file in path.glob("*.png") if (match := SAMPLE.fullmatch(file.name))}
+        older = [file for file, number in numbers.items() if number >= first]
+        shown = [file for name in ("grid.png", "original.png", "compare.png") if (file := path / name).exists()]
+        in_the_way = older if len(older) < len(numbers) else [*older, *shown]
+        if in_the_way and not overwrite:
+            raise ConfigError(f"--out must hold no older samples; {path} has {len(in_the_way)}. --overwrite removes "
+                              "them")
         if writes:
-            for file in [*older, *(path / name for name in ("grid.png", "original.png", "compare.png"))]:
-                file.unlink(missing_ok=True)
+            for file in [*older, *shown]:
+                file.unlink()
             path.mkdir(parents=True, exist_ok=True)
+
+    def shows_pair(self, number: int) -> bool:
+        """See `Output`."""
+        return number < self._first + MAX_SHOWN
 
     def add(self, number: int, image_HWC: np.ndarray, label: int, by_own_decoder_HWC: np.ndarray | None) -> None:
         """See `Output`."""
@@ -76,9 +88,10 @@ class SampleFolder:
             return
         word = self._names[label].replace(" ", "_").replace("/", "_") if label >= 0 else "any"
         Image.fromarray(image_HWC).save(self.path / f"{number:05d}_{word}.png")
-        self._show(self._shown, number, image_HWC)
-        if by_own_decoder_HWC is not None:
-            self._show(self._pairs, number, np.concatenate([by_own_decoder_HWC, image_HWC]))
+        if number < self._first + MAX_SHOWN:
+            self._shown[number] = image_HWC
+            if by_own_decoder_HWC is not None:
+                self._pairs[number] = np.concatenate([by_own_decoder_HWC, image_HWC])
 
     def finish(self) -> None:
         """See `Output`."""
@@ -86,12 +99,6 @@ class SampleFolder:
             if images:
                 Image.fromarray(image_grid(np.stack([images[number] for number in sorted(images)]))).save(
                     self.path / name)
-
-    def _show(self, kept: dict[int, np.ndarray], number: int, image_HWC: np.ndarray) -> None:
-        """Keeps the images with the smallest numbers."""
-        kept[number] = image_HWC
-        if len(kept) > MAX_SHOWN:
-            del kept[max(kept)]
 
 
 class SampleFile:
@@ -118,6 +125,10 @@ class SampleFile:
         if writes and not path.absolute().parent.is_dir():
             raise ConfigError(f"--out: there is no folder for {path}; make it first")
         self._file = ImagesFile(path, image_size, labels_N) if writes else None
+
+    def shows_pair(self, number: int) -> bool:
+        """See `Output`."""
+        return False
 
     def add(self, number: int, image_HWC: np.ndarray, label: int, by_own_decoder_HWC: np.ndarray | None) -> None:
         """See `Output`."""

@@ -153,9 +153,14 @@ def test_samples_are_not_mixed_with_older_ones(verbs, runs):
     assert verbs("sample", *flags).code == 0
     (verbs.directory / "samples/notes.png").write_text("mine")
     done = verbs("sample", *flags)
-    assert done.code == 2 and "--out must hold no older samples; samples has 2. --overwrite removes them" in done.err
+    assert done.code == 2 and "--out must hold no older samples; samples has 3. --overwrite removes them" in done.err
     assert verbs("sample", *flags, "--num_images=1", "--overwrite").code == 0
     assert len(list((verbs.directory / "samples").glob("*.png"))) == 3
+    (verbs.directory / "pictures").mkdir()
+    (verbs.directory / "pictures/grid.png").write_text("mine")
+    for first in ("--first=0", "--first=5"):  # no samples say that it is of launch.sample
+        assert "pictures has 1" in verbs("sample", *flags, "--out=pictures", first).err
+    assert (verbs.directory / "pictures/grid.png").read_text() == "mine"
 
 
 def test_an_evaluation_may_write_elsewhere_and_says_where_it_cannot(verbs, runs, files):

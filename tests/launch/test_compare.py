@@ -56,7 +56,7 @@ def test_a_folder_and_an_npz_file_of_the_same_images_are_at_distance_0(compare):
     assert all(abs(value) < 1e-6 for name, value in found["results"].items() if name in ("fwd", "proxy_fid"))
     said = found["protocol"]
     assert said["images"].split("images ")[-1] == said["reference"].split("images ")[-1]  # one fingerprint
-    assert (said["count"], said["image size"], said["crop"]) == ("12", "32x32", "none")
+    assert (said["count"], said["image size"], said["crop"]) == (12, "32x32", "none")
 
 
 def test_other_sets_are_apart_and_other_batches_change_nothing(compare):

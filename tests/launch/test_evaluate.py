@@ -117,4 +117,4 @@ def test_a_run_and_a_folder_of_samples_stand_for_these_without_their_grid(verbs,
     done = verbs("compare", "runs/debug/prior", "alone", "--out=same.json")
     assert done.code == 0, done.err
     found = json.loads((verbs.directory / "same.json").read_text())
-    assert found["protocol"]["count"] == "12" and found["results"]["fwd"] < 1e-9
+    assert found["protocol"]["count"] == 12 and found["results"]["fwd"] < 1e-9

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 _BLOCK_ROWS = 1024  # few enough to be held four times, enough for an efficient matrix product
-_BLOCK_COLUMNS = 256
+_BLOCK_COLUMNS = 256  # of a product that takes the place of its factor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,11 +144,11 @@ def compare_sets(
     return results, notes
 
 
-def comparison_protocol(images: Measured, reference: Measured, crop: str = "none") -> dict[str, str]:
+def comparison_protocol(images: Measured, reference: Measured, crop: str = "none") -> dict[str, str | int]:
     """How two sets were compared, but for the networks, which describe themselves."""
     return {"compares": "a set of images with a reference", "images": f"{images.name}: {images.fingerprint}",
-            "count": str(images.count), "reference": f"{reference.name}: {reference.fingerprint}",
-            "reference count": str(reference.count or "not said"), "image size": images.image_size, "crop": crop,
+            "count": images.count, "reference": f"{reference.name}: {reference.fingerprint}",
+            "reference count": reference.count or "not said", "image size": images.image_size, "crop": crop,
             "rounding": "8 bits"}
 
 

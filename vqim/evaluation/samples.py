@@ -115,8 +115,7 @@ class Samples(Pass):
         objective = _of_a_prior(task)
         labels_N, sampler = self.labels(task), self.sampler or objective.sampler
         protocol = {"labels": self._said_of(labels_N) if objective.num_classes else "none",
-                    "sampler": repr(sampler), "seed": str(self.seed),
-                    **dtypes_of(task)}
+                    "sampler": repr(sampler), "seed": str(self.seed), **dtypes_of(task)}
         if self.acceptance.acceptance_rate < 1:
             self._check_acceptance(task)
             protocol["acceptance"] = self.acceptance.describe()

@@ -5,7 +5,7 @@ with a file of statistics.
 
     B batch, C channels, H W image size, P bands, D features
 """
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,9 +130,9 @@ class _FeatureTally:
             reference, protocol = self._real_set.statistics(), self._real.protocol()
         found = compare(images, reference, self._metric.measures) | self._images.inception_score()
         results = {named(names, measure): value for measure, value in found.items()}
-        protocol = _protocol(results, self._metric.extractor.describe(), protocol, self._about,
-                             self._images.count)
-        return {**results, f"protocol/{next(iter(results))}": as_text(protocol)}
+        said = {**self._metric.extractor.describe(), **protocol, "rounding": "8 bits"}
+        return {**results, f"protocol/{next(iter(results))}": as_text(
+            of_result(results, self._about.protocol, self._images.count, said))}
 
 
 class WaveletDistance:
@@ -183,9 +183,10 @@ class _WaveletTally:
         if not self._moments:
             raise ValueError("fwd: there was no image: is the split empty?")
         value = wavelet_distance(*(self._moments[name].gaussians(scale()) for name in ("images", _REAL)))
-        described = {"extractor": f"Haar wavelet packets of level {LEVEL}, no network"}
+        said = {"extractor": f"Haar wavelet packets of level {LEVEL}, no network", **self._real.protocol(),
+                "rounding": "8 bits"}
         return {"fwd": value, "protocol/fwd": as_text(
-            _protocol(["fwd"], described, self._real.protocol(), self._about, self._moments["images"].count))}
+            of_result(["fwd"], self._about.protocol, self._moments["images"].count, said))}
 
 
 class _RealImages:
@@ -267,9 +268,3 @@ def _rows(observed: Mapping[str, np.ndarray], name: str, valid_B: np.ndarray) ->
 
 def _count(statistics: Statistics) -> int:
     return statistics.pooled.count if statistics.pooled is not None else 0
-
-
-def _protocol(
-    measures: Iterable[str], extractor: Mapping[str, str], reference: Mapping[str, str], about: About, count: int,
-) -> dict[str, str]:
-    return of_result(measures, about.protocol, count, {**extractor, **reference, "rounding": "8 bits"})
