@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_run_with_the_reason_and_the_checkpoint_before_is_w
     run = runs / "tokenizer"
     before = arrays(run, 40)
     flags = train_flags(TOKENIZER, "runs/debug/tokenizer", "train.num_steps = 45")
-    running = verbs.start("train", *flags, file_size=200_000)
+    running = verbs.start("train", *flags, file_size=22_000)  # less than the largest array has
     running.wait_for("Once more in 5 s")
     running.signal(signal.SIGTERM)  # then it does not wait for minutes
     done = running.end()
