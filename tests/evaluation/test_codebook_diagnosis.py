@@ -44,7 +44,7 @@ def test_distances_are_those_of_numpy_for_any_batches_without_invalid_images(bat
 
 
 def test_codes_far_from_all_latents_are_told_with_their_share_and_entropy():
-    words = health(6, np.ones(6, bool)).diagnosis()
+    words = health(6, np.ones(6, bool)).diagnosis(np.repeat([0, 1], [5, 4]))
     assert words.startswith("4 of 9 codes are unused, entropy 2.")
     assert "outside of the latents" in words and "restart_below = 0.1" in words
 
@@ -53,13 +53,13 @@ def test_codes_far_from_all_latents_are_told_with_their_share_and_entropy():
     (0.3, 0.5, "another code is nearer"), (0.99, 0.5, "few codes serve all"), (0.3, 1.5, "outside of the latents")])
 def test_the_cause_follows_from_the_distances(latent_distance, unused_distance, cause):
     counts_V = np.array([500, 500, 0, 0])
-    assert cause in Health(counts_V, latent_distance, 1.0, unused_distance).diagnosis()
+    assert cause in Health(counts_V, latent_distance, 1.0, unused_distance).diagnosis(np.array([0, 0, 1, 1]))
 
 
 @pytest.mark.parametrize("counts", [[9, 9, 9, 9], [900, 900, 900, 0], [9, 9, 0, 0]])
 def test_no_words_where_few_codes_are_unused_or_the_set_is_too_small_to_tell(counts):
     unused = 0.5 if 0 in counts else None
-    assert Health(np.array(counts), 0.3, 1.0, unused).diagnosis() is None
+    assert Health(np.array(counts), 0.3, 1.0, unused).diagnosis(np.array(counts) == 0) is None
 
 
 def test_a_restored_tally_has_the_same_result():

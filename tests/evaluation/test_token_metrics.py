@@ -61,6 +61,16 @@ def test_one_level_keeps_the_short_names(tokenizer_run, data):
     assert results["codebook/usage_per_batch"] == len(indices[:256].unique()) / 20
 
 
+def test_a_diagnosis_says_for_how_many_evaluations_of_a_run_codes_have_been_unused(tokenizer_run, data):
+    task, state = tokenizer_run(sizes=(20,))
+    evaluator = Reconstructions([CodebookUse()], batch_size=128)
+    diagnoses = [evaluate(evaluator.begin(task, data, state, RUNTIME))["codebook/diagnosis"] for _ in range(3)]
+    assert ["in a row" in words for words in diagnoses] == [False, True, True]
+    assert "Half of them have been unused in 3 evaluations in a row, or more." in diagnoses[2]
+    another, state = tokenizer_run(sizes=(20,))
+    assert evaluate(evaluator.begin(another, data, state, RUNTIME))["codebook/diagnosis"] == diagnoses[0]
+
+
 def test_several_codes_a_position_are_measured_in_all_and_by_channel():
     grid, generator = TokenGrid((Level(4, 4, 3, 20),)), torch.Generator().manual_seed(0)
     tokens = torch.stack([torch.randint(0, size, (300, 16), generator=generator) for size in (2, 9, 20)], -1)

@@ -99,6 +99,8 @@ class About:
       num_classes: the number of classes; 0 without classes.
       protocol: what decides the results besides the metrics: split, crop, sampler ...; for people, and to be compared.
       num_references: the number of real images that come as `Items.references_BCHW`; 0 for none.
+      memory: what tallies keep for the same pass's next measurement in this process; a new run of it begins empty, so
+        that no number may depend on it.
     """
 
     name: str
@@ -107,6 +109,7 @@ class About:
     num_classes: int
     protocol: Mapping[str, str] = dataclasses.field(default_factory=dict)
     num_references: int = 0
+    memory: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, compare=False)
 
 
 class Tally(Protocol):

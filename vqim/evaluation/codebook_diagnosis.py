@@ -89,8 +89,12 @@ class Health:
         found = {"latent_distance": self.latent_distance, "latent_spread": self.latent_spread}
         return found if self.unused_distance is None else found | {"unused_distance": self.unused_distance}
 
-    def diagnosis(self) -> str | None:
-        """Cause and remedy in words; None where few codes are unused, or the set is too small to tell."""
+    def diagnosis(self, ages_V: np.ndarray) -> str | None:
+        """Cause and remedy in words; None where few codes are unused, or the set is too small to tell.
+
+        Args:
+          ages_V: in how many evaluations in a row, with this one, each code has been unused; 0 for a used one.
+        """
         vocabulary, num_unused = len(self.counts_V), int((self.counts_V == 0).sum())
         if (self.unused_distance is None or num_unused < UNUSED_SHARE * vocabulary
                 or self.counts_V.sum() < _LATENTS_PER_CODE * vocabulary):
@@ -99,6 +103,8 @@ class Health:
                  f"{np.log2(vocabulary):.2f} bits. A latent is {self.latent_distance:.3g} from its code and "
                  f"{self.latent_spread:.3g} from the mean latent, an unused code {self.unused_distance:.3g} from the "
                  "nearest latent. ")
+        if (age := np.median(ages_V[ages_V > 0])) > 1:
+            found += f"Half of them have been unused in {age:.0f} evaluations in a row, or more. "
         if self.unused_distance > self.latent_spread:
             return found + ("Cause: unused codes lie outside of the latents, where no gradient moves them. Remedy: "
                             "restart_below = 0.1 on the quantizer, or codes of length one (normalize = True).")

@@ -72,7 +72,9 @@ class Pass(abc.ABC):
         bound = self._bound
         if bound.program is None or bound.task is not task or bound.runtime is not runtime:
             bound.task, bound.runtime, bound.program = task, runtime, _Program(self, task, runtime)
-        return PassEvaluation(self, bound.program, task, data, state, runtime)
+            bound.memory = {}
+        about = dataclasses.replace(self.about(task, data), memory=bound.memory)
+        return PassEvaluation(self, bound.program, about, task, data, state, runtime)
 
     def shown_name(self, name: str) -> str:
         """The name of a result in the summaries."""
@@ -209,6 +211,7 @@ class _Bound:
     task: Task | None = None
     runtime: Runtime | None = None
     program: "_Program | None" = None
+    memory: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class _Program:
@@ -273,10 +276,11 @@ class PassEvaluation:
       num_done: the number of those that have been measured.
     """
 
-    def __init__(self, owner: Pass, program: _Program, task: Task, data: Dataset, state: State, runtime: Runtime):
-        self._owner, self._program = owner, program
+    def __init__(
+        self, owner: Pass, program: _Program, about: About, task: Task, data: Dataset, state: State, runtime: Runtime,
+    ):
+        self._owner, self._program, self.about = owner, program, about
         self._measured = task, data, state, runtime
-        self.about = owner.about(task, data)
         self.num_batches = -(-max(self.about.num_items, self.about.num_references) // owner.batch_size)
         self.num_done = 0
         self._tallies = [metric.tally(self.about) for metric in owner.metrics]

@@ -42,7 +42,7 @@ class CodebookUse:
 
     def tally(self, about: About) -> Tally:
         """See `Metric`."""
-        return _Use(grid_of(about, type(self).__name__), about.num_items)
+        return _Use(grid_of(about, type(self).__name__), about)
 
     def describe(self) -> dict[str, str]:
         """See `Described`."""
@@ -50,8 +50,8 @@ class CodebookUse:
 
 
 class _Use:
-    def __init__(self, grid: TokenGrid, num_images: int):
-        self._grid = grid
+    def __init__(self, grid: TokenGrid, about: About):
+        self._grid, self._about, num_images = grid, about, about.num_items
         self._levels = [CodebookStatistics(level.vocabulary, num_images) for level in grid.levels]
         self._channels = [[CodebookStatistics(level.vocabulary, num_images) for _ in range(level.channels)]
                           if level.channels > 1 else [] for level in grid.levels]
@@ -95,11 +95,18 @@ class _Use:
                 found |= {f"{name}/channel_{k}/{measure}": value for measure, value in of_channel.result().items()}
             if health := lookups.result(statistics.counts_K):
                 found |= {f"{name}/{measure}": value for measure, value in health.numbers().items()}
-                if words := health.diagnosis():
+                if words := health.diagnosis(self._ages(name, statistics.counts_K)):
                     found[f"{name}/diagnosis"] = words
             codes_K = np.arange(len(statistics.counts_K))
             found[f"{name}/histogram"] = Histogram(np.repeat(codes_K, statistics.counts_K))
         return found
+
+    def _ages(self, name: str, counts_K: np.ndarray) -> np.ndarray:
+        """In how many measurements in a row, with this one, each code has been unused."""
+        key = f"{self._about.protocol.get('split')}/{name}/unused"
+        before_K = self._about.memory.get(key, np.zeros(len(counts_K), np.int64))
+        self._about.memory[key] = ages_K = np.where(counts_K == 0, before_K + 1, 0)
+        return ages_K
 
 
 class Likelihood:
