@@ -2,6 +2,7 @@
 
     python -m launch.benchmark sample_ar --size=base
     python -m launch.benchmark all --size=tiny --rounds=2 --json
+    python -m launch.benchmark sample_ar --along=batch                # how the time grows: from 1 to 64 images
 
 Cases: sample_ar, sample_masked, train_tokenizer, train_cnn, train_prior, encode, decode, data, optimizer. Look at the
 ratios: every round runs each contestant once, so that a busy machine slows all of them equally, and a ratio is the
@@ -22,14 +23,18 @@ from vqim.runtime.settings import TorchSettings, XlaSettings
 
 from . import flags
 from .benchmark_cases import CASES, SIZES
+from .benchmark_growth import VALUES, growth_as_text, run_growth
 from .benchmark_optimizers import optimizer
 from .benchmark_timing import as_text, run_case
 
 ALL = {**CASES, "optimizer": optimizer}
+GROWING = [name for name in CASES if name != "data"]
 
 SIZE = absl_flags.DEFINE_enum("size", "quickstart", list(SIZES), "How large the networks and the work are.")
 ROUNDS = absl_flags.DEFINE_integer("rounds", 7, "How often each contestant runs; the median counts.", lower_bound=1)
 THREADS = absl_flags.DEFINE_integer("threads", None, "CPU threads of torch; its choice if not given.", lower_bound=1)
+ALONG = absl_flags.DEFINE_enum(
+    "along", None, list(VALUES), "Vary this, and print how the time grows with it, instead of one size.")
 JSON = absl_flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 
 
@@ -49,14 +54,18 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"expected one case of {', '.join(ALL)}, or all; got {' '.join(argv[1:]) or 'none'}")
     if flags.RUNTIME.value == "xla" and argv[1] != "optimizer":
         raise app.UsageError(f"--runtime=xla measures optimizer alone, got {argv[1]}")
+    if ALONG.value and argv[1] not in GROWING:
+        raise app.UsageError(f"--along takes one case of {', '.join(GROWING)}; got {argv[1]}")
     torch.manual_seed(0)  # the peers' weights and draws
     runtime = make_runtime()
     results = []
     for name in ALL if argv[1] == "all" else [argv[1]]:
-        case = ALL[name](SIZES[SIZE.value], runtime)
-        results.append({"case": name, "size": SIZE.value, **run_case(case, runtime, ROUNDS.value)})
+        size, text_of = SIZES[SIZE.value], growth_as_text if ALONG.value else as_text
+        found = (run_growth(ALL[name], size, ALONG.value, runtime, ROUNDS.value) if ALONG.value
+                 else run_case(ALL[name](size, runtime), runtime, ROUNDS.value))
+        results.append({"case": name, "size": SIZE.value, **found})
         if not JSON.value:
-            print(as_text(results[-1]), flush=True)
+            print(text_of(results[-1]), flush=True)
     machine = {**runtime.describe(), "processor": platform.processor() or platform.machine(),
                "rounds": ROUNDS.value, "dtype": "float32"}
     print(json.dumps({"machine": machine, "cases": results}, indent=2) if JSON.value else machine)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from launch.benchmark_cases import SIZES, Case
+from launch.benchmark_growth import exponent, resized
 from launch.benchmark_peers import PlainCNN, PlainPrior, PlainTokenizer
 from launch.benchmark_timing import measure, peak_memory
 from vqim.nn.module import arrays_spec
@@ -43,6 +44,28 @@ def test_the_plain_cnn_has_as_many_parameters_as_ours():
     assert ours == theirs
     assert plain.loss(torch.rand(2, 3, size.image_size, size.image_size)).isfinite()
     assert plain.encoder(torch.zeros(1, 3, 8, 8)).shape == (1, 32, 2, 2)
+
+
+def test_growth_is_printed_with_its_exponent(verbs):
+    done = verbs("benchmark", "decode", "--along=batch", "--size=tiny", "--rounds=1", "--threads=1", "--json")
+    assert done.code == 0, done.err
+    case, = json.loads(done.out)["cases"]
+    assert case["values"] == [1, 4, 16, 64]
+    for row in case["contestants"].values():
+        assert row["exponent"] == pytest.approx(exponent(case["values"], row["median_ms"]))
+    assert verbs("benchmark", "data", "--along=batch").code != 0
+
+
+def test_exponents_are_those_of_powers():
+    assert exponent([2, 4, 16], [12, 48, 768]) == pytest.approx(2)
+    assert exponent([1, 10], [5, 5]) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("along", "tokens", "batch", "codes"), [
+    ("tokens", 1024, 8, 8192), ("batch", 256, 1024, 8192), ("codes", 256, 8, 1024)])
+def test_a_resized_case_differs_in_what_is_varied_alone(along, tokens, batch, codes):
+    size = resized(SIZES["base"], along, 1024)
+    assert (size.num_tokens, size.batch_size, size.vocabulary) == (tokens, batch, codes)
 
 
 def test_an_unknown_case_is_refused(verbs):
