@@ -74,12 +74,12 @@ def main() -> None:
             sys.exit(2)
         if result.returncode:
             sys.exit(f"{title} ended with exit code {result.returncode}; the same command again goes on from there.")
-        _add_seconds(workdir, time.perf_counter() - start)
+        _add_seconds(workdir, title, time.perf_counter() - start)
     start = time.perf_counter()
     report, summary = _look(workdir, commands)
-    _add_seconds(workdir, time.perf_counter() - start)
-    summary["seconds"] = round(_seconds(workdir), 1)
-    write_report(workdir / "report.html", Report(**report, seconds=summary["seconds"]))
+    _add_seconds(workdir, "Samples and this report", time.perf_counter() - start)
+    summary["seconds"] = _seconds(workdir)
+    write_report(workdir / "report.html", Report(**report, seconds=_seconds(workdir)))
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, value in summary.items():
         print(f"{name}: {value}")
@@ -302,14 +302,16 @@ def _device(workdir: Path) -> str:
     return f"{metadata['runtime']} runtime on {metadata['device']}, torch {metadata['torch']}"
 
 
-def _seconds(workdir: Path) -> float:
-    path = workdir / "seconds.txt"
-    return float(path.read_text()) if path.exists() else 0.0
+def _seconds(workdir: Path) -> dict[str, float]:
+    path = workdir / "seconds.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _add_seconds(workdir: Path, seconds: float) -> None:
-    """Adds to the total time of all calls, so that the time of an interrupted quickstart includes all its parts."""
-    (workdir / "seconds.txt").write_text(f"{_seconds(workdir) + seconds:.1f}\n")
+def _add_seconds(workdir: Path, title: str, seconds: float) -> None:
+    """Adds to a stage's time in all calls, so that the time of an interrupted quickstart includes all its parts."""
+    found = _seconds(workdir)
+    found[title] = round(found.get(title, 0.0) + seconds, 1)
+    (workdir / "seconds.json").write_text(json.dumps(found) + "\n")
 
 
 def run() -> None:

@@ -27,7 +27,7 @@ def make_report() -> Report:
     decay = np.exp(-np.arange(50) / 10)
     return Report(
         title="Sixteen emoji", summary="A summary.", machine="a laptop", date=datetime.datetime(2025, 3, 4, 5, 6),
-        seconds=3725,
+        seconds={"Stage 1": 3600, "Stage 2": 125},
         measures=[
             Measure("Reconstruction PSNR", 21.0, "dB", {"mean image": 11.5}, [Bar("at least", 20.0)]),
             Measure("Linear probe, top-1", 61.0, "%", {"raw pixels": 63.5}, [Bar("above", 63.5, "raw pixels")], 1)],
@@ -135,7 +135,7 @@ def test_references_within_charts_lead_to_elements(report, tmp_path):
 
 def test_figures_are_shown_with_baselines_bars_and_verdicts(report, tmp_path):
     text = " ".join(Page(written(tmp_path, report)).text.split())
-    assert "Took1 h 2 min 5 s" in text
+    assert "Took1 h 2 min 5 s" in text and "By stageStage 1 1 h 0 s, Stage 2 2 min 5 s" in text
     assert "1 of 2 passed 1 missed" in text
     assert "passedat least 20.00 dB" in text
     assert "missedabove 63.5 % (raw pixels)" in text
@@ -154,7 +154,7 @@ def test_names_and_config_are_text_whatever_they_hold(report, tmp_path):
 
 
 def test_sections_without_content_are_left_out(tmp_path):
-    bare = Report(title="Bare", summary="", machine="a laptop", date=datetime.datetime(2025, 1, 1), seconds=1)
+    bare = Report(title="Bare", summary="", machine="a laptop", date=datetime.datetime(2025, 1, 1), seconds={})
     page = Page(written(tmp_path, bare))
     assert not {"h2", "img", "svg", "table", "pre"} & {tag for tag, _ in page.elements}
     assert "Bare" in page.text
@@ -182,7 +182,7 @@ def test_a_curve_of_unequal_lengths_is_refused_by_name(report, tmp_path):
 
 def test_a_report_says_how_its_figures_were_measured(tmp_path):
     write_report(tmp_path / "report.html", Report(
-        "Title", "Summary", "A machine", datetime.datetime(2026, 1, 2), 3.0,
+        "Title", "Summary", "A machine", datetime.datetime(2026, 1, 2), {"Stage 1": 3.0},
         protocols={"fwd": {"reference": "images 0123456789abcdef", "count": "369"}}))
     page = (tmp_path / "report.html").read_text()
     assert "How fwd was measured" in page and "images 0123456789abcdef" in page and "<dd>369</dd>" in page

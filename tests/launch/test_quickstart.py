@@ -34,8 +34,11 @@ def test_summary_has_every_figure_and_its_baseline(summary):
     figures = ("psnr", "psnr_mean_image", "psnr_downscaled_4x", "codebook_usage", "prior_bits_per_token",
                "unigram_bits_per_token", "probe_top1", "raw_pixel_probe_top1", "samples_top1", "real_images_top1",
                "samples_nearest_training_image", "samples_near_duplicates", "samples_spread", "samples_fwd",
-               "samples_proxy_fid", "training_images_fwd", "training_images_proxy_fid", "seconds")
+               "samples_proxy_fid", "training_images_fwd", "training_images_proxy_fid")
     assert all(np.isfinite(summary[name]) for name in figures)
+    assert list(summary["seconds"]) == [
+        "Stage 1", "Stage 2", "Probe", "Pixel probe", "Judge of samples", "Samples and this report"]
+    assert all(seconds > 0 for seconds in summary["seconds"].values())
 
 
 def test_summary_says_what_was_trained(summary):

@@ -91,7 +91,7 @@ class Report:
       summary: one or two sentences under the title.
       machine: what it ran on.
       date: when it ended.
-      seconds: how long it took.
+      seconds: how long each stage took, by its name.
       measures: the headline figures.
       originals_BHWC: uint8 images.
       reconstructions_BHWC: uint8, the tokenizer's reconstructions of them.
@@ -110,7 +110,7 @@ class Report:
     summary: str
     machine: str
     date: datetime.datetime
-    seconds: float
+    seconds: Mapping[str, float]
     measures: Sequence[Measure] = ()
     originals_BHWC: np.ndarray | None = None
     reconstructions_BHWC: np.ndarray | None = None
@@ -158,7 +158,9 @@ def write_report(path: str | pathlib.Path, report: Report) -> None:
 
 def _facts(report: Report) -> dict[str, str]:
     facts = {"Machine": html.escape(report.machine), "Finished": f"{report.date:%Y-%m-%d %H:%M}",
-             "Took": duration(report.seconds)}
+             "Took": duration(sum(report.seconds.values()))}
+    if len(report.seconds) > 1:
+        facts["By stage"] = ", ".join(f"{html.escape(name)} {duration(one)}" for name, one in report.seconds.items())
     passed = [bar.passed(measure.value) for measure in report.measures for bar in measure.bars]
     if passed:
         missed = f' <span class="chip miss">{passed.count(False)} missed</span>' if not all(passed) else ""
