@@ -78,12 +78,13 @@ def test_steps_give_what_the_whole_sequence_gives(draw_params, context):
     attention = SelfAttention(8, 2, causal=True)
     params, x = draw_params(attention), torch.randn(3, 5, 8)
     whole = apply(attention.forward, params, x, context)
-    garbage = torch.full((3, 2, 5, 4), 1e4)  # what is not yet seen must not be read
-    cache = Cache(garbage.clone(), garbage.clone())
+    # What is not yet seen must not be read.
+    keys, values = (context.kernels.empty_cache((1, 3, 2, 5, 4), x.dtype, x.device).fill_(1e4) for _ in range(2))
     for t in range(5):
-        out, new = apply(attention.step, params, x[:, t:t + 1], cache, torch.tensor(t), context)
+        out, new = apply(attention.step, params, x[:, t:t + 1], Cache(keys[0], values[0]), torch.tensor(t), context)
         torch.testing.assert_close(out[:, 0], whole[:, t])
-        cache.keys[:, :, t], cache.values[:, :, t] = new.keys[:, :, 0], new.values[:, :, 0]
+        context.kernels.write(keys, new.keys[None], torch.tensor(t))
+        context.kernels.write(values, new.values[None], torch.tensor(t))
 
 
 def test_attentions_dropout_acts_before_the_output_projection(draw_params, context, training_context):

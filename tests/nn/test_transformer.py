@@ -101,13 +101,19 @@ def test_a_new_stack_is_the_identity(context):
     assert (params["block/attention/value/kernel_IO"] != 0).all() and (params["block/expand/kernel_IO"] != 0).all()
 
 
+def make_cache(context):
+    sizes = (LAYERS, 2, HEADS, TOKENS, WIDTH // HEADS)
+    return Cache(*(context.kernels.empty_cache(sizes, torch.float32, torch.device("cpu")) for _ in range(2)))
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_steps_through_a_stack_give_what_the_whole_sequence_gives(draw_params, context, cut):
     stack = make_stack(causal=True)
     params, x = draw_params(stack), torch.randn(2, TOKENS, WIDTH)
     whole = apply(stack.forward, params, x, context)
-    garbage = torch.full((LAYERS, 2, HEADS, TOKENS, WIDTH // HEADS), 1e4)
-    cache = Cache(garbage.clone(), garbage.clone())
+    cache = make_cache(context)
+    cache.keys.fill_(1e4)
+    cache.values.fill_(1e4)
     for t in range(TOKENS):
         out = apply(stack.step, params, x[:, t:t + 1], cache, torch.tensor(t), context, t if cut else None)
         torch.testing.assert_close(out[:, 0], whole[:, t])
@@ -137,7 +143,7 @@ def test_steps_with_arrays_laid_out_for_them_give_what_the_whole_sequence_gives(
     laid_out = lay_out_stacks(model, params, context.kernels, context.dtype)
     assert laid_out.keys() == params.keys() - {"head/kernel_IO", "head/bias_O"}
     laid_out = {**params, **laid_out}
-    caches = [Cache(*torch.zeros(2, LAYERS, 2, HEADS, TOKENS, WIDTH // HEADS)) for _ in range(2)]
+    caches = [make_cache(context) for _ in range(2)]
     for t in range(TOKENS):
         out = apply(model.step, laid_out, x[:, t:t + 1], caches, torch.tensor(t), context)
         torch.testing.assert_close(out[:, 0], whole[:, t])

@@ -85,7 +85,7 @@ def test_steps_give_the_logits_of_the_whole_sequence(make_prior, draw_params, co
     context = dataclasses.replace(context, dtype=dtype)
     params, tokens, labels = draw_params(prior), draw_tokens(prior), torch.tensor([0, 3, -1])
     whole = apply(prior.forward, params, tokens, labels, context).float()
-    cache = prior.empty_cache(3, dtype, torch.device("cpu"))
+    cache = prior.empty_cache(3, dtype, torch.device("cpu"), context.kernels)
     assert [(array.shape, array.dtype) for array in cache.values()] == 2 * [((2, 3, 2, 6, 4), dtype)]
     for array in cache.values():
         array += 1e4  # what is not yet seen must not be read

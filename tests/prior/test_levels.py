@@ -86,7 +86,7 @@ def test_a_tokens_logits_depend_on_all_tokens_before_it_and_on_no_other(prior, d
 def test_steps_give_the_logits_of_the_whole_sequence(prior, draw_params, tokens, context):
     params = draw_params(prior)
     whole = apply(prior.forward, params, tokens, LABELS, context)
-    cache = prior.empty_cache(3, torch.float32, torch.device("cpu"))
+    cache = prior.empty_cache(3, torch.float32, torch.device("cpu"), context.kernels)
     drawn = torch.full((3, 12), 4)
     for i in range(12):
         logits = apply(prior.step, params, drawn, LABELS, cache, torch.tensor(i, dtype=torch.int32), context)

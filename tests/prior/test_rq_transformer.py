@@ -115,7 +115,7 @@ def test_impossible_arguments_are_refused(arguments, message):
 def test_two_steps_of_a_position_leave_the_same_spatial_entries(draw_params, context):
     prior = RQTransformer(TokenGrid(LEVELS), 0, **SIZES)
     params, drawn = draw_params(prior), torch.randint(5, (2, prior.num_steps))
-    cache = prior.empty_cache(2, torch.float32, torch.device("cpu"))
+    cache = prior.empty_cache(2, torch.float32, torch.device("cpu"), context.kernels)
     for step in range(5):
         before = cache["spatial_keys"].clone()
         apply(prior.step, params, drawn, None, cache, torch.tensor(step), context)

@@ -157,7 +157,7 @@ class Counting(nn.Module):
 
     grid, num_classes, num_steps, vocabulary = TokenGrid((Level(1, 3, 2, 8),)), 0, 6, 8
 
-    def empty_cache(self, batch_size, dtype, device):
+    def empty_cache(self, batch_size, dtype, device, kernels):
         return {"steps": torch.zeros(1, batch_size, 6, dtype=dtype, device=device)}
 
     def step(self, drawn_BS, labels_B, cache, step, context):

@@ -86,7 +86,7 @@ def test_steps_give_the_logits_of_the_whole_sequence(prior, tokens, draw_params,
     context = dataclasses.replace(context, dtype=dtype)
     params = draw_params(prior)
     whole = apply(prior.forward, params, tokens, LABELS, context).float()
-    cache = prior.empty_cache(3, dtype, torch.device("cpu"))
+    cache = prior.empty_cache(3, dtype, torch.device("cpu"), context.kernels)
     for array in cache.values():
         assert array.dtype == dtype and array.shape[1] == 3
         array += 1e4  # what is not yet seen must not be read

@@ -4,7 +4,7 @@ Models are plain functions of (parameters, inputs, context). `Kernels` has a met
 between a TPU and a laptop: a scan or a loop over layers, the attention kernel, how random bits are made. Each runtime
 implements these methods.
 
-    B batch, T queries, S keys, N heads, H head dimension, L layers; I inputs of a matrix, O outputs of a matrix
+    B batch, T queries, S keys, N heads, H head dimension, D = N H, L layers; I O inputs and outputs of a matrix
 """
 import dataclasses
 import functools
@@ -47,14 +47,28 @@ class Kernels(Protocol):
         """GELU with the error function, then dropout by `keep_mask`; without a key no dropout."""
         ...
 
-    def reach(self, filled: int, length: int) -> int:
-        """How many first entries of a cache of `length` a program reads, of which `filled` are filled.
-
-        At least `filled`; each number that this returns is another program."""
+    def empty_cache(
+        self, sizes: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device,
+    ) -> Tensor:
+        """Zeros for keys, or values, of sizes L, B, N, S, H, in an order of its own that begins with L and B."""
         ...
 
-    def write(self, cache: Tensor, entry: Tensor, axis: int, place: Tensor) -> None:
-        """Writes an entry, of size 1 along `axis`, into a cache at a place, an integer scalar tensor."""
+    def filled(self, cache: Tensor, number: int | None) -> Tensor:
+        """A cache as `cached_attention` takes it; of its entries, those from `number` on need not be there."""
+        ...
+
+    def write(self, cache: Tensor, entry_LB1D: Tensor, position: Tensor) -> None:
+        """Writes one position's keys, or values, heads side by side; `position` is an integer scalar tensor."""
+        ...
+
+    def cached_attention(
+        self, q_B1D: Tensor, k_B1D: Tensor, v_B1D: Tensor, keys: Tensor, values: Tensor, position: Tensor,
+        num_heads: int,
+    ) -> Tensor:
+        """`attention` of one position to itself and to all before it, [B, 1, D].
+
+        `keys` and `values` are one layer's part of caches. Entries at `position` and after it are ignored: the
+        position's own come as `k_B1D` and `v_B1D`, so that nothing of a cache is copied."""
         ...
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqim.contracts.context import Context
+from vqim.contracts.context import Context, Kernels
 from vqim.contracts.grid import TokenGrid
 from vqim.contracts.runtime import Runtime
 
@@ -81,8 +81,10 @@ class Stepwise(Prior, Protocol):
     num_steps: int
     vocabulary: int
 
-    def empty_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """An empty cache of earlier steps: zeros [layers, B, ...] by name."""
+    def empty_cache(
+        self, batch_size: int, dtype: torch.dtype, device: torch.device, kernels: Kernels,
+    ) -> dict[str, Tensor]:
+        """An empty cache of earlier steps: arrays [layers, B, ...] by name, as from `Kernels.empty_cache`."""
         ...
 
     def step(

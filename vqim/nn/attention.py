@@ -4,7 +4,6 @@
 """
 import dataclasses
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -15,7 +14,10 @@ from vqim.state.init import Constant, Init
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of the positions seen so far, [layers, B, N, S, H] each (without `layers` inside a block)."""
+    """Keys and values of the positions seen so far, from `Kernels.empty_cache` (inside a block, of one layer).
+
+    Of one position they are [B, 1, D], or [L, B, 1, D].
+    """
 
     keys: Tensor
     values: Tensor
@@ -51,27 +53,18 @@ class SelfAttention(nn.Module):
     def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
         """Attention from one position to itself and all positions before it.
 
-        The position's own key and value do not come from the cache, of which so nothing is copied.
-
         Args:
           x_B1D: the input at `position`.
-          cache: keys and values [B, N, S, H] of the first S positions, or of all that lie before `position`; entries at
-            `position` and after it are ignored.
+          cache: of the first positions, at least of all that lie before `position`.
           position: int32 or int64 scalar tensor, so that one compiled program serves every position.
 
         Returns:
-          [B, 1, D], and the key and value of this position, [B, N, 1, H] each.
+          [B, 1, D], and the key and value of this position, [B, 1, D] each.
         """
-        q_BN1H, k_BN1H, v_BN1H = self._project(x_B1D, context)
-        num_before = cache.keys.shape[2]
-        is_later_S = torch.arange(num_before, device=x_B1D.device) >= position
-        before_BN1S = (q_BN1H @ cache.keys.mT).masked_fill(is_later_S, -torch.inf)
-        logits_BN1s = torch.cat([before_BN1S, q_BN1H @ k_BN1H.mT], -1).float() * q_BN1H.shape[-1] ** -0.5
-        weights_BN1s = logits_BN1s.softmax(-1).to(v_BN1H.dtype)
-        before_BN1S, own_BN11 = weights_BN1s.split([num_before, 1], -1)
-        out_BN1H = before_BN1S @ cache.values + own_BN11 * v_BN1H
-        out = self.out(rearrange(out_BN1H, "b n t h -> b t (n h)"), context)
-        return out, Cache(k_BN1H, v_BN1H)
+        q_B1D, k_B1D, v_B1D = (dense(x_B1D, context) for dense in (self.query, self.key, self.value))
+        out_B1D = context.kernels.cached_attention(
+            q_B1D, k_B1D, v_B1D, cache.keys, cache.values, position, self.num_heads)
+        return self.out(out_B1D, context), Cache(k_B1D, v_B1D)
 
     def _project(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (

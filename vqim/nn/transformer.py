@@ -82,9 +82,9 @@ class Stack(nn.Module):
     def step(
         self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context, reach: int | None = None,
     ) -> Tensor:
-        """One position through all blocks, [B, 1, D]; its entries are written into the cache [L, B, N, S, H].
+        """One position through all blocks, [B, 1, D]; its entries are written into the cache, of all layers.
 
-        With `reach`, only so many first entries of the cache are read.
+        With `reach`, no more than so many first entries of the cache need be read.
         """
 
         def body(x: Tensor, layer: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -92,11 +92,12 @@ class Stack(nn.Module):
             x, new = apply(self.block.step, layer["params"], x, of_layer, position, context)
             return x, {"keys": new.keys, "values": new.values}
 
-        read = Cache(cache.keys[:, :, :, :reach], cache.values[:, :, :, :reach])
-        inputs = {"params": self._params(), "keys": read.keys, "values": read.values}
-        x_B1D, new = context.kernels.scan(body, x_B1D, inputs)
-        context.kernels.write(cache.keys, new["keys"], 3, position)
-        context.kernels.write(cache.values, new["values"], 3, position)
+        kernels = context.kernels
+        inputs = {"params": self._params(), "keys": kernels.filled(cache.keys, reach),
+                  "values": kernels.filled(cache.values, reach)}
+        x_B1D, new = kernels.scan(body, x_B1D, inputs)
+        kernels.write(cache.keys, new["keys"], position)
+        kernels.write(cache.values, new["values"], position)
         return x_B1D
 
     def kernel_names(self) -> set[str]:

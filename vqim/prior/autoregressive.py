@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqim.contracts.context import Context
+from vqim.contracts.context import Context, Kernels
 from vqim.contracts.grid import TokenGrid
 from vqim.nn.attention import Cache
 from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate
@@ -98,10 +98,12 @@ class AutoregressivePrior(nn.Module):
         x_BMD = torch.cat([self._embed_class(tokens_BNK, None, context), self._embed_codes(tokens_BNK, context)], 1)
         return self.blocks.collect(x_BMD, context, lambda x_BMD: x_BMD[:, 1:].float().mean(1))
 
-    def empty_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """An empty cache of keys and values, [L, B, heads, S, width of a head]."""
-        shape = (self.num_layers, batch_size, self.num_heads, self.num_steps, self.width // self.num_heads)
-        return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("keys", "values")}
+    def empty_cache(
+        self, batch_size: int, dtype: torch.dtype, device: torch.device, kernels: Kernels,
+    ) -> dict[str, Tensor]:
+        """An empty cache of the keys and values of S positions."""
+        sizes = (self.num_layers, batch_size, self.num_heads, self.num_steps, self.width // self.num_heads)
+        return {name: kernels.empty_cache(sizes, dtype, device) for name in ("keys", "values")}
 
     def step(
         self, drawn_BS: Tensor, labels_B: Tensor | None, cache: dict[str, Tensor], step: Tensor, context: Context,

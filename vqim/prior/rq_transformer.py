@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqim.contracts.context import Context
+from vqim.contracts.context import Context, Kernels
 from vqim.contracts.grid import TokenGrid
 from vqim.nn.attention import Cache
 from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate
@@ -113,16 +113,14 @@ class RQTransformer(nn.Module):
         x_BMD = torch.cat([self._embed_class(tokens_BNK, None, context), inputs_BND], 1)
         return self.spatial.collect(x_BMD, context, lambda x_BMD: x_BMD[:, 1:].float().mean(1))
 
-    def empty_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """Empty caches of keys and values, of all positions and of one position's codes.
-
-        They are [layers, B, heads, N or K, width of a head].
-        """
+    def empty_cache(
+        self, batch_size: int, dtype: torch.dtype, device: torch.device, kernels: Kernels,
+    ) -> dict[str, Tensor]:
+        """Empty caches of keys and values, of all N positions and of one position's K codes."""
         sizes = {"spatial": (self.num_layers, self.grid.num_positions),
                  "depth": (self.num_depth_layers, self.grid.num_channels)}
-        return {f"{name}_{which}": torch.zeros(
-                    (layers, batch_size, self.num_heads, length, self.width // self.num_heads),
-                    dtype=dtype, device=device)
+        return {f"{name}_{which}": kernels.empty_cache(
+                    (layers, batch_size, self.num_heads, length, self.width // self.num_heads), dtype, device)
                 for name, (layers, length) in sizes.items() for which in ("keys", "values")}
 
     def step(

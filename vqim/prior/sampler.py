@@ -102,7 +102,7 @@ class _StepwiseDraw:
         keys_BS = draw_keys(numbers_B, seed, self._prior.num_steps)[own_rows(self._batch_size, runtime)]
         device |= runtime.put({"keys": keys_BS})
         num_sequences = (2 if self._has_branch else 1) * self._batch_size
-        empty = self._prior.empty_cache(num_sequences, self._dtype, device["drawn"].device)
+        empty = self._prior.empty_cache(num_sequences, self._dtype, device["drawn"].device, runtime.kernels)
         cache = dict(zip(empty, runtime.cut(list(empty.values()), axis=1), strict=True))
         arrays = {**arrays, **self._lay_out(arrays)}
         settings = {"temperature": sampler.temperature, "top_p": sampler.top_p or 1.0}
@@ -110,7 +110,7 @@ class _StepwiseDraw:
         for step in range(num_steps):
             guidance = sampler.guidance_schedule.scale(sampler.guidance, step, num_steps)
             scalars = runtime.scalars({"step": step, "guidance": guidance, **settings})
-            self._program(arrays, device, cache, scalars, runtime.kernels.reach(step, num_steps))
+            self._program(arrays, device, cache, scalars, step)
         return rearrange(device["drawn"], "b (n k) -> b n k", k=grid.num_channels)
 
     def _step(

@@ -139,21 +139,17 @@ class TopologyRuntime(XlaRuntime):
                 for array in arrays]
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that is recorded at its first call with certain numbers, which are those of a program of its own.
-
-        Later calls with them return the first call's results.
-        """
+        """A function that is recorded at its first call; later calls return the first call's results."""
         trace = super().compile(function)
-        results: dict[tuple[int, ...], Any] = {}
+        results: list[Any] = []
         name = getattr(getattr(function, "func", function), "__qualname__", "").split(".<locals>")[0]
 
         def run(*args: Any) -> Any:
-            numbers = tuple(arg for arg in args if isinstance(arg, int))
-            if numbers not in results:
+            if not results:
                 self._tracing = name
                 with named_modules():
-                    results[numbers] = trace(*args)
-            return results[numbers]
+                    results.append(trace(*args))
+            return results[0]
 
         return run
 

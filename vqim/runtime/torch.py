@@ -1,6 +1,6 @@
 """The torch runtime: eager PyTorch on one CPU or one CUDA device, for laptops and GPU machines.
 
-    B batch, T queries, S keys, N heads, H head dimension
+    B batch, T queries, S keys, N heads, H head dimension, D = N H, L layers
 """
 import dataclasses
 import os
@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from vqim.contracts.runtime import Fill, Hosts, Shards
 from vqim.runtime.arrays import scalar, to_numpy, to_tensor
 from vqim.runtime.hosts import OneHost
 from vqim.runtime.int8 import int8_kernel, int8_linear
-from vqim.runtime.plain import loop_scan, plain_attention, plain_linear
+from vqim.runtime.plain import loop_scan, plain_attention, plain_cached_attention, plain_linear
 from vqim.runtime.settings import TorchSettings
 from vqim.state.init import full_index
 from vqim.state.leaf import Leaf
@@ -83,13 +84,27 @@ class TorchKernels:
             return y
         return torch.where(self.keep_mask(key, rate, tuple(x.shape), x.device), y * (1.0 / (1.0 - rate)), 0.0)
 
-    def reach(self, filled: int, length: int) -> int:
-        """Those that are filled: a program costs nothing here."""
-        return filled
+    def empty_cache(
+        self, sizes: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device,
+    ) -> Tensor:
+        """[L, B, N, S, H]: what a head reads lies together."""
+        return torch.zeros(sizes, dtype=dtype, device=device)
 
-    def write(self, cache: Tensor, entry: Tensor, axis: int, place: Tensor) -> None:
+    def filled(self, cache: Tensor, number: int | None) -> Tensor:
+        """The first `number`."""
+        return cache[:, :, :, :number]
+
+    def write(self, cache: Tensor, entry_LB1D: Tensor, position: Tensor) -> None:
         """Touches nothing but the entry."""
-        cache.index_copy_(axis, place.reshape(1), entry)
+        entry_LBN1H = rearrange(entry_LB1D, "l b t (n h) -> l b n t h", n=cache.shape[2])
+        cache.index_copy_(3, position.reshape(1), entry_LBN1H)
+
+    def cached_attention(
+        self, q_B1D: Tensor, k_B1D: Tensor, v_B1D: Tensor, keys: Tensor, values: Tensor, position: Tensor,
+        num_heads: int,
+    ) -> Tensor:
+        """A product for each image and head."""
+        return plain_cached_attention(q_B1D, k_B1D, v_B1D, keys, values, position)
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """torch.matmul, which is exact float32 here unless someone allows TF32."""

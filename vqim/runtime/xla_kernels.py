@@ -31,9 +31,6 @@ HEADS = (BATCH_AXES, None, "tensor")
 WHOLE_BYTES = 8 * 2**30
 """The most that kernels may take on every device while tokens are drawn; larger ones are gathered in every step."""
 
-LEAST_REACH = 64
-"""The smallest part of a cache that is worth a program of its own."""
-
 LONG_SEQUENCE = 256
 """The sequence length from which on 'auto' uses flash attention."""
 
@@ -122,17 +119,40 @@ class XlaKernels:
         xm.optimization_barrier_([keep])
         return keep
 
-    def reach(self, filled: int, length: int) -> int:
-        """Of unrolled layers a quarter, a half, three quarters or all of a long cache: each is a program of its own.
+    def empty_cache(
+        self, sizes: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device,
+    ) -> Tensor:
+        """[L, B, S, D]: a position's heads side by side, as they are computed, and as `cached_attention` reads them."""
+        num_layers, batch_size, num_heads, length, width = sizes
+        return torch.zeros((num_layers, batch_size, length, num_heads * width), dtype=dtype, device=device)
 
-        A loop reads all of it: it cuts each layer's cache out of those of all layers as a whole.
-        """
-        part = max(LEAST_REACH, -(-length // 4)) if self._unroll else length
-        return min(length, -(-max(filled, 1) // part) * part)
+    def filled(self, cache: Tensor, number: int | None) -> Tensor:
+        """All of it: each number would be another program, and a part would first be copied."""
+        return cache
 
-    def write(self, cache: Tensor, entry: Tensor, axis: int, place: Tensor) -> None:
+    def write(self, cache: Tensor, entry_LB1D: Tensor, position: Tensor) -> None:
         """In place: all else of the cache stays where it is, cut over the devices as it was."""
-        cache.copy_(_UPDATE(cache, entry.to(cache.dtype), place.long(), axis=axis))
+        cache.copy_(_UPDATE(cache, entry_LB1D.to(cache.dtype), position.long(), axis=2))
+
+    def cached_attention(
+        self, q_B1D: Tensor, k_B1D: Tensor, v_B1D: Tensor, keys: Tensor, values: Tensor, position: Tensor,
+        num_heads: int,
+    ) -> Tensor:
+        """One product for all heads of an image, whose queries stand in rows with zeros for the other heads.
+
+        A product for each head has one row, for which XLA takes the vector units. They are four times slower at it than
+        the matrix units with N rows, although most of these products are with zeros (docs/performance.md).
+        """
+        width, device = q_B1D.shape[-1], q_B1D.device
+        heads_N1 = torch.arange(num_heads, device=device)[:, None]
+        is_own_ND = heads_N1 == torch.arange(width, device=device) // (width // num_heads)
+        q_BND = torch.where(is_own_ND, q_B1D, 0.0)
+        is_later_S = torch.arange(keys.shape[1], device=device) >= position
+        before_BNS = (q_BND @ keys.mT).masked_fill(is_later_S, -torch.inf)
+        logits_BNs = torch.cat([before_BNS, q_BND @ k_B1D.mT], -1).float() * (width // num_heads) ** -0.5
+        weights_BNs = logits_BNs.softmax(-1).to(v_B1D.dtype)
+        before_BNS, own_BN1 = weights_BNs.split([keys.shape[1], 1], -1)
+        return torch.where(is_own_ND, before_BNS @ values + own_BN1 * v_B1D, 0.0).sum(1, keepdim=True)
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """A product of parts that a TPU multiplies exactly; it would round whole float32 factors."""
