@@ -31,22 +31,27 @@ def compare(calls: dict[str, Callable[[], object]]) -> str:
     return f"{times}, {statistics.median(a / b for a, b in zip(eager, compiled, strict=True)):.2f} times as fast"
 
 
+def measure(width: int, num_heads: int, batch_size: int, length: int) -> None:
+    """Prints what compilation brings at one size."""
+    block = PlainPrior(width, 1, num_heads, 1024, length, causal=True).blocks[0]
+    blocks = {"eager": block, "compiled": torch.compile(block)}
+    x_BTD = torch.randn(batch_size, length, width, requires_grad=True)
+    begin = time.perf_counter()
+    blocks["compiled"](x_BTD, True).square().mean().backward()
+    print(f"width {width}: compiled in {time.perf_counter() - begin:.0f} s", flush=True)
+    print("  forward and backward:", compare({
+        name: lambda one=one: one(x_BTD, True).square().mean().backward() for name, one in blocks.items()}))
+    with torch.no_grad():
+        blocks["compiled"](x_BTD, True)  # compiles once more, without gradients
+        print("  forward:", compare({name: lambda one=one: one(x_BTD, True) for name, one in blocks.items()}))
+
+
 def main() -> None:
     """Measures the quickstart's width and that of `--size=base`."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for width, num_heads, batch_size, length in ((256, 4, 32, 64), (768, 12, 8, 256)):
-        block = PlainPrior(width, 1, num_heads, 1024, length, causal=True).blocks[0]
-        blocks = {"eager": block, "compiled": torch.compile(block)}
-        x_BTD = torch.randn(batch_size, length, width, requires_grad=True)
-        begin = time.perf_counter()
-        blocks["compiled"](x_BTD, True).square().mean().backward()
-        print(f"width {width}: compiled in {time.perf_counter() - begin:.0f} s", flush=True)
-        print("  forward and backward:", compare({
-            name: lambda one=one: one(x_BTD, True).square().mean().backward() for name, one in blocks.items()}))
-        with torch.no_grad():
-            blocks["compiled"](x_BTD, True)  # compiles once more, without gradients
-            print("  forward:", compare({name: lambda one=one: one(x_BTD, True) for name, one in blocks.items()}))
+    measure(256, 4, 32, 64)
+    measure(768, 12, 8, 256)
 
 
 if __name__ == "__main__":
