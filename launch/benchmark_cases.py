@@ -5,12 +5,11 @@
 import atexit
 import dataclasses
 import functools
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -43,7 +42,12 @@ from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 from vqim.training.gradient_task import GradientTask
 from vqim.training.state import start
 
+from . import benchmark_packages as packages
 from . import benchmark_peers as peers
+
+Model = TypeVar("Model", bound=nn.Module)
+
+TIMM = "timm, vector-quantize-pytorch"
 
 NUM_FILLING_STEPS = 8
 
@@ -111,25 +115,33 @@ class Case:
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
     num_bytes: int = 0
 
+    def add(self, peer: str, make: Callable[[str], dict[str, Callable[[], Tensor]]]) -> None:
+        """Adds a peer's contestants, given its name, or why it is missing."""
+        if why := packages.why_missing(peer):
+            self.missing[peer] = why
+        else:
+            self.contestants |= make(peer)
+
 
 def sample_ar(size: Size, runtime: Runtime) -> Case:
     """All tokens of a batch by an autoregressive prior, one at a time, without classes."""
     prior = AutoregressivePrior(size.grid, 0, size.width, size.num_layers, size.num_heads, 4 * size.width, 0.0)
     plain = peers.PlainPrior(*size.plain, causal=True)
-    contestants = {"vqim": _draw(StepwiseSampler(), prior, size, runtime),
-                   "vqim, int8": _draw(StepwiseSampler(int8=True), prior, size, runtime),
-                   "plain, static cache": lambda: plain.sample(size.batch_size)}
-    missing = {}
-    if importlib.util.find_spec("transformers"):
-        contestants |= {f"transformers GPT-2, {cache} cache": functools.partial(_generate, gpt2(size), size, cache)
-                        for cache in ("static", "dynamic")}
-    else:
-        missing["transformers GPT-2"] = peers.TRANSFORMERS
     head_and_blocks = sum(leaf.num_bytes for name, leaf in arrays_spec(prior).items() if "table" not in name)
     cache = size.batch_size * size.num_tokens * size.num_layers * size.width * 2 * 4
     # Every step reads the weights, and on the average half of the cache.
-    return Case("tokens", size.batch_size * size.num_tokens, contestants, missing,
-                size.num_tokens * (head_and_blocks + cache // 2))
+    case = Case("tokens", size.batch_size * size.num_tokens, {
+        "vqim": _draw(StepwiseSampler(), prior, size, runtime),
+        "vqim, int8": _draw(StepwiseSampler(int8=True), prior, size, runtime),
+        "plain, static cache": lambda: plain.sample(size.batch_size),
+    }, num_bytes=size.num_tokens * (head_and_blocks + cache // 2))
+    work = size.batch_size, size.num_tokens, size.vocabulary
+    case.add("transformers GPT-2", lambda name: {
+        f"{name}, {cache} cache": functools.partial(packages.gpt2_draw, packages.gpt2(*size.plain), *work, cache)
+        for cache in ("static", "dynamic")})
+    case.add("x-transformers", lambda name: {
+        name: functools.partial(packages.x_draw, packages.x_decoder(*size.plain), *work)})
+    return case
 
 
 def sample_masked(size: Size, runtime: Runtime) -> Case:
@@ -138,34 +150,36 @@ def sample_masked(size: Size, runtime: Runtime) -> Case:
     plain = peers.PlainPrior(*size.plain, causal=False)
     return Case("tokens", size.batch_size * size.num_tokens, {
         "vqim": _draw(MaskedSampler(NUM_FILLING_STEPS), prior, size, runtime),
-        "plain": lambda: plain.fill(size.batch_size, NUM_FILLING_STEPS)})
+        "plain": lambda: plain.fill(size.batch_size, NUM_FILLING_STEPS),
+    }, {"muse-maskgit-pytorch": "it draws from texts alone, which T5 encodes"})
 
 
 def train_prior(size: Size, runtime: Runtime) -> Case:
     """One step of an autoregressive prior with AdamW."""
     prior = AutoregressivePrior(size.grid, 0, size.width, size.num_layers, size.num_heads, 4 * size.width, 0.0)
     tokens_BNK = _tokens(size, runtime)
-    plain = peers.PlainPrior(*size.plain, causal=True)
-    contestants = {"vqim": _train(_Tokens(prior), {"tokens": tokens_BNK}, runtime),
-                   "plain": _train_plain(plain, lambda: plain.loss(tokens_BNK[..., 0]))}
-    missing = {}
-    if importlib.util.find_spec("transformers"):
-        model = gpt2(size)
-        contestants["transformers GPT-2"] = _train_plain(
-            model, lambda: model(tokens_BNK[..., 0], labels=tokens_BNK[..., 0]).loss)
-    else:
-        missing["transformers GPT-2"] = peers.TRANSFORMERS
-    return Case("images", size.batch_size, contestants, missing)
+    plain, tokens_BS = peers.PlainPrior(*size.plain, causal=True), tokens_BNK[..., 0]
+    case = Case("images", size.batch_size, {
+        "vqim": _train(_Tokens(prior), {"tokens": tokens_BNK}, runtime),
+        "plain": _train_plain(plain, lambda _: plain.loss(tokens_BS))})
+    case.add("transformers GPT-2", lambda name: {name: _train_plain(
+        packages.gpt2(*size.plain), lambda model: model(tokens_BS, labels=tokens_BS).loss)})
+    case.add("x-transformers", lambda name: {name: _train_plain(
+        packages.x_decoder(*size.plain), lambda model: packages.x_loss(model, tokens_BS, size.vocabulary))})
+    return case
 
 
 def train_tokenizer(size: Size, runtime: Runtime) -> Case:
     """One step of a ViT-VQGAN on the squared error alone, with AdamW."""
     objective = TokenizerObjective(_tokenizer(size), _learner, [L2()])
     images = runtime.put({"images": _images(size)})
-    plain, images_BCHW = _plain_tokenizer(size), _floats(size)
-    return Case("images", size.batch_size, {
+    images_BCHW = _floats(size)
+    case = Case("images", size.batch_size, {
         "vqim": _train(objective, images, runtime),
-        "plain": _train_plain(plain, lambda: plain.loss(images_BCHW))})
+        "plain": _train_plain(_tokenizer_of(peers.PlainTokenizer, size), lambda plain: plain.loss(images_BCHW))})
+    case.add(TIMM, lambda name: {name: _train_plain(
+        _tokenizer_of(packages.TimmTokenizer, size), lambda model: model.loss(images_BCHW))})
+    return case
 
 
 def train_cnn(size: Size, runtime: Runtime) -> Case:
@@ -175,10 +189,14 @@ def train_cnn(size: Size, runtime: Runtime) -> Case:
     network = (channels, multipliers, 2, size.width)
     tokenizer = ImageTokenizer(CNNEncoder(*network), quantizer, CNNDecoder(*network), size.image_size)
     plain, images_BCHW = peers.PlainCNN(channels, multipliers, size.width, size.vocabulary), _floats(size)
-    return Case("images", size.batch_size, {
+    case = Case("images", size.batch_size, {
         "vqim": _train(TokenizerObjective(tokenizer, _learner, [L2()]), runtime.put({"images": _images(size)}),
                        runtime),
-        "plain": _train_plain(plain, lambda: plain.loss(images_BCHW))})
+        "plain": _train_plain(plain, lambda _: plain.loss(images_BCHW))})
+    case.add("diffusers VQModel", lambda name: {name: _train_plain(
+        packages.vq_model(channels, multipliers, size.width, size.vocabulary),
+        lambda model: packages.vq_loss(model, images_BCHW))})
+    return case
 
 
 def data(size: Size, runtime: Runtime) -> Case:
@@ -201,28 +219,24 @@ def data(size: Size, runtime: Runtime) -> Case:
 
 def encode(size: Size, runtime: Runtime) -> Case:
     """The tokens of a batch of images."""
-    plain, images_BCHW = _plain_tokenizer(size), _floats(size)
-    return _no_gradients(Case("images", size.batch_size, {
+    images_BCHW = _floats(size)
+    case = Case("images", size.batch_size, {
         "vqim": _apply(_tokenizer(size), "tokens", images_BCHW, runtime),
-        "plain": lambda: plain.encode(images_BCHW)}))
+        "plain": functools.partial(_tokenizer_of(peers.PlainTokenizer, size).encode, images_BCHW)})
+    case.add(TIMM, lambda name: {
+        name: functools.partial(_tokenizer_of(packages.TimmTokenizer, size).eval().encode, images_BCHW)})
+    return _no_gradients(case)
 
 
 def decode(size: Size, runtime: Runtime) -> Case:
     """The images of a batch of tokens."""
-    plain, tokens_BNK = _plain_tokenizer(size), _tokens(size, runtime)
-    return _no_gradients(Case("images", size.batch_size, {
+    tokens_BNK = _tokens(size, runtime)
+    case = Case("images", size.batch_size, {
         "vqim": _apply(_tokenizer(size), "images", tokens_BNK, runtime),
-        "plain": lambda: plain.decode(tokens_BNK[..., 0])}))
-
-
-def gpt2(size: Size) -> Any:
-    """transformers' GPT-2; its token V begins a sequence."""
-    import transformers
-    transformers.logging.set_verbosity_error()  # it warns of padding, of which there is none
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=size.vocabulary + 1, n_positions=size.num_tokens + 1, n_embd=size.width, n_layer=size.num_layers,
-        n_head=size.num_heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=size.vocabulary,
-        eos_token_id=None, pad_token_id=size.vocabulary))
+        "plain": functools.partial(_tokenizer_of(peers.PlainTokenizer, size).decode, tokens_BNK[..., 0])})
+    case.add(TIMM, lambda name: {
+        name: functools.partial(_tokenizer_of(packages.TimmTokenizer, size).eval().decode, tokens_BNK[..., 0])})
+    return _no_gradients(case)
 
 
 class _Tokens(OneLearner):
@@ -255,15 +269,6 @@ def _draw(sampler: Any, prior: nn.Module, size: Size, runtime: Runtime) -> Calla
     return lambda: draw(arrays, labels_B, numbers_B, 0)
 
 
-def _generate(model: Any, size: Size, cache: str) -> Tensor:
-    tokens_B1 = torch.full((size.batch_size, 1), size.vocabulary)
-    tokens: Tensor = model.generate(
-        tokens_B1, attention_mask=torch.ones_like(tokens_B1), do_sample=True, top_k=0, top_p=1.0,
-        min_new_tokens=size.num_tokens, max_new_tokens=size.num_tokens,
-        cache_implementation=cache if cache == "static" else None)
-    return tokens
-
-
 def _train(objective: Any, batch: dict[str, Tensor], runtime: Runtime) -> Callable[[], Tensor]:
     """One step of a task, of which the loss is waited for."""
     task = GradientTask(objective)
@@ -279,12 +284,12 @@ def _train(objective: Any, batch: dict[str, Tensor], runtime: Runtime) -> Callab
     return call
 
 
-def _train_plain(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _train_plain(model: Model, loss_of: Callable[[Model], Tensor]) -> Callable[[], Tensor]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def call() -> Tensor:
         optimizer.zero_grad()
-        loss = loss_of()
+        loss = loss_of(model)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -316,9 +321,8 @@ def _tokenizer(size: Size) -> ImageTokenizer:
         quantizer, ViTDecoder(size.image_size, size.patch_size, *network), size.image_size)
 
 
-def _plain_tokenizer(size: Size) -> peers.PlainTokenizer:
-    return peers.PlainTokenizer(
-        size.image_size, size.patch_size, size.width, size.num_layers, size.num_heads, size.vocabulary)
+def _tokenizer_of(kind: Callable[..., Model], size: Size) -> Model:
+    return kind(size.image_size, size.patch_size, size.width, size.num_layers, size.num_heads, size.vocabulary)
 
 
 def _images(size: Size) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the benchmark compares with: plain, well-written eager PyTorch of the same sizes, and other people's programs.
+"""What the benchmark compares with: plain, well-written eager PyTorch of the same sizes.
 
     B batch, T tokens, S tokens of an image, D width, N heads, H head dimension, V vocabulary
 """
@@ -10,8 +10,6 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
-
-TRANSFORMERS = "transformers (vqim[bench]) is not installed"
 
 
 class PlainBlock(nn.Module):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import vqim.registry.components  # noqa: F401  gin knows the components
-from launch import benchmark_cases
+from launch import benchmark_cases, benchmark_packages
 from launch.benchmark_peers import PlainPrior
 from vqim.contracts.context import Context
 from vqim.nn.module import apply
@@ -305,8 +305,9 @@ def sample(bench: Bench) -> dict[str, Any]:
     plain = PlainPrior(*size.plain, causal=True).to(bench.runtime.device, torch.bfloat16)
     calls["plain, static cache"] = lambda: plain.sample(size.batch_size)
     if importlib.util.find_spec("transformers"):
-        model = benchmark_cases.gpt2(size).to(bench.runtime.device, torch.bfloat16).eval()
-        calls["transformers GPT-2, static cache"] = lambda: benchmark_cases._generate(model, size, "static")
+        model = benchmark_packages.gpt2(*size.plain).to(bench.runtime.device, torch.bfloat16).eval()
+        calls["transformers GPT-2, static cache"] = lambda: benchmark_packages.gpt2_draw(
+            model, size.batch_size, size.num_tokens, size.vocabulary, "static")
     torch.set_default_dtype(torch.bfloat16)  # the plain program's cache
     found: dict[str, Any] = {"batch_size": size.batch_size, "tokens": size.num_tokens}
     try:
