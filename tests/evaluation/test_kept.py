@@ -86,11 +86,14 @@ def assert_same(found, expected):
 
 def test_reconstructions_that_go_on_are_equal_to_unbroken_ones(tokenizer_run, data, kept):
     run = tokenizer_run()
-    evaluator = Reconstructions([Distances(), CodebookUse(), ShownImages(5), WaveletDistance(),
-                                 FeatureDistances(Pixels())], batch_size=64)
-    expected, unbroken = evaluate(begin(evaluator, run, data)), begin(evaluator, run, data)
+
+    def evaluator():  # as each process makes one; one that has measured before knows for how long codes are unused
+        return Reconstructions([Distances(), CodebookUse(), ShownImages(5), WaveletDistance(),
+                                FeatureDistances(Pixels())], batch_size=64)
+
+    expected, unbroken = evaluate(begin(evaluator(), run, data)), begin(evaluator(), run, data)
     for after in (1, 4):
-        again = broken_off(evaluator, run, data, kept, after)
+        again = broken_off(evaluator(), run, data, kept, after)
         assert_same(evaluate(again), expected)
         assert data.num_batches == 5 - after  # those before are not read again
     evaluate(unbroken)
