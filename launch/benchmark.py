@@ -60,9 +60,11 @@ def main(argv: Sequence[str]) -> None:
     runtime = make_runtime()
     results = []
     for name in ALL if argv[1] == "all" else [argv[1]]:
-        size, text_of = SIZES[SIZE.value], growth_as_text if ALONG.value else as_text
-        found = (run_growth(ALL[name], size, ALONG.value, runtime, ROUNDS.value) if ALONG.value
-                 else run_case(ALL[name](size, runtime), runtime, ROUNDS.value))
+        make_case, size = ALL[name], SIZES[SIZE.value]
+        if ALONG.value:
+            found, text_of = run_growth(make_case, size, ALONG.value, runtime, ROUNDS.value), growth_as_text
+        else:
+            found, text_of = run_case(make_case(size, runtime), runtime, ROUNDS.value), as_text
         results.append({"case": name, "size": SIZE.value, **found})
         if not JSON.value:
             print(text_of(results[-1]), flush=True)

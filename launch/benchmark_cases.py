@@ -161,7 +161,7 @@ def train_prior(size: Size, runtime: Runtime) -> Case:
     plain, tokens_BS = peers.PlainPrior(*size.plain, causal=True), tokens_BNK[..., 0]
     case = Case("images", size.batch_size, {
         "vqim": _train(_Tokens(prior), {"tokens": tokens_BNK}, runtime),
-        "plain": _train_plain(plain, lambda _: plain.loss(tokens_BS))})
+        "plain": _train_plain(plain, lambda model: model.loss(tokens_BS))})
     case.add("transformers GPT-2", lambda name: {name: _train_plain(
         packages.gpt2(*size.plain), lambda model: model(tokens_BS, labels=tokens_BS).loss)})
     case.add("x-transformers", lambda name: {name: _train_plain(
@@ -192,7 +192,7 @@ def train_cnn(size: Size, runtime: Runtime) -> Case:
     case = Case("images", size.batch_size, {
         "vqim": _train(TokenizerObjective(tokenizer, _learner, [L2()]), runtime.put({"images": _images(size)}),
                        runtime),
-        "plain": _train_plain(plain, lambda _: plain.loss(images_BCHW))})
+        "plain": _train_plain(plain, lambda model: model.loss(images_BCHW))})
     case.add("diffusers VQModel", lambda name: {name: _train_plain(
         packages.vq_model(channels, multipliers, size.width, size.vocabulary),
         lambda model: packages.vq_loss(model, images_BCHW))})

@@ -79,7 +79,7 @@ def main() -> None:
     report, summary = _look(workdir, commands)
     _add_seconds(workdir, "Samples and this report", time.perf_counter() - start)
     summary["seconds"] = _seconds(workdir)
-    write_report(workdir / "report.html", Report(**report, seconds=_seconds(workdir)))
+    write_report(workdir / "report.html", Report(**report, seconds=summary["seconds"]))
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, value in summary.items():
         print(f"{name}: {value}")

@@ -11,7 +11,6 @@ begun. Weights are random, frozen ones too, and images and tokens are noise: no 
 import argparse
 import dataclasses
 import functools
-import importlib.util
 import json
 import statistics
 import time
@@ -304,7 +303,7 @@ def sample(bench: Bench) -> dict[str, Any]:
         calls[name] = lambda draw=draw, arrays=arrays: draw(arrays, labels_B, numbers_B, 0)
     plain = PlainPrior(*size.plain, causal=True).to(bench.runtime.device, torch.bfloat16)
     calls["plain, static cache"] = lambda: plain.sample(size.batch_size)
-    if importlib.util.find_spec("transformers"):
+    if not benchmark_packages.why_missing("transformers GPT-2"):
         model = benchmark_packages.gpt2(*size.plain).to(bench.runtime.device, torch.bfloat16).eval()
         calls["transformers GPT-2, static cache"] = lambda: benchmark_packages.gpt2_draw(
             model, size.batch_size, size.num_tokens, size.vocabulary, "static")

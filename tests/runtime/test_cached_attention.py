@@ -3,7 +3,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from vqim.runtime.plain import plain_cached_attention
+from vqim.runtime.torch import TorchKernels
 
 XlaKernels = pytest.importorskip("vqim.runtime.xla_kernels", exc_type=ImportError).XlaKernels
 
@@ -16,7 +16,8 @@ def test_one_product_for_all_heads_gives_what_a_product_for_each_head_gives(num_
     caches_BSD = [torch.randn(3, 8, 12, generator=generator) for _ in range(2)]
     for cache_BSD in caches_BSD:
         cache_BSD[:, position:] = 1e4  # must not be read
-    by_head = plain_cached_attention(
-        q, k, v, *(rearrange(x, "b s (n h) -> b n s h", n=num_heads) for x in caches_BSD), torch.tensor(position))
+    by_head = TorchKernels().cached_attention(
+        q, k, v, *(rearrange(x, "b s (n h) -> b n s h", n=num_heads) for x in caches_BSD), torch.tensor(position),
+        num_heads)
     of_all = XlaKernels.cached_attention(None, q, k, v, *caches_BSD, torch.tensor(position), num_heads)
     torch.testing.assert_close(of_all, by_head)

@@ -52,6 +52,7 @@ class CodebookUse:
 class _Use:
     def __init__(self, grid: TokenGrid, about: About):
         self._grid, self._about, num_images = grid, about, about.num_items
+        self._before = dict(about.memory)
         self._levels = [CodebookStatistics(level.vocabulary, num_images) for level in grid.levels]
         self._channels = [[CodebookStatistics(level.vocabulary, num_images) for _ in range(level.channels)]
                           if level.channels > 1 else [] for level in grid.levels]
@@ -104,7 +105,7 @@ class _Use:
     def _ages(self, name: str, counts_K: np.ndarray) -> np.ndarray:
         """In how many measurements in a row, with this one, each code has been unused."""
         key = f"{self._about.protocol.get('split')}/{name}/unused"
-        before_K = self._about.memory.get(key, np.zeros(len(counts_K), np.int64))
+        before_K = self._before.get(key, np.zeros(len(counts_K), np.int64))
         self._about.memory[key] = ages_K = np.where(counts_K == 0, before_K + 1, 0)
         return ages_K
 

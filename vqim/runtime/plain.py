@@ -1,6 +1,6 @@
 """Kernels in plain tensor operations, which any runtime may use.
 
-    B batch, T queries, S keys, N heads, H head dimension, D = N H; I inputs of a matrix, O outputs of a matrix
+    B batch, T queries, S keys, N heads, H head dimension; I inputs of a matrix, O outputs of a matrix
 """
 import functools
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -38,17 +37,18 @@ def plain_attention(q_BNTH: Tensor, k_BNSH: Tensor, v_BNSH: Tensor, *, causal: b
 
 
 def plain_cached_attention(
-    q_B1D: Tensor, k_B1D: Tensor, v_B1D: Tensor, keys_BNSH: Tensor, values_BNSH: Tensor, position: Tensor,
+    q_TH: Tensor, k_1H: Tensor, v_1H: Tensor, keys_SH: Tensor, values_SH: Tensor, position: Tensor, scale: float,
 ) -> Tensor:
-    """See `Kernels.cached_attention`."""
-    num_heads, num_before = keys_BNSH.shape[1:3]
-    q_BN1H, k_BN1H, v_BN1H = (rearrange(x, "b t (n h) -> b n t h", n=num_heads) for x in (q_B1D, k_B1D, v_B1D))
-    is_later_S = torch.arange(num_before, device=q_B1D.device) >= position
-    before_BN1S = (q_BN1H @ keys_BNSH.mT).masked_fill(is_later_S, -torch.inf)
-    logits_BN1s = torch.cat([before_BN1S, q_BN1H @ k_BN1H.mT], -1).float() * q_BN1H.shape[-1] ** -0.5
-    weights_BN1s = logits_BN1s.softmax(-1).to(v_BN1H.dtype)
-    before_BN1S, own_BN11 = weights_BN1s.split([num_before, 1], -1)
-    return rearrange(before_BN1S @ values_BNSH + own_BN11 * v_BN1H, "b n t h -> b t (n h)")
+    """softmax(scale q k^T) v over a position's own key and those before it, for any dimensions before these.
+
+    See `Kernels.cached_attention`.
+    """
+    num_before = keys_SH.shape[-2]
+    is_later_S = torch.arange(num_before, device=q_TH.device) >= position
+    before_TS = (q_TH @ keys_SH.mT).masked_fill(is_later_S, -torch.inf)
+    logits_Ts = torch.cat([before_TS, q_TH @ k_1H.mT], -1).float() * scale
+    before_TS, own_T1 = logits_Ts.softmax(-1).to(v_1H.dtype).split([num_before, 1], -1)
+    return before_TS @ values_SH + own_T1 * v_1H
 
 
 def loop_scan(

@@ -104,7 +104,10 @@ class TorchKernels:
         num_heads: int,
     ) -> Tensor:
         """A product for each image and head."""
-        return plain_cached_attention(q_B1D, k_B1D, v_B1D, keys, values, position)
+        q_BN1H, k_BN1H, v_BN1H = (rearrange(x, "b t (n h) -> b n t h", n=num_heads) for x in (q_B1D, k_B1D, v_B1D))
+        out_BN1H = plain_cached_attention(
+            q_BN1H, k_BN1H, v_BN1H, keys, values, position, q_BN1H.shape[-1] ** -0.5)
+        return rearrange(out_BN1H, "b n t h -> b t (n h)")
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """torch.matmul, which is exact float32 here unless someone allows TF32."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqim.runtime.flash import allocate, flash_attention
 from vqim.runtime.flash_blocks import choose_blocks
-from vqim.runtime.plain import loop_scan, plain_attention, plain_linear
+from vqim.runtime.plain import loop_scan, plain_attention, plain_cached_attention, plain_linear
 from vqim.runtime.precision import split_matmul
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.xla_gradients import GeluDropout, Linear
@@ -146,13 +146,11 @@ class XlaKernels:
         width, device = q_B1D.shape[-1], q_B1D.device
         heads_N1 = torch.arange(num_heads, device=device)[:, None]
         is_own_ND = heads_N1 == torch.arange(width, device=device) // (width // num_heads)
-        q_BND = torch.where(is_own_ND, q_B1D, 0.0)
-        is_later_S = torch.arange(keys.shape[1], device=device) >= position
-        before_BNS = (q_BND @ keys.mT).masked_fill(is_later_S, -torch.inf)
-        logits_BNs = torch.cat([before_BNS, q_BND @ k_B1D.mT], -1).float() * (width // num_heads) ** -0.5
-        weights_BNs = logits_BNs.softmax(-1).to(v_B1D.dtype)
-        before_BNS, own_BN1 = weights_BNs.split([keys.shape[1], 1], -1)
-        return torch.where(is_own_ND, before_BNS @ values + own_BN1 * v_B1D, 0.0).sum(1, keepdim=True)
+        rows_BND = torch.where(is_own_ND, q_B1D, 0.0)
+        # Without a dimension of size 1 for heads, with which a step takes nearly twice as long (16.7 for 9.0 ms).
+        out_BND = plain_cached_attention(
+            rows_BND, k_B1D, v_B1D, keys, values, position, (width // num_heads) ** -0.5)
+        return torch.where(is_own_ND, out_BND, 0.0).sum(1, keepdim=True)
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """A product of parts that a TPU multiplies exactly; it would round whole float32 factors."""
