@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqim.contracts.runtime import Runtime
+from vqim.runtime.allocator import freed_memory_kept
 
 from .benchmark_cases import Case
 
@@ -54,16 +55,19 @@ def measure(
 ) -> dict[str, Measured]:
     """The contestants and the ceilings, by name: each round runs every one of them once.
 
-    Two calls of each come before, which compile and warm up; memory is that of the second.
+    Three calls of each come before, which compile and warm up; memory is that of the second.
     """
     calls = {**case.contestants, **ceilings}
     peaks = {name: peak_memory(functools.partial(_wait, call, runtime)) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(num_rounds):
-        for name, call in calls.items():
-            begin = time.perf_counter()
+    with freed_memory_kept():  # as launch.train
+        for call in calls.values():
             _wait(call, runtime)
-            seconds[name].append(time.perf_counter() - begin)
+        for _ in range(num_rounds):
+            for name, call in calls.items():
+                begin = time.perf_counter()
+                _wait(call, runtime)
+                seconds[name].append(time.perf_counter() - begin)
     first = seconds[next(iter(calls))]
     return {name: Measured(times, statistics.median(ours / theirs for ours, theirs in zip(first, times, strict=True)),
                            peaks[name])

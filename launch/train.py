@@ -16,6 +16,7 @@ from vqim.checkpoint.files import is_url, open_files
 from vqim.checkpoint.manager import CheckpointManager
 from vqim.data.faults import TooManyCorruptError, WrongExampleError
 from vqim.registry.config import ConfigError
+from vqim.runtime.allocator import freed_memory_kept
 from vqim.training.data_identity import DataChangedError
 from vqim.training.loop import check_batch_size, train
 from vqim.training.start_from import StartFromError, started_spec
@@ -77,9 +78,10 @@ def main() -> None:
         for line in session.describe_data(experiment):
             logging.info("%s", line)
         try:
-            finished = train(
-                experiment, workdir=workdir, runtime=runtime, config=config.text(), shown_config=operative,
-                profile_steps=profile_steps, restore_step=flags.restore(), ends_if_it_hangs=END_IF_HANGING.value)
+            with freed_memory_kept():
+                finished = train(
+                    experiment, workdir=workdir, runtime=runtime, config=config.text(), shown_config=operative,
+                    profile_steps=profile_steps, restore_step=flags.restore(), ends_if_it_hangs=END_IF_HANGING.value)
         except NonFiniteError as error:
             sys.exit(f"Stopped: {error}. To go on with other values, write them into {workdir}/config.gin too.")
         except DataChangedError as error:

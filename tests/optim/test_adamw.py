@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from vqim.optim import adamw
 from vqim.optim.adamw import AdamW, one_minus_power
 from vqim.optim.groups import Group
 from vqim.state.leaf import Leaf
@@ -103,6 +104,21 @@ def test_decay_changes_nothing_where_keep_is_false_even_of_infinite_weights():
     params, optimizer = {name: torch.full(leaf.shape, math.inf) for name, leaf in SPEC.items()}, AdamW(weight_decay=0.1)
     optimizer.update(params, draw(1), zeros(optimizer.init_spec(SPEC)), **scalars(0, keep=False))
     assert all(torch.equal(tensor, torch.full_like(tensor, math.inf)) for tensor in params.values())
+
+
+def test_a_parameter_updated_in_pieces_has_the_bits_of_one_updated_whole(monkeypatch):
+    spec = {"kernel": Leaf((3, 100, 10), axes=("layers", "in", "out"))}
+    found = []
+    for piece in (2**18, 1024):
+        monkeypatch.setattr(adamw, "_PIECE", piece)
+        generator, optimizer = torch.Generator().manual_seed(0), AdamW(weight_decay=0.1)
+        params, slots = {"kernel": torch.ones(3, 100, 10)}, zeros(optimizer.init_spec(spec))
+        grads = {"kernel": torch.randn(3, 100, 10, generator=generator)}
+        norm = optimizer.update(params, grads, slots, **scalars(3))["update_norm"]
+        found.append((params | slots, norm))
+    for name, array in found[0][0].items():
+        assert torch.equal(array, found[1][0][name]), name
+    torch.testing.assert_close(found[0][1], found[1][1])
 
 
 def test_update_norm_is_the_length_of_the_change():

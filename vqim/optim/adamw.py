@@ -1,4 +1,7 @@
-"""Adam with decoupled weight decay (Kingma and Ba, 2014; Loshchilov and Hutter, 2017)."""
+"""Adam with decoupled weight decay (Kingma and Ba, 2014; Loshchilov and Hutter, 2017).
+
+    P elements of a piece of a parameter
+"""
 import math
 from collections.abc import Iterable, Sequence
 
@@ -11,6 +14,9 @@ from vqim.optim.gradients import combine_norms
 from vqim.optim.groups import Group, Treatment, assign
 from vqim.state.init import Constant
 from vqim.state.leaf import Leaf, Spec, State
+
+_PIECE = 2**18
+"""Elements that a CPU's thread updates at a time: all passes over them but the first find them in its cache."""
 
 
 class AdamW:
@@ -82,14 +88,18 @@ class AdamW:
         kernel computes only the decrease, with a negative rate and from zero. The decay is added to it before w rounds
         the sum. A gradient scaler uses `found_inf` to skip a step on the device; it is the opposite of `keep`.
         """
-        decrease = torch.zeros_like(w)
-        torch._fused_adamw_(
-            [decrease], [g], [m], [v], [], [t], lr=-rate, beta1=self.beta1, beta2=self.beta2, weight_decay=0.0,
-            eps=self.eps, amsgrad=False, maximize=False, found_inf=1 - keep.to(torch.float32))
-        if weight_decay:
-            decrease.addcmul_(w, rate * weight_decay).masked_fill_(~keep, 0.0)
-        w.sub_(decrease)  # subtracting +0.0 keeps every bit, even of -0.0
-        return torch.linalg.vector_norm(decrease)
+        size = max(1, w.numel()) if w.device.type == "cuda" else _PIECE * torch.get_num_threads()
+        found_inf, decay, norms = 1 - keep.to(torch.float32), rate * weight_decay, []
+        for w_P, g_P, m_P, v_P in zip(*(x.view(-1).split(size) for x in (w, g, m, v)), strict=True):
+            decrease_P = torch.zeros_like(w_P)
+            torch._fused_adamw_(
+                [decrease_P], [g_P], [m_P], [v_P], [], [t], lr=-rate, beta1=self.beta1, beta2=self.beta2,
+                weight_decay=0.0, eps=self.eps, amsgrad=False, maximize=False, found_inf=found_inf)
+            if weight_decay:
+                decrease_P.addcmul_(w_P, decay).masked_fill_(~keep, 0.0)
+            w_P.sub_(decrease_P)  # subtracting +0.0 keeps every bit, even of -0.0
+            norms.append(torch.linalg.vector_norm(decrease_P))
+        return norms[0] if len(norms) == 1 else combine_norms(norms)
 
     def _written_out(
         self, w: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: Tensor, weight_decay: float, t: Tensor, keep: Tensor,

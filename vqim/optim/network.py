@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from vqim.contracts.optimizer import Optimizer
-from vqim.optim.gradients import clip_by_global_norm, global_norm
+from vqim.optim.gradients import clip_by_global_norm
 from vqim.state import sections
 from vqim.state.leaf import State, select
 from vqim.state.random import fold_key
@@ -63,8 +63,8 @@ def accumulate(
 
 
 def update_network(
-    state: State, network: str, grads: State, optimizer: Optimizer, *, learning_rate: Tensor, step: Tensor,
-    keep: Tensor, max_gradient_norm: float | None = None,
+    state: State, network: str, grads: State, optimizer: Optimizer, *, gradient_norm: Tensor,
+    learning_rate: Tensor, step: Tensor, keep: Tensor, max_gradient_norm: float | None = None,
 ) -> dict[str, Tensor]:
     """Updates, in place, those of `params/<network>` that have gradients, and `optimizer/<network>`.
 
@@ -73,20 +73,18 @@ def update_network(
       network: the network's name in the state.
       grads: the gradients of its parameters.
       optimizer: its optimizer.
+      gradient_norm: the global norm of all of `grads`.
       learning_rate: a scalar for the optimizer.
       step: a scalar for the optimizer.
       keep: bool scalar; where it is False nothing changes.
       max_gradient_norm: gradients are scaled down to this global norm; None leaves them.
 
     Returns:
-      `gradient_norm`, before clipping, and the optimizer's metrics.
+      The optimizer's metrics.
     """
-    if max_gradient_norm is None:
-        norm = global_norm(grads.values())
-    else:
-        grads, norm = clip_by_global_norm(grads, max_gradient_norm)
+    if max_gradient_norm is not None:
+        grads = clip_by_global_norm(grads, gradient_norm, max_gradient_norm)
     params = select(state, sections.params(network))
-    shown = optimizer.update(
+    return optimizer.update(
         {name: params[name] for name in grads}, grads, select(state, sections.optimizer(network)),
         learning_rate=learning_rate, step=step, keep=keep)
-    return {"gradient_norm": norm, **shown}

@@ -14,6 +14,7 @@ from vqim.contracts.context import Context, Kernels
 from vqim.contracts.learning import Computed, Learner, Objective
 from vqim.nn.module import arrays_spec, spec, statistics_spec
 from vqim.optim.ema import ema_rate, ema_spec, update_ema
+from vqim.optim.gradients import combine_norms, tensor_norm
 from vqim.optim.network import accumulate, gradients, update_network
 from vqim.state import sections
 from vqim.state.health import check_finite, health_spec
@@ -106,15 +107,19 @@ class GradientTask:
         means, sums = accumulate(compute, batch, key, self.num_micro_batches)
         losses, metrics = means["losses"], dict(means["metrics"])
         # 2. Check that everything is finite. Otherwise nothing below changes the state.
-        keep = check_finite(state, self._values_to_check(learners, means), scalars["step"])
+        norms = {learner.name: {name: tensor_norm(grad) for name, grad in means[f"gradients/{learner.name}"].items()}
+                 for learner in learners}
+        keep = check_finite(state, self._values_to_check(learners, means["losses"], norms), scalars["step"])
         # 3. Update parameters and their averages.
         for learner in learners:
             suffix = "" if learner.name == self._main else f"/{learner.name}"
+            norm = combine_norms(list(norms[learner.name].values()))
             shown = update_network(
-                state, learner.name, means[f"gradients/{learner.name}"], learner.optimizer,
+                state, learner.name, means[f"gradients/{learner.name}"], learner.optimizer, gradient_norm=norm,
                 learning_rate=scalars[f"learning_rate{suffix}"], step=scalars["step"] - learner.start_step, keep=keep,
                 max_gradient_norm=learner.max_gradient_norm)
-            metrics |= {self._shown(learner.name, name): value for name, value in shown.items()}
+            metrics |= {self._shown(learner.name, name): value
+                        for name, value in {"gradient_norm": norm, **shown}.items()}
             if learner.ema_decay is not None:
                 update_ema(state, learner.name, scalars[f"ema_rate{suffix}"], keep)
         # 4. Update what changes without gradients.
@@ -166,14 +171,15 @@ class GradientTask:
                 arrays[name] = array.detach().requires_grad_(name in trained)
         return arrays
 
-    def _values_to_check(self, learners: tuple[Learner, ...], means: dict[str, State]) -> list[Tensor]:
-        """The values to check, in the order of `checked`; those that this program does not compute count as finite."""
+    def _values_to_check(
+        self, learners: tuple[Learner, ...], losses: State, norms: Mapping[str, State],
+    ) -> list[Tensor]:
+        """Losses and norms of gradients, in the order of `checked`; what this program does not compute is finite."""
         values: dict[str, Tensor] = {}
         for learner in learners:
-            values[self._shown(learner.name, "loss")] = means["losses"][learner.name]
-            for name, grad in means[f"gradients/{learner.name}"].items():
-                values[self._shown(learner.name, name)] = grad
-        good = torch.zeros_like(means["losses"][self._main])
+            values[self._shown(learner.name, "loss")] = losses[learner.name]
+            values |= {self._shown(learner.name, name): norm for name, norm in norms[learner.name].items()}
+        good = torch.zeros_like(losses[self._main])
         return [values.get(name, good) for name in self.checked]
 
     def _shown(self, learner: str, name: str) -> str:
