@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from tests.support.processes import run_on_xla
+from tests.support.processes import arrays_on_one_and_eight
 
 pytest.importorskip("torch_xla")
 
@@ -10,12 +10,7 @@ pytest.importorskip("torch_xla")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """By the number of devices, what xla_plugins.py wrote."""
-    found = {}
-    for count in (8, 1):
-        path = tmp_path_factory.mktemp("plugins") / f"{count}.npz"
-        run_on_xla("tests.plugins.xla_plugins", path, num_devices=count, timeout=600)
-        found[count] = dict(np.load(path))
-    return found
+    return arrays_on_one_and_eight("tests.plugins.xla_plugins", tmp_path_factory.mktemp("plugins"))
 
 
 def test_an_ema_codebook_with_restarts_is_the_same_on_eight_devices(results):

@@ -7,7 +7,7 @@ import torch
 pytest.importorskip("torch_xla")
 
 from tests.prior.xla_masked import BATCH_SIZE, given_tokens, make_prior
-from tests.support.processes import run_on_xla
+from tests.support.processes import arrays_on_one_and_eight
 from vqim.contracts.placing import place
 from vqim.nn.module import arrays_spec
 from vqim.prior.masked_sampler import MaskedSampler
@@ -19,12 +19,7 @@ NAMES = ("confidence", "scheduled", "halton")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """By the number of devices, what xla_masked.py wrote."""
-    found = {}
-    for count in (8, 1):
-        path = tmp_path_factory.mktemp("masked") / f"{count}.npz"
-        run_on_xla("tests.prior.xla_masked", path, num_devices=count, timeout=600)
-        found[count] = dict(np.load(path))
-    return found
+    return arrays_on_one_and_eight("tests.prior.xla_masked", tmp_path_factory.mktemp("masked"))
 
 
 def test_a_masked_loss_its_gradient_and_its_measures_are_the_same_on_eight_devices(results):

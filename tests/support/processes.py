@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).parents[2]
 """The checkout."""
 
@@ -29,6 +31,16 @@ def run_on_xla(module, *arguments, num_devices=1, flags=UNOPTIMISED, returncode=
         capture_output=True, text=True, timeout=timeout)
     assert process.returncode == returncode, process.stderr
     return process
+
+
+def arrays_on_one_and_eight(module, directory):
+    """By the number of devices, 1 and 8, the arrays that `python -m module FILE.npz` wrote into its file."""
+    found = {}
+    for count in (8, 1):
+        path = directory / f"{count}.npz"
+        run_on_xla(module, path, num_devices=count, timeout=900)
+        found[count] = dict(np.load(path))
+    return found
 
 
 def printed(process):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.support.processes import run_on_xla
+from tests.support.processes import arrays_on_one_and_eight
 
 pytest.importorskip("torch_xla")
 
@@ -11,12 +11,7 @@ pytest.importorskip("torch_xla")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """By the number of devices, what xla_several_codes.py wrote."""
-    found = {}
-    for count in (8, 1):
-        path = tmp_path_factory.mktemp("several_codes") / f"{count}.npz"
-        run_on_xla("tests.tokenizer.xla_several_codes", path, num_devices=count, timeout=900)
-        found[count] = dict(np.load(path))
-    return found
+    return arrays_on_one_and_eight("tests.tokenizer.xla_several_codes", tmp_path_factory.mktemp("several_codes"))
 
 
 def test_codebooks_their_use_and_losses_are_the_same_on_eight_devices(results):
