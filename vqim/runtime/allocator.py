@@ -16,7 +16,9 @@ def freed_memory_kept() -> Iterator[None]:
 
     glibc maps each block of more than 32 MiB anew, and gives it back when it is freed. The system then has to clear and
     map its pages at their first use, a fault for every 4 KiB: a tenth of a training step of 85 million parameters on a
-    CPU (docs/performance.md). Without glibc nothing changes.
+    CPU (docs/performance.md). Kept, a block is found again after some rounds: of the few bytes before it that alignment
+    leaves over, the first seven pieces of a size stay in the thread's own cache, and the block's place is too short
+    without them. Without glibc nothing changes.
     """
     libc = ctypes.CDLL(None)
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
