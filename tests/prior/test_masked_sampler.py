@@ -91,6 +91,15 @@ def test_a_masked_image_is_drawn_by_its_number_whatever_the_batch(make_masked, d
         assert torch.equal(alone, together_12[numbers])
 
 
+def test_places_drawn_one_by_one_have_the_codes_of_all_at_once(make_masked, draw_params, monkeypatch):
+    prior = make_masked()
+    params, drawn = draw_params(prior), []
+    for size in (1, 2**30):
+        monkeypatch.setattr("vqim.prior.masked_sampler._PIECE", size)
+        drawn.append(draw(prior, params, LABELS))
+    assert torch.equal(*drawn)
+
+
 def test_another_seed_draws_other_codes(make_masked, draw_params):
     prior = make_masked()
     params = draw_params(prior)

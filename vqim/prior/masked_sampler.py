@@ -1,6 +1,6 @@
 """Draws tokens from a masked prior: many codes at once, in a few steps.
 
-    B images in a batch, N positions, K codes a position, S = N K places, V vocabulary
+    B images in a batch, N positions, K codes a position, S = N K places, P of these at a time, V vocabulary
 """
 import dataclasses
 from typing import Any, Literal, get_args
@@ -24,6 +24,9 @@ from vqim.state.leaf import State
 from vqim.state.random import fold_key, step_key, uniform_rows
 
 Order = Literal["confidence", "halton"]
+
+_PIECE = 2**18
+"""Logits that a core draws from at a time: 1 MiB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,21 +128,38 @@ class _MaskedDraw:
             code_keys_B, choice_keys_B = (
                 fold_key(fold_key(key, purpose).to(drawn_BS.device, non_blocking=True), images["numbers"])
                 for purpose in ("code", "choice"))
-            uniform_BSV = uniform_rows(code_keys_B, logits_BSV[0].numel()).reshape(logits_BSV.shape)
-            codes_BS = sample_logits(
-                logits_BSV, uniform_BSV,
-                temperature=0.0 if self._sampler.temperature == 0 else scalars["temperature"])
+            codes_BS, log_p_BS = self._draw(logits_BSV, code_keys_B, scalars["temperature"])
             if "turns" in images:
                 preference_BS = -images["turns"]
             else:
                 noise_BS = gumbel_noise(uniform_rows(choice_keys_B, drawn_BS.shape[1]))
-                log_p_BS = logits_BSV.log_softmax(-1).gather(-1, codes_BS[..., None])[..., 0]
                 preference_BS = log_p_BS + scalars["noise"] * noise_BS
             is_masked_BS = drawn_BS < 0
             # What is known comes last in the ranks, so that the lowest `left` are masked ones.
             ranks_BS = ranks(torch.where(is_masked_BS, preference_BS, torch.inf))
             keeps_BS = is_masked_BS & (ranks_BS >= counts["left"][:, None])
             drawn_BS.copy_(torch.where(keeps_BS, codes_BS, drawn_BS))
+
+    def _draw(self, logits_BSV: Tensor, keys_B: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """A code for every place, and the logarithm of its probability at temperature 1.
+
+        A draw takes 30 operations, each of which reads and writes arrays of the logits' size. On a CPU they go a few
+        places at a time, which a core's cache holds: the same draws in a quarter of the time.
+        """
+        batch_size, num_places, vocabulary = logits_BSV.shape
+        at_once = num_places
+        if logits_BSV.device.type == "cpu":
+            at_once = max(1, _PIECE * torch.get_num_threads() // (batch_size * vocabulary))
+        codes, log_p = [], []
+        for first in range(0, num_places, at_once):
+            piece_BPV = logits_BSV[:, first:first + at_once]
+            uniform_BF = uniform_rows(keys_B, piece_BPV[0].numel(), first * vocabulary)
+            codes_BP = sample_logits(
+                piece_BPV, uniform_BF.reshape(piece_BPV.shape),
+                temperature=0.0 if self._sampler.temperature == 0 else temperature)
+            codes.append(codes_BP)
+            log_p.append(piece_BPV.log_softmax(-1).gather(-1, codes_BP[..., None])[..., 0])
+        return torch.cat(codes, 1), torch.cat(log_p, 1)
 
     def _logits(self, arrays: State, drawn_BS: Tensor, labels_B: Tensor, scale: Tensor) -> Tensor:
         """Logits of all places, float32 [B, S, V]."""

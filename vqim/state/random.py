@@ -35,9 +35,12 @@ def mix_bits(x: Tensor) -> Tensor:
     return x ^ ((x & -0x10000) >> 16 & 0xFFFF)
 
 
-def uniform_rows(keys_B: Tensor, num_columns: int) -> Tensor:
-    """float32 draws from U[0, 1), [B, num_columns]: each row from its own key, the same on every runtime."""
-    columns_C = torch.arange(num_columns, dtype=torch.int32, device=keys_B.device)
+def uniform_rows(keys_B: Tensor, num_columns: int, first: int = 0) -> Tensor:
+    """float32 draws from U[0, 1), [B, num_columns]: each row from its own key, the same on every runtime.
+
+    With `first`, the columns of a longer row from there on.
+    """
+    columns_C = torch.arange(first, first + num_columns, dtype=torch.int32, device=keys_B.device)
     bits_BC = mix_bits(mix_bits(keys_B)[:, None] ^ mix_bits(columns_C))
     # 24 of the upper bits, which float32 holds exactly. They are masked first, so that a positive number is shifted.
     return ((bits_BC & 0x7FFFFFFF) >> 7).float() * 2.0**-24
