@@ -241,11 +241,10 @@ def _measures(summary: dict[str, float]) -> list[Measure]:
                 "times that of validation images", {}, [Bar("at least", 0.8, "lower would be copies")]),
         Measure("Samples' distance to each other", summary["samples_spread"], "times that of validation images", {},
                 [Bar("at least", 0.8, "lower would be all alike")]),
-        Measure("Samples' Frechet wavelet distance to validation images", summary["samples_fwd"], "",
-                {"training images": summary["training_images_fwd"]}),
-        *([Measure("Samples' Frechet distance in EfficientNet-Lite0", summary["samples_proxy_fid"], "",
-                   {"training images": summary["training_images_proxy_fid"]})]
-          if "samples_proxy_fid" in summary else []),
+        *[Measure(f"Samples' Frechet {name}", summary[f"samples_{measure}"], "",
+                  {"training images": summary[f"training_images_{measure}"]})
+          for measure, name in [("fwd", "wavelet distance to validation images"),
+                                ("proxy_fid", "distance in EfficientNet-Lite0")] if f"samples_{measure}" in summary],
         Measure("Probe, top-1", 100 * summary["probe_top1"], "%", {"raw pixels": raw_pixels},
                 [Bar("above", raw_pixels, "a probe on raw pixels")], 1),
     ]

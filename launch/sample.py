@@ -51,7 +51,8 @@ OUT = absl_flags.DEFINE_string(
     "out", None, "Folder for the images, <workdir>/samples unless given; or one file for all, samples.npz.")
 OVERWRITE = absl_flags.DEFINE_bool("overwrite", False, "Remove older samples, from --first on, or the older file.")
 BATCH_SIZE = absl_flags.DEFINE_integer("batch_size", 64, "Images drawn at a time.", lower_bound=1)
-SEED = absl_flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", lower_bound=0)
+SEED = absl_flags.DEFINE_integer(
+    "seed", 0, "The same seed draws the same images.", lower_bound=0, upper_bound=2**31 - 1)
 TEMPERATURE = absl_flags.DEFINE_float("temperature", None, "Divides the logits; 0 takes the likeliest.", lower_bound=0)
 TOP_K = absl_flags.DEFINE_integer("top_k", None, "Only the k likeliest codes.", lower_bound=1)
 TOP_P = absl_flags.DEFINE_float(

@@ -70,6 +70,11 @@ def main() -> None:
     if unusable:
         bound = (str(binding) for binding in config.bindings.values() if binding.name.startswith("frozen.FromRun.run"))
         raise ConfigError("\n  ".join([*unusable, *bound]))
+    if not has_begun:
+        try:
+            experiment.check_tokens(None)
+        except DataChangedError as error:
+            raise ConfigError(f"train.data: {error}") from error
     with session.claimed_workdir(config, flags.workdir(), runtime.hosts) as workdir:
         if runtime.process_index == 0:
             open_files(workdir).write("operative_config.gin", operative.encode())

@@ -117,6 +117,8 @@ def open_run(
         if exported.about["ema"] and not ema:
             raise ConfigError(f"{workdir} was exported with moving averages in place of the parameters; "
                               "ema=False needs one that was exported with --noema")
+    if needs_data:
+        experiment.check_tokens(checkpoint.read)
     spec = sections.reading_spec(experiment.task.init_spec())
     if not ema or exported is not None:
         spec = {name: leaf for name, leaf in spec.items() if not name.startswith("ema/")}

@@ -33,9 +33,9 @@ ALLOWED = {
 
 # Where an outside library may be imported.
 PLACES = {
-    "gin": {"vqim.registry", "launch"},
+    "gin": {"vqim.registry"},
     "absl.flags": {"launch"},
-    "tensorstore": {"vqim.checkpoint", "vqim.data.token_cache"},
+    "tensorstore": {"vqim.checkpoint"},
     "torch_xla": {"vqim.runtime"},
     "torchax": {"vqim.runtime"},
     "jax": {"vqim.runtime"},

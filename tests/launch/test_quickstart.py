@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch.quickstart import _measures
 from tests.evaluation.browser import find_browser, visit
 from tests.support.processes import ROOT
 from vqim.evaluation.codebook import entropy_bits
@@ -39,6 +40,14 @@ def test_summary_has_every_figure_and_its_baseline(summary):
     assert list(summary["seconds"]) == [
         "Stage 1", "Stage 2", "Probe", "Pixel probe", "Judge of samples", "Samples and this report"]
     assert all(seconds > 0 for seconds in summary["seconds"].values())
+
+
+def test_figures_that_a_size_of_images_does_not_have_are_left_out(summary):
+    names = [measure.name for measure in _measures(summary)]
+    without = {name: value for name, value in summary.items() if not name.endswith("_fwd")}  # 24x24, for example
+    missing = [name for name in names if "wavelet" in name]
+    assert len(missing) == 1 and [measure.name for measure in _measures(without)] == [
+        name for name in names if name not in missing]
 
 
 def test_summary_says_what_was_trained(summary):

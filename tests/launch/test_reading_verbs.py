@@ -1,6 +1,7 @@
 """launch.evaluate, launch.sample and launch.cache_tokens on finished runs."""
 import contextlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -124,6 +125,15 @@ def test_a_prior_trains_on_cached_tokens_which_are_those_of_the_images(verbs, ru
     assert done.code == 2
     assert "token cache cache: expected tokens of the tokenizer in use, fingerprint " in done.err
     assert not (verbs.directory / "refused").exists()
+
+    # Runs that have begun have its old arrays in their checkpoints: they go on with the old cache, and with no new one.
+    go_on = train_flags("gin/debug/prior_tiny.gin", "cached", *cached, "train.num_steps = 12")
+    assert verbs("train", *go_on).code == 0 and read_metrics(verbs.directory / "cached")[-1]["step"] == 12
+    shutil.rmtree(verbs.directory / "cache")
+    assert verbs("cache_tokens", TOKENIZER, "--out=cache", "--batch_size=100").code == 0
+    done = verbs("train", *go_on, "--gin_bindings=train.num_steps = 14")
+    assert done.code == 2
+    assert "train.data: token cache cache: expected tokens of the tokenizer in use" in done.err
 
 
 def test_a_cache_in_bfloat16_says_how_many_tokens_differ_and_is_not_mixed(verbs, runs):

@@ -1,5 +1,6 @@
 import math
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -271,9 +272,12 @@ def test_the_kernel_for_cpus_equals_the_plain_step(case, num_threads, monkeypatc
             assert difference.max() <= 1e-5 * expected.abs().max(), name
 
 
-def test_without_a_compiler_the_plain_step_runs_and_says_so(monkeypatch, caplog):
+@pytest.mark.parametrize(("compiler", "said"), [
+    ("", "no C compiler"), ("nowhere/cc -O1", "could not be built by nowhere/cc -O1"),
+    (f"{sys.executable} -c raise(SystemExit('no_such_option'))", "no_such_option")])
+def test_without_a_compiler_that_works_the_plain_step_runs_and_says_so(monkeypatch, caplog, compiler, said):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("CC", compiler)
     adafactor_cpu._library.cache_clear()
     try:
         params, optimizer = draw(0), Adafactor(min_factored_size=16)
@@ -281,7 +285,7 @@ def test_without_a_compiler_the_plain_step_runs_and_says_so(monkeypatch, caplog)
     finally:
         adafactor_cpu._library.cache_clear()
     assert not torch.equal(params["kernel"], draw(0)["kernel"])
-    assert "no C compiler" in caplog.text
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (33, 20, 3, 3), (7,)])

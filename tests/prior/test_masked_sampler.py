@@ -100,6 +100,13 @@ def test_places_drawn_one_by_one_have_the_codes_of_all_at_once(make_masked, draw
     assert torch.equal(*drawn)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_of_which_no_keys_can_be_made_is_refused(make_masked, draw_params, seed):
+    prior = make_masked()
+    with pytest.raises(ValueError, match=r"seed must be at least 0 and below 2\^31"):
+        draw(prior, draw_params(prior), LABELS, seed)
+
+
 def test_another_seed_draws_other_codes(make_masked, draw_params):
     prior = make_masked()
     params = draw_params(prior)

@@ -258,7 +258,8 @@ def test_cached_tokens_of_another_grid_are_refused(make_task):
 
 def test_a_token_cache_is_asked_who_wrote_it(make_task, pretrained, tokenizer):
     asked = []
-    make_task().objective.check_data(make_data(check_written_by=lambda *arguments: asked.append(arguments)))
+    make_task().objective.check_tokens(
+        make_data(check_written_by=lambda *arguments: asked.append(arguments)), read=None)
     assert asked == [([[2, 2, 1, 16]], pretrained.fingerprint(tokenizer.deciding_arrays()))]
 
 

@@ -83,6 +83,13 @@ def test_an_ema_code_is_the_running_mean_of_its_latents(latents):
         np.testing.assert_allclose(new["codebook_VZ"][code], total / use, rtol=1e-4)
 
 
+def test_an_ema_code_that_nothing_chooses_stays_however_small_its_use(latents):
+    z_PZ, indices_P = latents
+    codebook_VZ, use_V = torch.randn(6, 3), torch.tensor([1.0, 1, 1, 1, 1, 1e-12])
+    new = advance_codebook(codebook_VZ, use_V, sums_of(z_PZ, indices_P, 6), 0.9, 0.0).arrays
+    assert torch.equal(new["codebook_VZ"][5], codebook_VZ[5]) and new["use_V"][5] < 1e-12
+
+
 def test_a_gradient_codebook_moves_only_where_it_restarts(latents):
     z_PZ, indices_P = latents
     codebook_VZ, use_V = torch.randn(6, 3), torch.full((6,), 0.5)

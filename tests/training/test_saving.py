@@ -13,6 +13,7 @@ from vqim.checkpoint.policy import KeepBest, KeepLatest
 from vqim.runtime.torch import TorchRuntime
 from vqim.training import saver
 from vqim.training.experiment import Experiment
+from vqim.training.interrupts import Interrupts
 from vqim.training.loop import train
 from vqim.training.state import NonFiniteError
 from vqim.training.summaries import read_metrics
@@ -130,6 +131,13 @@ def test_the_last_save_is_tried_as_often_as_others_before_the_run_gives_up(run, 
 def test_a_run_is_saved_by_the_clock(run, manager):
     run(save_minutes=1e-9, keep=[KeepLatest(99)])
     assert manager.steps() == list(range(1, 11))
+
+
+def test_a_save_that_is_due_by_clock_and_step_is_made_once(run, manager, monkeypatch):
+    asked = [False] * 3 + [True] + [False] * 6
+    monkeypatch.setattr(Interrupts, "tick", lambda interrupts: setattr(interrupts, "_save_now", asked.pop(0)))
+    run(save_every=4, keep=[KeepLatest(99)])
+    assert manager.steps() == [4, 8, 10]
 
 
 def test_the_best_step_is_known_also_where_a_restart_made_up_for_its_evaluation(run, manager):

@@ -161,6 +161,8 @@ MISFITS = [
      "first: params/b/w and params/a/w would both become params/a/w"),
     (["a_w"], ["a_w"], {"arrays": {"params/a/w": "optimizer/a/m/w"}},
      "first: params/a/w -> optimizer/a/m/w: this run has no such array"),
+    (["a_w", "b_w"], ["a_w", "b_w"], {"fresh": ["params/b/.*"]},
+     "params/b/w: it is in `fresh`, and a run gives it; name it in that run's `left` too"),
 ]
 
 
@@ -206,6 +208,11 @@ def test_all_misfits_are_listed_at_once(save_run):
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(NoCheckpointError, match="nowhere"):
         started_spec({}, [StartFrom(str(tmp_path / "nowhere"))])
+
+
+def test_a_name_with_a_group_that_its_pattern_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"got 'params/\(\.\*\)' -> 'params/\\\\2': invalid group reference 2"):
+        StartFrom("run", {"params/(.*)": r"params/\2"})
 
 
 @pytest.mark.parametrize("settings", [{"arrays": {"(": "x"}}, {"left": ["("]}, {"fresh": ["("]}])

@@ -1,4 +1,5 @@
 """A run that hangs, on one process and on two."""
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -115,3 +116,15 @@ def test_silence_of_another_process_ends_process_0_unless_that_one_had_ended(tmp
         _, errors = watching.communicate("x", timeout=60)
     assert watching.returncode == code, errors
     assert ("Process 1 has given no sign of life for 1 s" in errors) == bool(code)
+
+
+@pytest.mark.parametrize(("error", "says"), [
+    (None, {"left/1": "yes"}), (KeyboardInterrupt, {"ended": "Process 1 was stopped at once (KeyboardInterrupt)"}),
+    (ValueError, {})])
+def test_a_process_says_that_it_has_left_only_where_it_has_ended_well(tmp_path, error, says):
+    first = HostNetwork("localhost", 0, 0, 2, timeout_seconds=20)
+    second = HostNetwork("localhost", first.port, 1, 2, timeout_seconds=20)
+    with contextlib.suppress(error or ()), Watchdog(second, tmp_path):
+        if error:
+            raise error
+    assert {name: first.read(name) for name in ("left/1", "ended") if first.read(name)} == says

@@ -5,9 +5,10 @@
 """
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor, nn
 
 from vqim.contracts.context import Context
@@ -192,6 +193,19 @@ class OneLearner:
     def advance(self, arrays: State, computed: Computed, context: Context, program: str) -> Advanced:
         """Changes nothing."""
         return Advanced()
+
+
+@runtime_checkable
+class ReadsTokens(Protocol):
+    """An objective that may be given a token cache in place of images."""
+
+    def check_tokens(self, data: Dataset, read: Callable[[str], np.ndarray] | None) -> None:
+        """Raises ValueError unless a cache was written by the tokenizer of this run.
+
+        That is the one in the run's own checkpoint, of which `read` gives the arrays by name, whatever its run has
+        become since. A new run, which has none (`read` is None), takes the tokenizer from that run.
+        """
+        ...
 
 
 @runtime_checkable

@@ -148,3 +148,9 @@ def check_numbers(numbers_B: np.ndarray, batch_size: int, name: str = "numbers_B
     """Raises ValueError unless there is one number for each image in a batch."""
     if numbers_B.shape != (batch_size,):
         raise ValueError(f"{name} must have shape ({batch_size},), got {numbers_B.shape}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless keys, which are int32, can be made from a seed."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed must be at least 0 and below 2^31, got {seed}")

@@ -17,7 +17,7 @@ from vqim.contracts.context import Context
 from vqim.contracts.data import Batch, Dataset
 from vqim.contracts.evaluation import About, Items, Metric
 from vqim.contracts.placing import own_rows
-from vqim.contracts.prior import Draw, Sampler
+from vqim.contracts.prior import Draw, Sampler, check_seed
 from vqim.contracts.runtime import Runtime
 from vqim.contracts.task import Task
 from vqim.evaluation.passes import Pass, dtypes_of, place_frozen, protocol_of, split_batches
@@ -55,6 +55,7 @@ class Samples(Pass):
         super().__init__(metrics, batch_size, every, section, ema)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
+        check_seed(seed)
         if labels is not None and (not len(labels) or num_classes is not None):
             raise ValueError("labels must be one class or more, and take the place of num_classes; got "
                              f"{len(labels)} labels and num_classes {num_classes}")

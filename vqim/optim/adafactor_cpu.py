@@ -3,6 +3,7 @@ import ctypes
 import functools
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -69,20 +70,27 @@ def step(
 def _library() -> ctypes.CDLL | None:
     """The kernel, built in each process (one second), so that no machine uses a copy built for another one."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    if not compiler:
         logging.warning("There is no C compiler (cc, gcc or clang): Adafactor's step on the CPU takes several times "
                         "as long as it could. Install one, or set CC.")
         return None
+    try:
+        return _built(shlex.split(compiler))
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        said = error.stderr.strip()[-2000:] if isinstance(error, subprocess.CalledProcessError) else error
+        logging.warning("Adafactor's kernel for the CPU could not be built by %s, and its step takes several times as "
+                        "long as it could: %s", compiler, said)
+        return None
+
+
+def _built(compiler: list[str]) -> ctypes.CDLL:
+    """The kernel, compiled and loaded; CalledProcessError or OSError where that fails."""
     with tempfile.TemporaryDirectory(prefix="vqim-") as folder:
         built = f"{folder}/adafactor_cpu.so"
+        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", built, "-lm"]
         # Clang may lack OpenMP; the kernel then runs on one thread.
-        for openmp in (("-fopenmp",), ()):
-            result = subprocess.run([compiler, *_FLAGS, *openmp, str(_SOURCE), "-o", built, "-lm"],
-                                    capture_output=True, text=True)
-            if result.returncode == 0:
-                library = ctypes.CDLL(built)
-                library.adafactor_step.argtypes = [*[_SIZE] * 3, *[_INT] * 3, *[_POINTER] * 8, *[_FLOAT] * 5]
-                return library
-    logging.warning("Adafactor's kernel for the CPU could not be built by %s, and its step takes several times as "
-                    "long as it could: %s", compiler, result.stderr.strip()[-2000:])
-    return None
+        if subprocess.run([*command, "-fopenmp"], capture_output=True).returncode:
+            subprocess.run(command, capture_output=True, text=True, check=True)
+        library = ctypes.CDLL(built)
+    library.adafactor_step.argtypes = [*[_SIZE] * 3, *[_INT] * 3, *[_POINTER] * 8, *[_FLOAT] * 5]
+    return library

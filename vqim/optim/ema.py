@@ -16,7 +16,7 @@ _FIRST_STEPS = 10
 
 
 def ema_spec(network: str, params: Spec) -> Spec:
-    """`ema/<network>/<name>` for each parameter; the first step overwrites the zeros."""
+    """`ema/<network>/<name>` for each parameter; its learner's first step overwrites the zeros."""
     zeros = {name: dataclasses.replace(leaf, init=Constant(0.0)) for name, leaf in params.items()}
     return prefixed(sections.ema(network), zeros)
 

@@ -105,8 +105,9 @@ class MaskedPrior(nn.Module):
     def loss(
         self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean over all masked codes of a batch of -log P, with label smoothing, in nats.
+        """The mean over all masked codes of a (micro-)batch of -log P, with label smoothing, in nats.
 
+        Micro-batches count alike, however many of their codes are masked.
         The metric has no smoothing and is in bits. It is no likelihood: it depends on how much is masked.
         """
         masked_BNK = self._draw_masks(tokens_BNK, context)

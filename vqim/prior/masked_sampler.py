@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqim.contracts.context import Context
 from vqim.contracts.placing import own_rows
-from vqim.contracts.prior import Draw, Filling, Sampler
+from vqim.contracts.prior import Draw, Filling, Sampler, check_seed
 from vqim.contracts.runtime import Runtime
 from vqim.nn.gumbel import gumbel_noise
 from vqim.nn.module import apply
@@ -103,6 +103,7 @@ class _MaskedDraw:
         given_BNK: np.ndarray | None = None,
     ) -> Tensor:
         """See `Sampler.bind`."""
+        check_seed(seed)
         sampler, runtime, grid = self._sampler, self._runtime, self._prior.grid
         device, given_BS = put_images(runtime, grid, self._batch_size, labels_B, numbers_B, given_BNK)
         own = own_rows(self._batch_size, runtime)

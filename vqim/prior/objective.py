@@ -2,9 +2,10 @@
 
     B batch, N positions, K codes a position, C image channels, H W image size
 """
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from vqim.contracts.frozen import Frozen
 from vqim.contracts.grid import TokenGrid
 from vqim.contracts.learning import Computed, MakeLearner, OneLearner
 from vqim.contracts.prior import Expecting, Prior, Sampler
-from vqim.frozen.from_run import FromRun
+from vqim.frozen.from_run import FromRun, fingerprint
 from vqim.nn.module import apply
 from vqim.prior.guidance import check_learnt_without_classes
 from vqim.prior.sampler import StepwiseSampler
@@ -61,12 +62,19 @@ class PriorObjective(OneLearner):
     def check_data(self, data: Dataset) -> None:
         """Raises ValueError unless the data have the tokenizer's image size or grid, and the prior's classes."""
         check_image_data(data, self.tokenizer)
-        if hasattr(data, "check_written_by"):
-            fingerprint = self._from_run.fingerprint(self.tokenizer.deciding_arrays())
-            data.check_written_by(self.tokenizer.grid.as_lists(), fingerprint)
         if self.num_classes and data.num_classes != self.num_classes:
             raise ValueError(
                 f"num_classes must be the data's {data.num_classes}, or 0 to ignore them; got {self.num_classes}")
+
+    def check_tokens(self, data: Dataset, read: Callable[[str], np.ndarray] | None) -> None:
+        """See `ReadsTokens`."""
+        if not hasattr(data, "check_written_by"):
+            return
+        names = self.tokenizer.deciding_arrays()
+        place = sections.frozen("tokenizer")
+        own = (self._from_run.fingerprint(names) if read is None
+               else fingerprint({name: read(place + name) for name in names}))
+        data.check_written_by(self.tokenizer.grid.as_lists(), own)
 
     def check_sampler(self, sampler: Sampler) -> None:
         """Raises ValueError if a sampler asks of this prior what it has not learnt."""

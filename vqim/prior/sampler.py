@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vqim.contracts.context import Context, dtype_name
 from vqim.contracts.grid import TokenGrid
 from vqim.contracts.placing import own_rows
-from vqim.contracts.prior import Draw, Sampler, Stepwise, check_numbers
+from vqim.contracts.prior import Draw, Sampler, Stepwise, check_numbers, check_seed
 from vqim.contracts.runtime import Runtime
 from vqim.nn.module import apply
 from vqim.nn.transformer import lay_out_stacks
@@ -97,6 +97,7 @@ class _StepwiseDraw:
         given_BNK: np.ndarray | None = None,
     ) -> Tensor:
         """See `Sampler.bind`."""
+        check_seed(seed)
         sampler, runtime, grid = self._sampler, self._runtime, self._prior.grid
         device, _ = put_images(runtime, grid, self._batch_size, labels_B, numbers_B, given_BNK)
         keys_BS = draw_keys(numbers_B, seed, self._prior.num_steps)[own_rows(self._batch_size, runtime)]

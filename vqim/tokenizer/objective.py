@@ -122,7 +122,7 @@ class TokenizerObjective:
         """New statistics of the quantizer and the adversary, and the share of codes that occur in the batch.
 
         Where a quantizer changes a parameter, the parameter's moving average gets the new value too. Its slots do
-        not change, since a code that is replaced has had no gradient.
+        not change: of a code that restarts they are near zero, since hardly anything has chosen it.
         """
         new: State = {}
         shown: dict[str, Tensor] = {}
@@ -146,12 +146,12 @@ class TokenizerObjective:
     def reconstruct(
         self, state: State, batch: dict[str, Tensor], context: Context, pictures: bool = True,
     ) -> Items:
-        """Images, their tokens and with `pictures` their reconstructions, in evaluation mode and float32."""
+        """Images, their tokens and with `pictures` their reconstructions, in evaluation mode and dtype."""
         arrays = sections.network_arrays(state, self.name)
         return reconstruct(self.tokenizer, arrays, batch, context.evaluation(), pictures)
 
     def tokens(self, state: State, batch: dict[str, Tensor], context: Context) -> Tensor:
-        """The tokens [B, N, K] of a batch of images, in evaluation mode and float32."""
+        """The tokens [B, N, K] of a batch of images, in evaluation mode and dtype."""
         arrays = sections.network_arrays(state, self.name)
         return apply(self.tokenizer.tokens, arrays, images_to_float(batch["images"]), context.evaluation())
 

@@ -1,12 +1,18 @@
 """The description of a training run, before any work is done."""
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 
 from vqim.checkpoint.policy import Keep, KeepLatest
 from vqim.contracts.context import dtype_name
 from vqim.contracts.data import Dataset
 from vqim.contracts.evaluation import Evaluator
+from vqim.contracts.learning import ReadsTokens
 from vqim.contracts.task import Task
+from vqim.training.data_identity import DataChangedError, identity
 from vqim.training.start_from import StartFrom
 
 
@@ -65,3 +71,20 @@ class Experiment:
                     f"data: the token cache was computed in {computed_in}, this run tokenises in {wanted}, which gives "
                     f"some images other tokens. Set training.GradientTask.evaluation_dtype = {computed_in!r}, or write "
                     "a cache in the other dtype")
+
+    @functools.cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """What checkpoints remember of the data; taken once, as it looks at every file."""
+        return identity(self.data)
+
+    def check_tokens(self, read: Callable[[str], np.ndarray] | None) -> None:
+        """Raises DataChangedError where the data are tokens that this run's tokenizer did not write.
+
+        See `ReadsTokens`: `read` gives the arrays of the run's checkpoint, and is None for a new run.
+        """
+        objective = self.task.objective
+        try:
+            if isinstance(objective, ReadsTokens):
+                objective.check_tokens(self.data, read)
+        except ValueError as error:
+            raise DataChangedError(str(error)) from error

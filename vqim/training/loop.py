@@ -11,7 +11,7 @@ from vqim.checkpoint.manager import CheckpointManager
 from vqim.contracts.data import Loader
 from vqim.contracts.runtime import Runtime
 from vqim.state.leaf import Spec
-from vqim.training.data_identity import check_same, identity, moved
+from vqim.training.data_identity import check_same, moved
 from vqim.training.experiment import Experiment
 from vqim.training.facts import write_facts
 from vqim.training.interrupts import Interrupts
@@ -104,7 +104,8 @@ def train(
             saver = Saver(manager, experiment.save_every, experiment.save_minutes,
                           interrupts.ask_to_save if runtime.process_index == 0 else None)
             if unmeasured:  # an interruption left evaluators out
-                interrupted, _ = run.evaluate_due(interrupts, summaries, done)
+                with progress.pause(), progress.spend("evaluating"):
+                    interrupted, _ = run.evaluate_due(interrupts, summaries, done)
             while state.step < num_steps and not interrupted:
                 with progress.pause():
                     profiler.at(state.step)
@@ -122,7 +123,8 @@ def train(
                     logging.info("%s", progress.line(metrics))
                 unmeasured = bool(run.evaluators_due())
                 # ---- A checkpoint, before the evaluation, which may fail.
-                if saver.is_due(state.step) or interrupts.saves_now() or is_last or interrupted or unmeasured:
+                is_asked = interrupts.saves_now()  # asked once, whatever else is due: the next step would save again
+                if saver.is_due(state.step) or is_asked or is_last or interrupted or unmeasured:
                     with progress.pause(), progress.spend("saving"), watchdog.watching("save"):
                         saver.save(lambda unmeasured=unmeasured: run.save(unmeasured))  # type: ignore[misc]
                 # ---- Evaluation; a signal to stop ends it early.
@@ -153,13 +155,15 @@ def _begin(
 ) -> tuple[TrainState, bool]:
     """The state to begin with, new or from a checkpoint, and whether evaluators were due when it was saved."""
     if manager.latest_step() is None and restore_step in (None, "latest_valid"):
+        experiment.check_tokens(None)
         return start(spec, experiment.seed, runtime, experiment.start_from), False
     if restore_step is not None:
         restore_step = _agreed_step(manager, runtime, restore_step)
     checkpoint = manager.open(restore_step)
+    experiment.check_tokens(checkpoint.read)
     state = restore(spec, experiment.seed, runtime, checkpoint)
     # All processes save the same position, so that their number may change.
-    position, now = checkpoint.data_position(0), identity(experiment.data)
+    position, now = checkpoint.data_position(0), experiment.data_identity
     if check_same(checkpoint.metadata.get("data"), now, experiment.accept_changed_data):
         position = moved(position, now["num_examples"]["train"])
     loader.restore(position)

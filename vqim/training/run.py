@@ -16,7 +16,6 @@ from vqim.contracts.runtime import Runtime
 from vqim.runtime.meta import step_flops
 from vqim.state.health import FIRST_BAD_STEP, IS_BAD
 from vqim.state.leaf import Spec
-from vqim.training.data_identity import identity
 from vqim.training.experiment import Experiment
 from vqim.training.interrupts import Interrupts
 from vqim.training.programs import Programs
@@ -47,7 +46,7 @@ class Run:
         # The data's position before each step that has not been found healthy yet.
         self._positions: dict[int, dict[str, Any]] = {}
         self._flops: dict[str, int] = {}
-        self._identity = identity(experiment.data)
+        self._identity = experiment.data_identity
         # While a step is being made: the versions of the arrays before it.
         self._versions: list[int] | None = None
         # Floating-point operations per step: the mean over the steps of the last reading.

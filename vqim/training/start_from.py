@@ -48,12 +48,12 @@ class StartFrom:
     step: int | None = None
 
     def __post_init__(self) -> None:
-        for pattern in (*self.arrays, *self.left, *self.fresh):
+        for pattern, target in [*self.arrays.items(), *((pattern, "") for pattern in (*self.left, *self.fresh))]:
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"arrays, left and fresh must have regular expressions, got {pattern!r}: "
-                                 f"{error}") from error
+                re.compile(f"{pattern}|").sub(target, "", count=1)  # an empty match: reads the target's groups
+            except (re.error, IndexError) as error:
+                raise ValueError(f"arrays, left and fresh must have regular expressions, got {pattern!r}"
+                                 f"{f' -> {target!r}' if target else ''}: {error}") from error
 
 
 def started_spec(spec: Spec, sources: Sequence[StartFrom]) -> tuple[Spec, list[dict[str, Any]]]:
@@ -62,7 +62,7 @@ def started_spec(spec: Spec, sources: Sequence[StartFrom]) -> tuple[Spec, list[d
     Raises:
       NoCheckpointError: a run has none.
       StartFromError: an array is only on one side without being listed in `left` or `fresh`, has another shape there,
-        or is given twice; the message lists these arrays.
+        is given twice, or is given and named in `fresh`; the message lists these arrays.
     """
     if not sources:
         return spec, []
@@ -82,10 +82,12 @@ def started_spec(spec: Spec, sources: Sequence[StartFrom]) -> tuple[Spec, list[d
         records.append({"run": source.run, "step": checkpoint.step, "arrays": len(taken)})
     problems += [f"{source.run}: fresh: no array of this run matches {pattern!r}"
                  for source in sources for pattern in source.fresh if not any(re.fullmatch(pattern, n) for n in spec)]
+    begins_anew = [pattern for source in sources for pattern in source.fresh]
     for name in spec:
-        if name.startswith(_TAKEN) and name not in filled and not _any(
-                [pattern for source in sources for pattern in source.fresh], name):
+        if name.startswith(_TAKEN) and name not in filled and not _any(begins_anew, name):
             problems.append(f"{name}: no run gives it; name it in `fresh` to keep its initial values")
+        if name in filled and _any(begins_anew, name):
+            problems.append(f"{name}: it is in `fresh`, and a run gives it; name it in that run's `left` too")
     if problems:
         more = [f"and {len(problems) - 12} more"] if len(problems) > 12 else []
         raise StartFromError("start_from does not fit:\n  " + "\n  ".join(problems[:12] + more))

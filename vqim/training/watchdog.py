@@ -65,11 +65,15 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._closing.set()
         self._thread.join()
+        index = self._hosts.process_index
         with contextlib.suppress(RuntimeError):  # process 0, which keeps the posts, has ended already
-            self._hosts.post(f"left/{self._hosts.process_index}", "yes")
+            if kind is None:
+                self._hosts.post(f"left/{index}", "yes")
+            elif not issubclass(kind, Exception):  # two signals; of errors the loop tells, and else silence does
+                self._hosts.post(ENDED, f"Process {index} was stopped at once ({kind.__name__})")
 
     @contextlib.contextmanager
     def watching(self, kind: str, compiles: bool = False) -> Iterator[None]:

@@ -35,6 +35,9 @@ class KMeans:
 
     def __post_init__(self) -> None:
         check_positive(every=self.every, until=self.until, batches=self.batches, iterations=self.iterations)
+        if self.until < self.every:
+            raise ValueError(f"until must be at least every = {self.every}, the first step at which the codebook is "
+                             f"re-initialised; got {self.until}")
         if self.batches > self.every:
             raise ValueError(f"batches must be at most every = {self.every}, to have been filled by then; got "
                              f"{self.batches}")

@@ -68,10 +68,10 @@ def advance_codebook(
     """New `codebook_VZ` and `use_V`, and metrics about them.
 
     Use is relative: a code that is chosen as often as the mean code has use 1. With `ema_decay` d, a code becomes the
-    running mean of the latents that chose it: n' = d n + (1 - d) count, e' = (d n e + (1 - d) sum) / n'. A code whose
-    running use falls below `restart_below` is replaced by its picked latent, and its use becomes 1. A codebook without
-    `ema_decay` of which only directions count keeps its lengths: with `keep_lengths` the latent is scaled to the code's
-    old length.
+    running mean of the latents that chose it: n' = d n + (1 - d) count, e' = (d n e + (1 - d) sum) / n'; one that none
+    chose stays where it is, however small its use. A code whose running use falls below `restart_below` is replaced by
+    its picked latent, and its use becomes 1. A codebook without `ema_decay` of which only directions count keeps its
+    lengths: with `keep_lengths` the latent is scaled to the code's old length.
     """
     vocabulary, decay = len(use_V), USE_DECAY if ema_decay is None else ema_decay
     scale = vocabulary / sums["counts"].sum()
@@ -79,7 +79,8 @@ def advance_codebook(
     new_VZ = codebook_VZ
     if ema_decay is not None:
         total_VZ = decay * use_V[:, None] * codebook_VZ + (1 - decay) * scale * sums["vectors"]
-        new_VZ = total_VZ / new_use_V.clamp_min(1e-6)[:, None]
+        mean_VZ = total_VZ / new_use_V.clamp_min(1e-6)[:, None]
+        new_VZ = torch.where(sums["counts"][:, None] > 0, mean_VZ, codebook_VZ)
     dead_V = new_use_V < restart_below
     if ema_decay is None and keep_lengths:
         lengths_V1 = torch.linalg.vector_norm(codebook_VZ, dim=-1, keepdim=True)
