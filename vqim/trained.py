@@ -44,6 +44,7 @@ from vqim.registry.session import separate
 from vqim.state import sections
 from vqim.state.leaf import State, select
 from vqim.tokenizer.model import Codes, ImageTokenizer, float_to_images, images_to_float
+from vqim.training.data_identity import DataChangedError
 from vqim.training.experiment import Experiment
 from vqim.training.facts import Facts, facts_from, read_facts
 from vqim.training.state import restore_arrays
@@ -118,7 +119,10 @@ def open_run(
             raise ConfigError(f"{workdir} was exported with moving averages in place of the parameters; "
                               "ema=False needs one that was exported with --noema")
     if needs_data:
-        experiment.check_tokens(checkpoint.read)
+        try:
+            experiment.check_tokens(checkpoint.read)
+        except DataChangedError as error:
+            raise ConfigError(f"train.data: {error}") from error
     spec = sections.reading_spec(experiment.task.init_spec())
     if not ema or exported is not None:
         spec = {name: leaf for name, leaf in spec.items() if not name.startswith("ema/")}

@@ -134,6 +134,9 @@ def test_a_prior_trains_on_cached_tokens_which_are_those_of_the_images(verbs, ru
     done = verbs("train", *go_on, "--gin_bindings=train.num_steps = 14")
     assert done.code == 2
     assert "train.data: token cache cache: expected tokens of the tokenizer in use" in done.err
+    done = verbs("evaluate", PRIOR, *(f"--gin_bindings={line}" for line in cached))
+    assert done.code == 2
+    assert "train.data: token cache cache: expected tokens of the tokenizer in use" in done.err
 
 
 def test_a_cache_in_bfloat16_says_how_many_tokens_differ_and_is_not_mixed(verbs, runs):

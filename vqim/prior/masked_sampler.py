@@ -130,7 +130,7 @@ class _MaskedDraw:
                 fold_key(fold_key(key, purpose).to(drawn_BS.device, non_blocking=True), images["numbers"])
                 for purpose in ("code", "choice"))
             codes_BS, log_p_BS = self._draw(logits_BSV, code_keys_B, scalars["temperature"])
-            if "turns" in images:
+            if log_p_BS is None:
                 preference_BS = -images["turns"]
             else:
                 noise_BS = gumbel_noise(uniform_rows(choice_keys_B, drawn_BS.shape[1]))
@@ -141,8 +141,8 @@ class _MaskedDraw:
             keeps_BS = is_masked_BS & (ranks_BS >= counts["left"][:, None])
             drawn_BS.copy_(torch.where(keeps_BS, codes_BS, drawn_BS))
 
-    def _draw(self, logits_BSV: Tensor, keys_B: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        """A code for every place, and the logarithm of its probability at temperature 1.
+    def _draw(self, logits_BSV: Tensor, keys_B: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A code for every place, and, where that decides the order, its log-probability at temperature 1.
 
         A draw takes 30 operations, each of which reads and writes arrays of the logits' size. On a CPU they go a few
         places at a time, which a core's cache holds: the same draws in a quarter of the time.
@@ -159,8 +159,9 @@ class _MaskedDraw:
                 piece_BPV, uniform_BF.reshape(piece_BPV.shape),
                 temperature=0.0 if self._sampler.temperature == 0 else temperature)
             codes.append(codes_BP)
-            log_p.append(piece_BPV.log_softmax(-1).gather(-1, codes_BP[..., None])[..., 0])
-        return torch.cat(codes, 1), torch.cat(log_p, 1)
+            if self._turns_S is None:
+                log_p.append(piece_BPV.log_softmax(-1).gather(-1, codes_BP[..., None])[..., 0])
+        return torch.cat(codes, 1), torch.cat(log_p, 1) if log_p else None
 
     def _logits(self, arrays: State, drawn_BS: Tensor, labels_B: Tensor, scale: Tensor) -> Tensor:
         """Logits of all places, float32 [B, S, V]."""

@@ -72,7 +72,7 @@ class Watchdog:
         with contextlib.suppress(RuntimeError):  # process 0, which keeps the posts, has ended already
             if kind is None:
                 self._hosts.post(f"left/{index}", "yes")
-            elif not issubclass(kind, Exception):  # two signals; of errors the loop tells, and else silence does
+            elif not issubclass(kind, Exception):  # such as by a second signal; errors are told by the loop
                 self._hosts.post(ENDED, f"Process {index} was stopped at once ({kind.__name__})")
 
     @contextlib.contextmanager
