@@ -9,6 +9,8 @@ RUN_STAMP := $(VENV)/.vqim-run
 NEWEST := .venv-newest
 # Compiled are the modules that a program imports, at its start: pip would compile all 12,000, for 85 s of a core.
 INSTALL := pip install --disable-pip-version-check --no-compile
+# Where it is set, as in many containers, each of the hundreds of programs that tests start would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # torch on CPU with two or more OpenMP threads on shared cores spins: measured 18 times slower than with one.
 # The tests run in two processes instead.
