@@ -5,6 +5,7 @@
 import atexit
 import dataclasses
 import functools
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -56,7 +57,10 @@ NUM_FILES, FILE_SIZE = 64, 256
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large the networks and the work are; tokenizer and prior have the same transformers."""
+    """How large the networks and the work are; tokenizer and prior have the same transformers.
+
+    In bfloat16, parameters that are trained stay in float32, and peers train under torch.autocast; all else is cast.
+    """
 
     image_size: int
     patch_size: int
@@ -65,6 +69,7 @@ class Size:
     num_heads: int
     vocabulary: int
     batch_size: int
+    dtype: torch.dtype = torch.float32
 
     @property
     def grid(self) -> TokenGrid:
@@ -126,28 +131,29 @@ class Case:
 def sample_ar(size: Size, runtime: Runtime) -> Case:
     """All tokens of a batch by an autoregressive prior, one at a time, without classes."""
     prior = AutoregressivePrior(size.grid, 0, size.width, size.num_layers, size.num_heads, 4 * size.width, 0.0)
-    plain = peers.PlainPrior(*size.plain, causal=True)
-    head_and_blocks = sum(leaf.num_bytes for name, leaf in arrays_spec(prior).items() if "table" not in name)
-    cache = size.batch_size * size.num_tokens * size.num_layers * size.width * 2 * 4
+    plain = peers.PlainPrior(*size.plain, causal=True).to(size.dtype)
+    head_and_blocks = sum(math.prod(leaf.shape) for name, leaf in arrays_spec(prior).items() if "table" not in name)
+    cache = size.batch_size * size.num_tokens * size.num_layers * size.width * 2
     # Every step reads the weights, and on the average half of the cache.
     case = Case("tokens", size.batch_size * size.num_tokens, {
         "vqim": _draw(StepwiseSampler(), prior, size, runtime),
-        "vqim, int8": _draw(StepwiseSampler(int8=True), prior, size, runtime),
+        "vqim, int8": _draw(StepwiseSampler(int8=True), prior, dataclasses.replace(size, dtype=torch.float32), runtime),
         "plain, static cache": lambda: plain.sample(size.batch_size),
-    }, num_bytes=size.num_tokens * (head_and_blocks + cache // 2))
+    }, num_bytes=size.num_tokens * size.dtype.itemsize * (head_and_blocks + cache // 2))
     work = size.batch_size, size.num_tokens, size.vocabulary
     case.add("transformers GPT-2", lambda name: {
-        f"{name}, {cache} cache": functools.partial(packages.gpt2_draw, packages.gpt2(*size.plain), *work, cache)
+        f"{name}, {cache} cache": functools.partial(
+            packages.gpt2_draw, packages.gpt2(*size.plain).to(size.dtype), *work, cache)
         for cache in ("static", "dynamic")})
     case.add("x-transformers", lambda name: {
-        name: functools.partial(packages.x_draw, packages.x_decoder(*size.plain), *work)})
+        name: functools.partial(packages.x_draw, packages.x_decoder(*size.plain).to(size.dtype), *work)})
     return case
 
 
 def sample_masked(size: Size, runtime: Runtime) -> Case:
     """All tokens of a batch by a masked prior in eight steps, without classes."""
     prior = MaskedPrior(size.grid, 0, size.width, size.num_layers, size.num_heads, 4 * size.width, 0.0)
-    plain = peers.PlainPrior(*size.plain, causal=False)
+    plain = peers.PlainPrior(*size.plain, causal=False).to(size.dtype)
     return Case("tokens", size.batch_size * size.num_tokens, {
         "vqim": _draw(MaskedSampler(NUM_FILLING_STEPS), prior, size, runtime),
         "plain": lambda: plain.fill(size.batch_size, NUM_FILLING_STEPS),
@@ -160,12 +166,12 @@ def train_prior(size: Size, runtime: Runtime) -> Case:
     tokens_BNK = _tokens(size, runtime)
     plain, tokens_BS = peers.PlainPrior(*size.plain, causal=True), tokens_BNK[..., 0]
     case = Case("images", size.batch_size, {
-        "vqim": _train(_Tokens(prior), {"tokens": tokens_BNK}, runtime),
-        "plain": _train_plain(plain, lambda model: model.loss(tokens_BS))})
+        "vqim": _train(_Tokens(prior), {"tokens": tokens_BNK}, size, runtime),
+        "plain": _train_plain(plain, size, lambda model: model.loss(tokens_BS))})
     case.add("transformers GPT-2", lambda name: {name: _train_plain(
-        packages.gpt2(*size.plain), lambda model: model(tokens_BS, labels=tokens_BS).loss)})
+        packages.gpt2(*size.plain), size, lambda model: model(tokens_BS, labels=tokens_BS).loss)})
     case.add("x-transformers", lambda name: {name: _train_plain(
-        packages.x_decoder(*size.plain), lambda model: packages.x_loss(model, tokens_BS, size.vocabulary))})
+        packages.x_decoder(*size.plain), size, lambda model: packages.x_loss(model, tokens_BS, size.vocabulary))})
     return case
 
 
@@ -175,10 +181,10 @@ def train_tokenizer(size: Size, runtime: Runtime) -> Case:
     images = runtime.put({"images": _images(size)})
     images_BCHW = _floats(size)
     case = Case("images", size.batch_size, {
-        "vqim": _train(objective, images, runtime),
-        "plain": _train_plain(_tokenizer_of(peers.PlainTokenizer, size), lambda plain: plain.loss(images_BCHW))})
+        "vqim": _train(objective, images, size, runtime),
+        "plain": _train_plain(_tokenizer_of(peers.PlainTokenizer, size), size, lambda plain: plain.loss(images_BCHW))})
     case.add(TIMM, lambda name: {name: _train_plain(
-        _tokenizer_of(packages.TimmTokenizer, size), lambda model: model.loss(images_BCHW))})
+        _tokenizer_of(packages.TimmTokenizer, size), size, lambda model: model.loss(images_BCHW))})
     return case
 
 
@@ -191,10 +197,10 @@ def train_cnn(size: Size, runtime: Runtime) -> Case:
     plain, images_BCHW = peers.PlainCNN(channels, multipliers, size.width, size.vocabulary), _floats(size)
     case = Case("images", size.batch_size, {
         "vqim": _train(TokenizerObjective(tokenizer, _learner, [L2()]), runtime.put({"images": _images(size)}),
-                       runtime),
-        "plain": _train_plain(plain, lambda model: model.loss(images_BCHW))})
+                       size, runtime),
+        "plain": _train_plain(plain, size, lambda model: model.loss(images_BCHW))})
     case.add("diffusers VQModel", lambda name: {name: _train_plain(
-        packages.vq_model(channels, multipliers, size.width, size.vocabulary),
+        packages.vq_model(channels, multipliers, size.width, size.vocabulary), size,
         lambda model: packages.vq_loss(model, images_BCHW))})
     return case
 
@@ -220,11 +226,12 @@ def data(size: Size, runtime: Runtime) -> Case:
 def encode(size: Size, runtime: Runtime) -> Case:
     """The tokens of a batch of images."""
     images_BCHW = _floats(size)
+    cast_BCHW = images_BCHW.to(size.dtype)
     case = Case("images", size.batch_size, {
-        "vqim": _apply(_tokenizer(size), "tokens", images_BCHW, runtime),
-        "plain": functools.partial(_tokenizer_of(peers.PlainTokenizer, size).encode, images_BCHW)})
+        "vqim": _apply(_tokenizer(size), "tokens", images_BCHW, size, runtime),
+        "plain": functools.partial(_cast_tokenizer(peers.PlainTokenizer, size).encode, cast_BCHW)})
     case.add(TIMM, lambda name: {
-        name: functools.partial(_tokenizer_of(packages.TimmTokenizer, size).eval().encode, images_BCHW)})
+        name: functools.partial(_cast_tokenizer(packages.TimmTokenizer, size).encode, cast_BCHW)})
     return _no_gradients(case)
 
 
@@ -232,10 +239,10 @@ def decode(size: Size, runtime: Runtime) -> Case:
     """The images of a batch of tokens."""
     tokens_BNK = _tokens(size, runtime)
     case = Case("images", size.batch_size, {
-        "vqim": _apply(_tokenizer(size), "images", tokens_BNK, runtime),
-        "plain": functools.partial(_tokenizer_of(peers.PlainTokenizer, size).decode, tokens_BNK[..., 0])})
+        "vqim": _apply(_tokenizer(size), "images", tokens_BNK, size, runtime),
+        "plain": functools.partial(_cast_tokenizer(peers.PlainTokenizer, size).decode, tokens_BNK[..., 0])})
     case.add(TIMM, lambda name: {
-        name: functools.partial(_tokenizer_of(packages.TimmTokenizer, size).eval().decode, tokens_BNK[..., 0])})
+        name: functools.partial(_cast_tokenizer(packages.TimmTokenizer, size).decode, tokens_BNK[..., 0])})
     return _no_gradients(case)
 
 
@@ -264,14 +271,14 @@ def _learner(*, name: str, module: nn.Module, start_step: int = 0) -> Learner:
 
 def _draw(sampler: Any, prior: nn.Module, size: Size, runtime: Runtime) -> Callable[[], Tensor]:
     arrays = place(arrays_spec(prior), 0, runtime)
-    draw = sampler.bind(prior, runtime, size.batch_size, torch.float32)
+    draw = sampler.bind(prior, runtime, size.batch_size, size.dtype)
     labels_B, numbers_B = np.full(size.batch_size, -1, np.int32), np.arange(size.batch_size)
     return lambda: draw(arrays, labels_B, numbers_B, 0)
 
 
-def _train(objective: Any, batch: dict[str, Tensor], runtime: Runtime) -> Callable[[], Tensor]:
+def _train(objective: Any, batch: dict[str, Tensor], size: Size, runtime: Runtime) -> Callable[[], Tensor]:
     """One step of a task, of which the loss is waited for."""
-    task = GradientTask(objective)
+    task = GradientTask(objective, dtype="bfloat16" if size.dtype == torch.bfloat16 else "float32")
     state = start(task.init_spec(), 0, runtime).arrays
     step = runtime.compile(task.train_step)
     program = objective.program(0)
@@ -284,12 +291,13 @@ def _train(objective: Any, batch: dict[str, Tensor], runtime: Runtime) -> Callab
     return call
 
 
-def _train_plain(model: Model, loss_of: Callable[[Model], Tensor]) -> Callable[[], Tensor]:
+def _train_plain(model: Model, size: Size, loss_of: Callable[[Model], Tensor]) -> Callable[[], Tensor]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def call() -> Tensor:
         optimizer.zero_grad()
-        loss = loss_of(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=size.dtype == torch.bfloat16):
+            loss = loss_of(model)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -297,9 +305,9 @@ def _train_plain(model: Model, loss_of: Callable[[Model], Tensor]) -> Callable[[
     return call
 
 
-def _apply(model: nn.Module, method: str, x: Tensor, runtime: Runtime) -> Callable[[], Tensor]:
+def _apply(model: nn.Module, method: str, x: Tensor, size: Size, runtime: Runtime) -> Callable[[], Tensor]:
     arrays = place(arrays_spec(model), 0, runtime)
-    return lambda: apply(getattr(model, method), arrays, x, Context(runtime.kernels))
+    return lambda: apply(getattr(model, method), arrays, x, Context(runtime.kernels, size.dtype))
 
 
 def _last(batches: Iterable[Tensor]) -> Tensor:
@@ -323,6 +331,11 @@ def _tokenizer(size: Size) -> ImageTokenizer:
 
 def _tokenizer_of(kind: Callable[..., Model], size: Size) -> Model:
     return kind(size.image_size, size.patch_size, size.width, size.num_layers, size.num_heads, size.vocabulary)
+
+
+def _cast_tokenizer(kind: Callable[..., Model], size: Size) -> Model:
+    """A tokenizer that is not trained, with its parameters in the dtype in which it computes."""
+    return _tokenizer_of(kind, size).to(size.dtype).eval()
 
 
 def _images(size: Size) -> np.ndarray:

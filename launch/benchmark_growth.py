@@ -19,7 +19,9 @@ def resized(size: Size, along: str, value: int) -> Size:
     """A size with another batch, other images of so many tokens, or so many codes."""
     if along == "tokens":
         return dataclasses.replace(size, image_size=math.isqrt(value) * size.patch_size)
-    return dataclasses.replace(size, **{"batch": {"batch_size": value}, "codes": {"vocabulary": value}}[along])
+    if along == "batch":
+        return dataclasses.replace(size, batch_size=value)
+    return dataclasses.replace(size, vocabulary=value)
 
 
 def exponent(values: Sequence[float], seconds: Sequence[float]) -> float:

@@ -62,14 +62,15 @@ class PlainPrior(nn.Module):
     def sample(self, batch_size: int) -> Tensor:
         """Draws tokens [B, S] against a cache that is allocated once; only what is filled is attended to."""
         num_tokens, head_size = self.positions.num_embeddings, self.positions.embedding_dim // self.num_heads
-        caches = [torch.zeros(2, batch_size, self.num_heads, num_tokens, head_size) for _ in self.blocks]
+        caches = [torch.zeros(2, batch_size, self.num_heads, num_tokens, head_size, dtype=self.head.weight.dtype)
+                  for _ in self.blocks]
         tokens_B1 = torch.full((batch_size, 1), self.table.num_embeddings - 1)
         drawn = []
         for place in range(num_tokens):
             x_B1D = self.table(tokens_B1) + self.positions.weight[place]
             for block, cache in zip(self.blocks, caches, strict=True):
                 x_B1D = block(x_B1D, True, cache, place)
-            tokens_B1 = self.head(self.norm(x_B1D))[:, 0].softmax(-1).multinomial(1)
+            tokens_B1 = self.head(self.norm(x_B1D))[:, 0].float().softmax(-1).multinomial(1)
             drawn.append(tokens_B1)
         return torch.cat(drawn, 1)
 
@@ -79,7 +80,7 @@ class PlainPrior(nn.Module):
         num_tokens, mask = self.positions.num_embeddings, self.table.num_embeddings - 1
         tokens_BS = torch.full((batch_size, num_tokens), mask)
         for step in range(num_steps):
-            p_BSV = self(tokens_BS).softmax(-1)
+            p_BSV = self(tokens_BS).float().softmax(-1)
             drawn_BS = p_BSV.flatten(0, 1).multinomial(1).reshape(batch_size, num_tokens)
             confidence_BS = p_BSV.gather(-1, drawn_BS[..., None])[..., 0].log()
             uniform_BS = torch.rand(confidence_BS.shape)

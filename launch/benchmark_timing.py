@@ -100,9 +100,9 @@ def _kibibytes(status: str, name: str) -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
 
 
-def make_ceilings() -> dict[str, Callable[[], Tensor]]:
-    """A matrix product, and a sum that reads memory."""
-    a, long = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE), torch.ones(NUM_READ)
+def make_ceilings(dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
+    """A matrix product in this dtype, and a sum that reads memory."""
+    a, long = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype), torch.ones(NUM_READ)
     return {"matrix product": lambda: torch.mm(a, a), "memory": lambda: long.sum()}
 
 
@@ -113,10 +113,10 @@ def count_flops(call: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def run_case(case: Case, runtime: Runtime, num_rounds: int) -> dict[str, Any]:
+def run_case(case: Case, dtype: torch.dtype, runtime: Runtime, num_rounds: int) -> dict[str, Any]:
     """A case's results, as --json prints them."""
     on_torch = runtime.describe()["runtime"] == "torch"
-    ceilings = make_ceilings() if on_torch else {}
+    ceilings = make_ceilings(dtype) if on_torch else {}
     measured = measure(case, ceilings, runtime, num_rounds)
     ours = next(iter(case.contestants))
     found: dict[str, Any] = {

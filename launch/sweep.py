@@ -13,7 +13,6 @@ Without --prior_gin_file, tokenizers alone are trained and compared. --gin_bindi
 """
 import dataclasses
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -138,9 +137,7 @@ def _train(point: Point, stage: str) -> None:
         logging.info("%s is trained", point.folder / stage)
         return
     print(shlex.join(command), flush=True)
-    # Threads that spin while they wait would take cores from working threads whenever another program runs.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    result = subprocess.run([sys.executable, *command[1:]], env=environment)
+    result = subprocess.run([sys.executable, *command[1:]])
     if result.returncode:
         sys.exit(f"{point.folder / stage} ended with exit code {result.returncode}; the same sweep again goes on from "
                  "there.")

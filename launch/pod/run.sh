@@ -20,7 +20,7 @@ command="sudo systemctl stop ${UNIT} 2>/dev/null; sudo systemctl reset-failed ${
 # shellcheck disable=SC2016
 command+='sudo systemd-run --unit='"${UNIT}"' --remain-after-exit --uid="$(id -u)" --working-directory="$HOME/vqim"'
 # Hosts that are told to stop agree on a step and save; a large state takes minutes.
-command+=" --property=TimeoutStopSec=900 --setenv=PJRT_DEVICE=TPU --setenv=OMP_WAIT_POLICY=PASSIVE"
+command+=" --property=TimeoutStopSec=900 --setenv=PJRT_DEVICE=TPU"
 command+=" --setenv=$(quoted "LIBTPU_INIT_ARGS=${POD_LIBTPU_ARGS}")"
 [[ -z "${POD_PRELOAD}" ]] || command+=" --setenv=$(quoted "LD_PRELOAD=${POD_PRELOAD}")"
 # shellcheck disable=SC2016

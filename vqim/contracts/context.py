@@ -5,6 +5,7 @@ between a TPU and a laptop: a scan or a loop over layers, the attention kernel, 
 implements these methods.
 
     B batch, T queries, S keys, N heads, H head dimension, D = N H, L layers; I O inputs and outputs of a matrix
+    V vocabulary, P latents, Z their dimension
 """
 import dataclasses
 import functools
@@ -43,8 +44,16 @@ class Kernels(Protocol):
         kernel only `linear` reads. There is no gradient."""
         ...
 
+    def dropout(self, x: Tensor, key: Tensor, rate: float) -> Tensor:
+        """x / (1 - rate) where `keep_mask` is True, and 0 elsewhere, in x's dtype."""
+        ...
+
     def gelu_dropout(self, x: Tensor, key: Tensor | None, rate: float) -> Tensor:
-        """GELU with the error function, then dropout by `keep_mask`; without a key no dropout."""
+        """GELU with the error function, then `dropout`; without a key no dropout."""
+        ...
+
+    def cross_entropy(self, logits_V: Tensor, codes: Tensor) -> Tensor:
+        """-log softmax(logits) of each code, float32 of the codes' shape, in nats."""
         ...
 
     def empty_cache(
@@ -73,6 +82,10 @@ class Kernels(Protocol):
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """a @ b of float32 arrays with full float32 accuracy, whatever the precision of other products; no gradient."""
+        ...
+
+    def sums_by_code(self, x_PZ: Tensor, codes_P: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
+        """How often each code occurs, [V], and the sum of the rows that have it, [V, Z], both float32; no gradient."""
         ...
 
     def layer_norm(self, x_D: Tensor, gain_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:

@@ -2,7 +2,9 @@
 
     D features, I inputs of a matrix, O outputs of a matrix; ... any leading dimensions
 """
-import torch
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
 from vqim.contracts.context import Context
@@ -23,6 +25,30 @@ class Dense(nn.Module):
         return context.kernels.linear(x_I.to(context.dtype), self.kernel_IO, self.bias_O)
 
 
+class Head(Dense):
+    """A dense layer whose outputs have parts, of which one at a time is computed.
+
+    Args:
+      num_inputs: I.
+      sizes: how many outputs each part has.
+      init: as in `Dense`.
+    """
+
+    def __init__(self, num_inputs: int, sizes: Sequence[int], init: Init | None = None):
+        super().__init__(num_inputs, sum(sizes), init)
+        self.sizes = list(sizes)
+
+    def part(self, x_I: Tensor, number: int, context: Context) -> Tensor:
+        """The outputs of one part, in the context's dtype. The kernel may be `cut` already, and laid out."""
+        kernels_IO: Any = self.kernel_IO
+        kernel_IO = (kernels_IO if isinstance(kernels_IO, list) else self.cut(kernels_IO))[number]
+        return context.kernels.linear(x_I.to(context.dtype), kernel_IO, self.cut(self.bias_O)[number])
+
+    def cut(self, array_O: Tensor) -> Sequence[Tensor]:
+        """The parts' columns of the kernel, or of the bias."""
+        return array_O.split(self.sizes, -1)
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation over the last dimension, computed in float32, returned in the context's dtype."""
 
@@ -39,10 +65,7 @@ class LayerNorm(nn.Module):
 def dropout(x: Tensor, rate: float, context: Context, purpose: str) -> Tensor:
     """Zeroes entries with probability `rate` and scales the others by 1 / (1 - rate); the identity in evaluation."""
     key = context.draw_key(purpose) if rate else None
-    if key is None:
-        return x
-    keep = context.kernels.keep_mask(key, rate, tuple(x.shape), x.device)
-    return torch.where(keep, x * (1.0 / (1.0 - rate)), torch.zeros((), dtype=x.dtype, device=x.device))
+    return x if key is None else context.kernels.dropout(x, key, rate)
 
 
 def gelu_dropout(x: Tensor, rate: float, context: Context, purpose: str) -> Tensor:

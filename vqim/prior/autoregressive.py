@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from vqim.contracts.context import Context, Kernels
 from vqim.contracts.grid import TokenGrid
 from vqim.nn.attention import Cache
-from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate
+from vqim.nn.layers import Head, LayerNorm, check_positive, check_rate
 from vqim.nn.module import parameter
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.prior.layout import Layout, class_rows, declare_positions, join_positions
-from vqim.prior.likelihood import code_losses, likelihood_measures, mean_loss
+from vqim.prior.likelihood import likelihood_measures, mean_loss
 from vqim.state.init import Normal
 
 _INIT = Normal(0.02)
@@ -65,7 +65,7 @@ class AutoregressivePrior(nn.Module):
         block = TransformerBlock(width, num_heads, hidden, causal=True, dropout_rate=dropout_rate, init=_INIT)
         self.blocks = Stack(block, num_layers)
         self.norm = LayerNorm(width)
-        self.head = Dense(width, self._layout.num_rows, _INIT)
+        self.head = Head(width, self._layout.sizes, _INIT)
 
     def forward(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """Logits [B, S, V] of each code, given those before it, in the context's dtype; a label of -1 is not told."""
@@ -82,7 +82,7 @@ class AutoregressivePrior(nn.Module):
 
     def measure(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> dict[str, Tensor]:
         """Each image's mean bits per code, and the share of its codes that are the likeliest ones."""
-        return likelihood_measures(self(tokens_BNK, labels_B, context), tokens_BNK.flatten(1))
+        return likelihood_measures(self(tokens_BNK, labels_B, context), tokens_BNK.flatten(1), context.kernels)
 
     def expected(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """The likeliest code in each place, given the true ones before it: int64 [B, N, K]."""
@@ -91,7 +91,7 @@ class AutoregressivePrior(nn.Module):
 
     def token_losses(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """-log P of each code, float32 [B, S], in nats."""
-        return code_losses(self(tokens_BNK, labels_B, context), tokens_BNK.flatten(1))
+        return context.kernels.cross_entropy(self(tokens_BNK, labels_B, context), tokens_BNK.flatten(1))
 
     def features(self, tokens_BNK: Tensor, context: Context) -> Tensor:
         """Every block's output averaged over all S codes, [L, B, D]; classes are not told. ViT-VQGAN section 4.2."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqim.contracts.context import Context
 from vqim.contracts.grid import TokenGrid
-from vqim.nn.layers import Dense
+from vqim.nn.layers import Head
 from vqim.nn.module import parameter
 from vqim.state.init import Init
 
@@ -26,11 +26,12 @@ class Layout:
     Attributes:
       num_steps: S, the length of the sequence.
       vocabulary: V.
+      sizes: the levels' vocabularies.
       num_rows: T.
     """
 
     def __init__(self, grid: TokenGrid):
-        sizes = [level.vocabulary for level in grid.levels]
+        self.sizes = sizes = [level.vocabulary for level in grid.levels]
         lengths = [level.num_positions * grid.num_channels for level in grid.levels]
         # Where levels begin, and the last one ends: places in the sequence, rows of the table.
         self._starts = list(itertools.accumulate(lengths, initial=0))
@@ -44,22 +45,20 @@ class Layout:
             rows = torch.where(places >= start, row, rows)
         return rows
 
-    def logits(self, x_BSD: Tensor, head: Dense, context: Context) -> Tensor:
+    def logits(self, x_BSD: Tensor, head: Head, context: Context) -> Tensor:
         """Logits [B, S, V] of a whole sequence; -inf for codes that a level does not have."""
         return torch.cat([self._of_level(x_BSD[:, start:end], level, head, context)
                           for level, (start, end) in enumerate(itertools.pairwise(self._starts))], 1)
 
-    def logits_at(self, x_B1D: Tensor, head: Dense, place: Tensor, context: Context) -> Tensor:
+    def logits_at(self, x_B1D: Tensor, head: Head, place: Tensor, context: Context) -> Tensor:
         """Logits [B, V] at one place, an integer scalar tensor."""
         logits_B1V = self._of_level(x_B1D, 0, head, context)
         for level, start in enumerate(self._starts[1:-1], 1):
             logits_B1V = torch.where(place >= start, self._of_level(x_B1D, level, head, context), logits_B1V)
         return logits_B1V[:, 0]
 
-    def _of_level(self, x_BsD: Tensor, level: int, head: Dense, context: Context) -> Tensor:
-        columns = slice(self._rows[level], self._rows[level + 1])
-        kernel_DV, bias_V = (array[..., columns] for array in (head.kernel_IO, head.bias_O))
-        logits_BsV = context.kernels.linear(x_BsD, kernel_DV, bias_V)
+    def _of_level(self, x_BsD: Tensor, level: int, head: Head, context: Context) -> Tensor:
+        logits_BsV = head.part(x_BsD, level, context)
         missing = self.vocabulary - logits_BsV.shape[-1]
         return F.pad(logits_BsV, (0, missing), value=-torch.inf) if missing else logits_BsV
 

@@ -20,7 +20,7 @@ from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate
 from vqim.nn.module import parameter
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.prior.layout import class_rows, declare_positions, join_positions
-from vqim.prior.likelihood import NATS_PER_BIT, code_losses
+from vqim.prior.likelihood import NATS_PER_BIT
 from vqim.prior.masking import MaskSchedule, check_schedule, choose_masked, mask_ratio, ranks
 from vqim.state.init import Normal
 from vqim.state.random import fold_key, mix_bits, uniform_rows
@@ -157,12 +157,12 @@ class MaskedPrior(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """-log P of each code, and the mean of -log P over its vocabulary, float32 [B, N, K], in nats.
 
-        As in `likelihood.code_losses`, float32 logits exist only inside reductions.
+        As in `XlaKernels.cross_entropy`, float32 logits exist only inside reductions.
         """
         nats, even = [], []
         levels = self._level_logits(torch.where(masked_BNK, -1, tokens_BNK), labels_B, context)
         for part, logits_BnKV in zip(self._parts, levels, strict=True):
-            nats.append(code_losses(logits_BnKV, tokens_BNK[:, part.positions]))
+            nats.append(context.kernels.cross_entropy(logits_BnKV, tokens_BNK[:, part.positions]))
             even.append(logits_BnKV.float().logsumexp(-1) - logits_BnKV.float().mean(-1))
         return torch.cat(nats, 1), torch.cat(even, 1)
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from vqim.contracts.context import Context, Kernels
 from vqim.contracts.grid import TokenGrid
 from vqim.nn.attention import Cache
-from vqim.nn.layers import Dense, LayerNorm, check_positive, check_rate
+from vqim.nn.layers import Dense, Head, LayerNorm, check_positive, check_rate
 from vqim.nn.module import parameter
 from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.prior.layout import Layout, class_rows, declare_positions, join_positions
-from vqim.prior.likelihood import code_losses, likelihood_measures, mean_loss
+from vqim.prior.likelihood import likelihood_measures, mean_loss
 from vqim.state.init import Normal
 
 _INIT = Normal(0.02)
@@ -78,7 +78,7 @@ class RQTransformer(nn.Module):
             width, num_heads, hidden, causal=True, dropout_rate=dropout_rate, init=_INIT) for _ in range(2))
         self.spatial, self.depth = Stack(spatial, num_layers), Stack(depth, num_depth_layers)
         self.norm = LayerNorm(width)
-        self.head = Dense(width, self._layout.num_rows, _INIT)
+        self.head = Head(width, self._layout.sizes, _INIT)
 
     def forward(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """Logits [B, S, V] of each code, given those before it, in the context's dtype; a label of -1 is not told."""
@@ -96,11 +96,12 @@ class RQTransformer(nn.Module):
         self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean of -log P over codes, in nats, and metrics, where it is also in bits."""
-        return mean_loss(code_losses(self(tokens_BNK, labels_B, context), tokens_BNK.flatten(1)))
+        logits_BSV = self(tokens_BNK, labels_B, context)
+        return mean_loss(context.kernels.cross_entropy(logits_BSV, tokens_BNK.flatten(1)))
 
     def measure(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> dict[str, Tensor]:
         """Each image's mean bits per code, and the share of its codes that are the likeliest ones."""
-        return likelihood_measures(self(tokens_BNK, labels_B, context), tokens_BNK.flatten(1))
+        return likelihood_measures(self(tokens_BNK, labels_B, context), tokens_BNK.flatten(1), context.kernels)
 
     def expected(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """The likeliest code in each place, given the true ones before it: int64 [B, N, K]."""

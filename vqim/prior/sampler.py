@@ -17,7 +17,7 @@ from vqim.contracts.placing import own_rows
 from vqim.contracts.prior import Draw, Sampler, Stepwise, check_numbers, check_seed
 from vqim.contracts.runtime import Runtime
 from vqim.nn.module import apply
-from vqim.nn.transformer import lay_out_stacks
+from vqim.nn.transformer import lay_out_arrays
 from vqim.prior.guidance import GuidanceSchedule, check_can_guide, check_guidance, guided_logits, has_branch
 from vqim.prior.sampling import check_sampling, sample_logits
 from vqim.state.leaf import State
@@ -90,7 +90,7 @@ class _StepwiseDraw:
         self._program = runtime.compile(self._step)
         assert isinstance(prior, nn.Module)
         self._lay_out = runtime.compile(functools.partial(
-            lay_out_stacks, prior, kernels=runtime.kernels, dtype=torch.int8 if sampler.int8 else dtype))
+            lay_out_arrays, prior, kernels=runtime.kernels, dtype=torch.int8 if sampler.int8 else dtype))
 
     def __call__(
         self, arrays: State, labels_B: np.ndarray, numbers_B: np.ndarray, seed: int,

@@ -20,6 +20,10 @@ class MetaKernels(TorchKernels):
         """An array without data."""
         return torch.empty(shape, device="meta")
 
+    def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """An array without data."""
+        return torch.empty(shape, dtype=torch.bool, device="meta")
+
 
 class _Counter(TorchDispatchMode):
     """Counts by torch's formulas, in 0.6 of the time of FlopCounterMode, which keeps a tree of modules."""

@@ -1,6 +1,7 @@
 """Kernels in plain tensor operations, which any runtime may use.
 
     B batch, T queries, S keys, N heads, H head dimension; I inputs of a matrix, O outputs of a matrix
+    P latents, Z their dimension, V vocabulary
 """
 import functools
 from collections.abc import Callable
@@ -49,6 +50,14 @@ def plain_cached_attention(
     logits_Ts = torch.cat([before_TS, q_TH @ k_1H.mT], -1).float() * scale
     before_TS, own_T1 = logits_Ts.softmax(-1).to(v_1H.dtype).split([num_before, 1], -1)
     return before_TS @ values_SH + own_T1 * v_1H
+
+
+def sums_by_code(
+    x_PZ: Tensor, codes_P: Tensor, vocabulary: int, matmul: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+) -> tuple[Tensor, Tensor]:
+    """`Kernels.sums_by_code` as a product, whose sums have the same order in every run."""
+    chosen_PV = (codes_P[:, None] == torch.arange(vocabulary, device=codes_P.device)).float()
+    return chosen_PV.sum(0), matmul(chosen_PV.mT, x_PZ)
 
 
 def loop_scan(

@@ -12,4 +12,4 @@ def relative_distance(z_Z: Tensor, codes_VZ: Tensor, kernels: Kernels) -> Tensor
 
     The product is `precise_matmul`: a TPU's default rounds factors to bfloat16, and would often find another code.
     """
-    return codes_VZ.square().sum(-1) - 2 * kernels.precise_matmul(z_Z, codes_VZ.mT)
+    return codes_VZ.square().sum(-1) - kernels.precise_matmul(z_Z, 2 * codes_VZ.mT)

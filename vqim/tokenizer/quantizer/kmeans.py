@@ -58,15 +58,13 @@ def centres(reservoir_RZ: Tensor, picks_VZ: Tensor, iterations: int, kernels: Ke
     It starts from the last batch's picks, which are draws from the latents. A centre that no latent is nearest to goes
     back to its pick.
     """
-    codes_V = torch.arange(len(picks_VZ), device=picks_VZ.device)
     centres_VZ = picks_VZ
     for _ in range(iterations):
         counts_V, sums_VZ = torch.zeros_like(picks_VZ[:, 0]), torch.zeros_like(picks_VZ)
         for block_VZ in reservoir_RZ.split(len(picks_VZ)):  # all at once would need R x V distances
             distance_VV = relative_distance(block_VZ, centres_VZ, kernels)
-            chosen_VV = (distance_VV.argmin(-1)[:, None] == codes_V).float()
-            counts_V = counts_V + chosen_VV.sum(0)
-            sums_VZ = sums_VZ + kernels.precise_matmul(chosen_VV.mT, block_VZ)
+            more_V, more_VZ = kernels.sums_by_code(block_VZ, distance_VV.argmin(-1), len(picks_VZ))
+            counts_V, sums_VZ = counts_V + more_V, sums_VZ + more_VZ
         means_VZ = sums_VZ / counts_V.clamp_min(1.0)[:, None]
         centres_VZ = torch.where(counts_V[:, None] > 0, means_VZ, picks_VZ)
     return centres_VZ

@@ -44,12 +44,11 @@ def upkeep_sums(z_PZ: Tensor, indices_P: Tensor, vocabulary: int, context: Conte
 
 def channel_sums(z_PKZ: Tensor, indices_PK: Tensor, vocabulary: int, context: Context) -> dict[str, Tensor]:
     """`upkeep_sums` of K latents at each position that share a codebook, a channel at a time to save memory."""
-    codes_V, kernels = torch.arange(vocabulary, device=indices_PK.device), context.kernels
+    kernels = context.kernels
     counts_V, vectors_VZ = torch.zeros((), device=z_PKZ.device), torch.zeros((), device=z_PKZ.device)
     for z_PZ, indices_P in zip(z_PKZ.unbind(1), indices_PK.unbind(1), strict=True):
-        chosen_PV = (indices_P[:, None] == codes_V).float()
-        counts_V = counts_V + chosen_PV.sum(0)
-        vectors_VZ = vectors_VZ + kernels.precise_matmul(chosen_PV.mT, z_PZ)
+        more_V, more_VZ = kernels.sums_by_code(z_PZ, indices_P, vocabulary)
+        counts_V, vectors_VZ = counts_V + more_V, vectors_VZ + more_VZ
     z_PZ = z_PKZ.flatten(0, 1)
     number, parts = context.micro_batch
     key = context.step_draw_key("restart")
