@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.quickstart import _measures
+from launch.quickstart import STAGES, _measures
 from tests.evaluation.browser import find_browser, visit
 from tests.support.processes import ROOT
 from vqim.evaluation.codebook import entropy_bits
+from vqim.runtime.torch import has_bfloat16_products
 from vqim.third_party.noto_emoji.dataset import find_dataset
 from vqim.training.summaries import read_metrics
 
@@ -40,6 +41,11 @@ def test_summary_has_every_figure_and_its_baseline(summary):
     assert list(summary["seconds"]) == [
         "Stage 1", "Stage 2", "Probe", "Pixel probe", "Judge of samples", "Samples and this report"]
     assert all(seconds > 0 for seconds in summary["seconds"].values())
+
+
+def test_stages_compute_in_bfloat16_where_the_processor_multiplies_it(quickstart):
+    configs = [(quickstart / stage / "config.gin").read_text() for stage in STAGES]
+    assert [config.count("dtype = 'bfloat16'") for config in configs] == [2 * has_bfloat16_products()] * len(STAGES)
 
 
 def test_figures_that_a_size_of_images_does_not_have_are_left_out(summary):
