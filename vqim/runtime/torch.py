@@ -143,9 +143,9 @@ class TorchKernels:
 
     def keep_mask(self, key: Tensor, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Bernoulli(1 - rate), with rate rounded to 1 / 65,536: of 64 random bits each entry takes 16."""
-        generator = torch.Generator(device=device).manual_seed(int(key) + 2**31)
         size = math.prod(shape)
-        bits = torch.empty(-(-size // 4), dtype=torch.int64, device=device).random_(-2**63, None, generator=generator)
+        bits = torch.empty(-(-size // 4), dtype=torch.int64, device=device)
+        bits.random_(-2**63, None, generator=_generator(key, device))
         bits = bits.view(torch.int16)[:size].view(shape)
         # Into bytes: into bools, a CPU compares five times as long.
         keep = torch.empty(shape, dtype=torch.uint8, device=device)
@@ -153,8 +153,11 @@ class TorchKernels:
 
     def uniform(self, key: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """U[0, 1); keys live on the host here, so reading one does not wait for the device."""
-        generator = torch.Generator(device=device).manual_seed(int(key) + 2**31)
-        return torch.rand(shape, generator=generator, device=device)
+        return torch.rand(shape, generator=_generator(key, device), device=device)
+
+
+def _generator(key: Tensor, device: torch.device) -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(int(key) + 2**31)
 
 
 def _onednn_multiplies(dtype: torch.dtype) -> bool:
