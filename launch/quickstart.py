@@ -4,8 +4,9 @@
 
 The stages compute in bfloat16 where this machine multiplies it, and in float32 elsewhere, in about twice the time.
 
-Each stage is a command that a user could type; it is printed before it runs. The same quickstart command again
-continues where it stopped. At the end it writes report.html, and its figures to summary.json.
+Each stage is a command that a user could type; it is printed before it runs. A stage gets those of --gin_bindings that
+it uses: `NUM_CLASSES = 10` says nothing to the tokenizer. The same quickstart command again continues where it stopped.
+At the end it writes report.html, and its figures to summary.json.
 """
 import datetime
 import json
@@ -42,6 +43,7 @@ from vqim.trained import Trained, open_run
 from vqim.training.summaries import read_metrics
 
 from . import flags
+from .session import RUNTIME_BINDINGS
 
 GIN_FOLDER = absl_flags.DEFINE_string(
     "gin_folder", "gin/exp/quickstart", "Folder of tokenizer.gin, prior.gin, probe.gin, pixel_probe.gin and judge.gin.")
@@ -69,7 +71,7 @@ def main() -> None:
         raise ConfigError(f"--workdir must be a folder, since the report is written there; got {flags.WORKDIR.value}")
     workdir = Path(flags.WORKDIR.value or "runs/quickstart")
     workdir.mkdir(parents=True, exist_ok=True)
-    commands = [_command(stage, workdir) for stage in STAGES]
+    commands = _commands(workdir)
     for title, command in zip(STAGES.values(), commands, strict=True):
         logging.info("%s: %s", title, shlex.join(command))
         start = time.perf_counter()
@@ -90,15 +92,38 @@ def main() -> None:
     print(f"\nLook at {workdir / 'report.html'}, or at all curves with: tensorboard --logdir {workdir}")
 
 
-def _command(stage: str, workdir: Path) -> list[str]:
-    """The command that a user would type for one stage."""
-    command = ["python", "-m", f"{__package__}.train", f"--gin_file={GIN_FOLDER.value}/{stage}.gin",
-               f"--workdir={workdir / stage}", f"--runtime={flags.RUNTIME.value}"]
-    source = {"prior": "tokenizer", "probe": "prior"}.get(stage)
-    if source:
-        command.append(f'--gin_bindings={source.upper()}_RUN = "{workdir / source}"')
+def _commands(workdir: Path) -> list[list[str]]:
+    """The commands that a user would type for the stages.
+
+    Raises:
+      ConfigError: a stage refuses one of --gin_bindings, or none uses it.
+    """
     faster = IN_BFLOAT16 if flags.RUNTIME.value != "xla" and has_bfloat16_products() else ()
-    return command + [f"--gin_bindings={binding}" for binding in (*faster, *flags.GIN_BINDINGS.value)]
+    unused = set(flags.GIN_BINDINGS.value)
+    commands = []
+    for stage in STAGES:
+        gin_file, source = f"{GIN_FOLDER.value}/{stage}.gin", {"prior": "tokenizer", "probe": "prior"}.get(stage)
+        always = [*([f'{source.upper()}_RUN = "{workdir / source}"'] if source else []), *faster]
+        used = _used(gin_file, always)
+        unused -= set(used)
+        commands.append(["python", "-m", f"{__package__}.train", f"--gin_file={gin_file}",
+                         f"--workdir={workdir / stage}", f"--runtime={flags.RUNTIME.value}",
+                         *(f"--gin_bindings={binding}" for binding in [*always, *used])])
+    if unused:
+        raise ConfigError("No stage uses these bindings: " + "; ".join(sorted(unused)) +
+                          f". Is the name another one? The stages are the files in {GIN_FOLDER.value}.")
+    return commands
+
+
+def _used(gin_file: str, always: list[str]) -> list[str]:
+    """Those of --gin_bindings that a stage with other bindings uses."""
+    given = flags.GIN_BINDINGS.value
+    if not given:
+        return []
+    config = load([gin_file], [*always, *given], [])
+    config.call("train")
+    unused = [binding.source for binding in config.unused(RUNTIME_BINDINGS)]
+    return [text for text in given if not any(source.endswith(f": {text}") for source in unused)]
 
 
 def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -143,7 +168,7 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
     report = {
         "title": "vqim quickstart",
         "summary": (f"A ViT-VQGAN with {level.height * level.width} tokens of {level.vocabulary} codes, a transformer "
-                    f"over its tokens and a linear probe, trained from nothing on {len(training_NHWC):,} emoji of "
+                    f"over its tokens and a linear probe, trained from nothing on {len(training_NHWC):,} images of "
                     f"{model.image_size}x{model.image_size} pixels. Every figure is of the "
                     f"{len(validation_NHWC)} validation images, which no stage was trained on."),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}; {_device(workdir)}",

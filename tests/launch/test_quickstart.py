@@ -22,7 +22,8 @@ def quickstart(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("quickstart") / "run"
     subprocess.run(
         [sys.executable, "-m", "launch.quickstart", f"--workdir={workdir}", "--runtime=torch", "--num_samples=8",
-         "--gin_bindings=NUM_STEPS = 16", "--gin_bindings=optim.WarmupCosine.warmup_steps = 5"],
+         "--gin_bindings=NUM_STEPS = 16", "--gin_bindings=optim.WarmupCosine.warmup_steps = 5",
+         "--gin_bindings=NUM_CLASSES = 9", "--gin_bindings=prior.StepwiseSampler.guidance = 1.5"],
         cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return workdir
 
@@ -46,6 +47,22 @@ def test_summary_has_every_figure_and_its_baseline(summary):
 def test_stages_compute_in_bfloat16_where_the_processor_multiplies_it(quickstart):
     configs = [(quickstart / stage / "config.gin").read_text() for stage in STAGES]
     assert [config.count("dtype = 'bfloat16'") for config in configs] == [2 * has_bfloat16_products()] * len(STAGES)
+
+
+def test_a_stage_gets_the_bindings_that_it_uses(quickstart):
+    configs = {stage: (quickstart / stage / "config.gin").read_text() for stage in STAGES}
+    assert [stage for stage in STAGES if "NUM_CLASSES = 9" in configs[stage]] == [
+        stage for stage in STAGES if stage != "tokenizer"]
+    assert [stage for stage in STAGES if "StepwiseSampler.guidance = 1.5" in configs[stage]] == ["prior"]
+
+
+def test_a_binding_that_no_stage_uses_is_refused_before_any_work(tmp_path):
+    workdir = tmp_path / "run"
+    found = subprocess.run(
+        [sys.executable, "-m", "launch.quickstart", f"--workdir={workdir}",
+         "--gin_bindings=tokenizer.L1.weight = 3.0"], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2 and not list(workdir.glob("*/checkpoints"))
+    assert "No stage uses these bindings: tokenizer.L1.weight = 3.0." in found.stderr
 
 
 def test_figures_that_a_size_of_images_does_not_have_are_left_out(summary):

