@@ -50,11 +50,11 @@ Forward = tuple[Tensor, Tensor, Tensor]
 
 
 class Timm(nn.Module):
-    """ViT-VQGAN of timm's blocks; the quantizer is another program's."""
+    """ViT-VQGAN of timm's blocks with timm's initial values; the quantizer is another program's."""
 
     def __init__(self, quantizer: nn.Module, quantizer_weight: float):
         super().__init__()
-        from timm.models.vision_transformer import Block
+        from timm.models.vision_transformer import Block, init_weights_vit_timm
         side, values = IMAGE_SIZE // PATCH_SIZE, 3 * PATCH_SIZE**2
         self.embed = nn.Linear(values, WIDTH)
         self.positions = nn.ParameterList([nn.Parameter(0.02 * torch.randn(side**2, WIDTH)) for _ in range(2)])
@@ -63,12 +63,14 @@ class Timm(nn.Module):
                           nn.LayerNorm(WIDTH)) for layers in (ENCODER_LAYERS, DECODER_LAYERS))
         self.heads = nn.ModuleList([nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, outputs))
                                     for outputs in (WIDTH, 2 * values)])
-        self.quantizer, self.quantizer_weight = quantizer, quantizer_weight
+        for name, part in self.named_modules():
+            init_weights_vit_timm(part, name)
+        self.quantizer, self.quantizer_weight = quantizer, quantizer_weight  # with its own initial values
 
     def forward(self, images_BCHW: Tensor) -> Forward:
         """See `Forward`."""
         side, p = IMAGE_SIZE // PATCH_SIZE, PATCH_SIZE
-        x_BNP = rearrange(images_BCHW, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
+        x_BNP = rearrange(2 * images_BCHW - 1, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
         z_BND = self.heads[0](self.encoder(self.embed(x_BNP) + self.positions[0]))
         found_BND, indices_BN, quantizer_loss = self.quantizer(z_BND)
         y_BNP = self.heads[1](self.decoder(found_BND + self.positions[1]))
