@@ -9,6 +9,9 @@ import numpy as np
 BLOCK = 256
 """Samples at a time, so that memory does not grow with their number."""
 
+REFERENCES = 4096
+"""References at a time: of more, a block's distances would have to be mapped by the system each time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Copies:
@@ -67,19 +70,30 @@ def _flat(images_NHWC: np.ndarray) -> np.ndarray:
     return values_NP / np.float32(np.sqrt(values_NP.shape[1]))
 
 
-def _distances(a_NP: np.ndarray, b_MP: np.ndarray) -> np.ndarray:
-    squares_NM = (a_NP ** 2).sum(1)[:, None] + (b_MP ** 2).sum(1) - 2 * a_NP @ b_MP.T
-    return np.sqrt(np.maximum(squares_NM, 0))
-
-
 def _nearest(a_NP: np.ndarray, b_MP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    numbers = [_distances(a_NP[i:i + BLOCK], b_MP).argmin(1) for i in range(0, len(a_NP), BLOCK)]
-    nearest_N = np.concatenate(numbers)
-    return nearest_N, np.linalg.norm(a_NP - b_MP[nearest_N], axis=1)  # exact also where it is almost 0
+    """The number of each image's nearest reference, and the distance to it."""
+    nearest_N, least_N = np.zeros(len(a_NP), np.int64), np.full(len(a_NP), np.inf)
+    for j in range(0, len(b_MP), REFERENCES):
+        block_MP = b_MP[j:j + REFERENCES]
+        squares_M = (block_MP ** 2).sum(1)
+        for i in range(0, len(a_NP), BLOCK):
+            # Without the images' own squares, which are the same for all references.
+            squares_NM = squares_M - 2 * a_NP[i:i + BLOCK] @ block_MP.T
+            found_N, best_N = squares_NM.argmin(1), squares_NM.min(1)
+            nearer_N = best_N < least_N[i:i + BLOCK]
+            nearest_N[i:i + BLOCK][nearer_N] = found_N[nearer_N] + j
+            least_N[i:i + BLOCK][nearer_N] = best_N[nearer_N]
+    distance_N = np.concatenate([np.linalg.norm(a_NP[i:i + BLOCK] - b_MP[nearest_N[i:i + BLOCK]], axis=1)
+                                 for i in range(0, len(a_NP), BLOCK)])  # exact also where it is almost 0
+    return nearest_N, distance_N
 
 
 def _mean_distance(a_NP: np.ndarray) -> float:
     """The mean distance between two different images."""
     exact_NP = a_NP.astype(np.float64)  # in float32, an image would have a distance to itself
-    total = sum(_distances(exact_NP[i:i + BLOCK], exact_NP).sum() for i in range(0, len(a_NP), BLOCK))
+    squares_N = (exact_NP ** 2).sum(1)
+    total = 0.0
+    for i in range(0, len(a_NP), BLOCK):
+        products_NM = exact_NP[i:i + BLOCK] @ exact_NP.T
+        total += np.sqrt(np.maximum(squares_N[i:i + BLOCK, None] + squares_N - 2 * products_NM, 0)).sum()
     return float(total / (len(a_NP) * (len(a_NP) - 1)))
