@@ -83,9 +83,7 @@ def _nearest(a_NP: np.ndarray, b_MP: np.ndarray) -> tuple[np.ndarray, np.ndarray
             nearer_N = best_N < least_N[i:i + BLOCK]
             nearest_N[i:i + BLOCK][nearer_N] = found_N[nearer_N] + j
             least_N[i:i + BLOCK][nearer_N] = best_N[nearer_N]
-    distance_N = np.concatenate([np.linalg.norm(a_NP[i:i + BLOCK] - b_MP[nearest_N[i:i + BLOCK]], axis=1)
-                                 for i in range(0, len(a_NP), BLOCK)])  # exact also where it is almost 0
-    return nearest_N, distance_N
+    return nearest_N, np.linalg.norm(a_NP - b_MP[nearest_N], axis=1)  # exact also where it is almost 0
 
 
 def _mean_distance(a_NP: np.ndarray) -> float:
