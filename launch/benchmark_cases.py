@@ -27,6 +27,7 @@ from vqim.data.images import Images
 from vqim.data.source import Emoji
 from vqim.data.transforms import RandomResizedCrop
 from vqim.nn.module import apply, arrays_spec
+from vqim.nn.transformer import lay_out_arrays
 from vqim.optim.adamw import AdamW
 from vqim.optim.schedules import Constant
 from vqim.prior.autoregressive import AutoregressivePrior
@@ -306,7 +307,10 @@ def _train_plain(model: Model, size: Size, loss_of: Callable[[Model], Tensor]) -
 
 
 def _apply(model: nn.Module, method: str, x: Tensor, size: Size, runtime: Runtime) -> Callable[[], Tensor]:
+    """With kernels in the dtype in which it computes, as `vqim.load` has them."""
     arrays = place(arrays_spec(model), 0, runtime)
+    if size.dtype != torch.float32:
+        arrays |= lay_out_arrays(model, arrays, runtime.kernels, size.dtype)
     return lambda: apply(getattr(model, method), arrays, x, Context(runtime.kernels, size.dtype))
 
 

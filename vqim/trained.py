@@ -10,6 +10,7 @@ It needs only the run's directory, not its data.
 
     N images, P positions, K codes a position, H W image size, h w latent size, L layers, D features
 """
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,7 @@ from vqim.evaluation.passes import place_frozen
 from vqim.evaluation.rejection import check_classifier, verdicts_of
 from vqim.evaluation.samples import bind_sampler, draw_batches
 from vqim.nn.module import apply
+from vqim.nn.transformer import lay_out_arrays
 from vqim.prior.editing import check_fillable, match, token_mask
 from vqim.prior.objective import PriorObjective
 from vqim.prior.requests import check_tokens, class_number
@@ -336,6 +338,16 @@ class Trained:
         both._tokenizer, both._tokenizer_arrays = other.tokenizer, other._tokenizer_arrays
         return both
 
+    @functools.cached_property
+    def _computing_arrays(self) -> State:
+        """The tokenizer's arrays with its blocks' kernels in the dtype of products, which each call would cast anew."""
+        arrays, dtype = self._tokenizer_arrays, self._context.dtype
+        if dtype == torch.float32:
+            return arrays
+        lay_out = self.runtime.compile(functools.partial(
+            lay_out_arrays, self.tokenizer, kernels=self.runtime.kernels, dtype=dtype))
+        return {**arrays, **lay_out(arrays)}
+
     def _deciding(self) -> dict[str, np.ndarray]:
         names = self.tokenizer.deciding_arrays()
         return dict(zip(names, self.runtime.fetch([self._tokenizer_arrays[name] for name in names]), strict=True))
@@ -371,7 +383,7 @@ class Trained:
         for batch, count in _batches(arrays_N, self._batch_size):
             own = own_rows(self._batch_size, self.runtime)
             device = self.runtime.put({key: value[own] for key, value in batch.items()})
-            fetched = self.runtime.fetch(self._compiled[name](network_arrays or self._tokenizer_arrays, device))
+            fetched = self.runtime.fetch(self._compiled[name](network_arrays or self._computing_arrays, device))
             parts.append([array[:count] for array in fetched])
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 

@@ -125,7 +125,7 @@ class Stack(nn.Module):
 def lay_out_arrays(
     module: nn.Module, arrays: Mapping[str, Tensor], kernels: Kernels, dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Arrays for many calls of `Stack.step` and `Head.part` in the place of a module's own.
+    """Arrays for many calls of stacks and of `Head.part`, without gradients, in the place of a module's own.
 
     They are those that `Kernels.lay_out` makes anew. With torch.int8, heads stay in float32.
     """
