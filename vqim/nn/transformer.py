@@ -127,23 +127,23 @@ def lay_out_arrays(
 ) -> dict[str, Any]:
     """Arrays for many calls of stacks and of `Head.part`, without gradients, in the place of a module's own.
 
-    They are those that `Kernels.lay_out` makes anew. With torch.int8, heads stay in float32.
+    They are those that `Kernels.lay_out` makes anew.
     """
     parts = {f"{path.replace('.', '/')}/": part for path, part in module.named_modules()}
     stacks = {prefix: part for prefix, part in parts.items() if isinstance(part, Stack)}
     names = {f"{prefix}{name}" for prefix, stack in stacks.items() for name in stack.kernel_names()}
     biases = {name.replace("kernel_IO", "bias_O") for name in names}
     num_bytes = sum(arrays[name].numel() for name in names) * dtype.itemsize
-    kept = torch.float32 if dtype == torch.int8 else dtype  # of heads and biases
+    bias_dtype = torch.float32 if dtype == torch.int8 else dtype
     laid_out: dict[str, Any] = {}
     for name, array_L in arrays.items():
         if name.startswith(tuple(stacks)):
-            array_L = array_L.to(kept) if name in biases else array_L
+            array_L = array_L.to(bias_dtype) if name in biases else array_L
             laid_out[name] = kernels.lay_out(array_L, dtype, is_kernel=name in names, num_bytes=num_bytes)
     for prefix, head in parts.items():
         if isinstance(head, Head):
             name = f"{prefix}kernel_IO"
-            made = [kernels.lay_out(part_IO[None], kept, is_kernel=True) for part_IO in head.cut(arrays[name])]
+            made = [kernels.lay_out(part_IO[None], dtype, is_kernel=True) for part_IO in head.cut(arrays[name])]
             if all(isinstance(part, list) for part in made):  # XLA casts and gathers it in its one program
                 laid_out[name] = [part[0] for part in made]
     return {name: made for name, made in laid_out.items() if made is not None}

@@ -4,8 +4,8 @@ ViT-VQGAN trains with it (section 3.3). Details that the paper leaves open are a
 (NVlabs/stylegan2, training/networks_stylegan2.py, `D_stylegan2`).
 
 One thing differs: the learning rate is not equalised. Equalised weights need a rate some 20 times larger, such as
-StyleGAN2's 2e-3. At ViT-VQGAN's 1e-4 (section 5.1) they learn little, and ordinary weights well (docs/results.md). The
-initial network is the same.
+StyleGAN2's 2e-3. At ViT-VQGAN's 1e-4 (section 5.1) they learn little, and ordinary weights well
+(docs/paper_tables.md). The initial network is the same.
 
 The direct form (zeros, blur, convolution of stride 2) leaves most of a TPU idle. This file differs from it:
 
