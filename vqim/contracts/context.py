@@ -63,11 +63,13 @@ class Kernels(Protocol):
         ...
 
     def filled(self, cache: Tensor, number: int | None) -> Tensor:
-        """A cache as `cached_attention` takes it; of its entries, those from `number` on need not be there."""
+        """A cache as `cached_attention` takes it; of its entries, those after entry `number` need not be there."""
         ...
 
     def write(self, cache: Tensor, entry_LB1D: Tensor, position: Tensor) -> None:
-        """Writes one position's keys, or values, heads side by side; `position` is an integer scalar tensor."""
+        """Sees to it that a cache has one position's keys, or values, of all layers, after `cached_attention` of each.
+
+        `entry_LB1D` has heads side by side; `position` is an integer scalar tensor."""
         ...
 
     def cached_attention(
@@ -77,7 +79,7 @@ class Kernels(Protocol):
         """`attention` of one position to itself and to all before it, [B, 1, D].
 
         `keys` and `values` are one layer's part of caches. Entries at `position` and after it are ignored: the
-        position's own come as `k_B1D` and `v_B1D`, so that nothing of a cache is copied."""
+        position's own come as `k_B1D` and `v_B1D`, and may be written to where they belong."""
         ...
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:

@@ -107,24 +107,29 @@ class TorchKernels:
         return torch.zeros(sizes, dtype=dtype, device=device)
 
     def filled(self, cache: Tensor, number: int | None) -> Tensor:
-        """The first `number`."""
-        return cache[:, :, :, :number]
+        """The first ones, entry `number` included: `cached_attention` writes it."""
+        return cache if number is None else cache[:, :, :, :number + 1]
 
     def write(self, cache: Tensor, entry_LB1D: Tensor, position: Tensor) -> None:
-        """Touches nothing but the entry."""
-        cache.index_copy_(3, position.reshape(1), _by_head(entry_LB1D, cache.shape[2]))
+        """Nothing: `cached_attention` has written it."""
 
     def cached_attention(
         self, q_B1D: Tensor, k_B1D: Tensor, v_B1D: Tensor, keys: Tensor, values: Tensor, position: Tensor,
         num_heads: int,
     ) -> Tensor:
-        """A product for each image and head, k q^T: a CPU takes 0.7 to 0.9 times as long for it as for q k^T."""
-        q_BN1H, k_BN1H, v_BN1H = (_by_head(x, num_heads) for x in (q_B1D, k_B1D, v_B1D))
-        is_later_S = torch.arange(keys.shape[2], device=keys.device) >= position
-        before_BNS = (keys @ q_BN1H.mT)[..., 0].masked_fill(is_later_S, -torch.inf)
-        logits_BNs = torch.cat([before_BNS, (q_BN1H * k_BN1H).sum(-1)], -1).float() * q_BN1H.shape[-1] ** -0.5
-        p_BN1s = logits_BNs.softmax(-1).to(v_BN1H.dtype)[:, :, None]
-        return (p_BN1s[..., :-1] @ values + p_BN1s[..., -1:] * v_BN1H).reshape(q_B1D.shape)
+        """Writes the entries, then torch.nn.functional.scaled_dot_product_attention over all that is filled.
+
+        A CPU takes it in fewer operations than plain products, which of a small prior are most of the time.
+        """
+        for cache, entry_B1D in ((keys, k_B1D), (values, v_B1D)):
+            cache.index_copy_(2, position.reshape(1), _by_head(entry_B1D, num_heads))
+        is_filled_1S = None
+        if position.device.type == "cpu":
+            keys, values = (cache[:, :, :int(position) + 1] for cache in (keys, values))
+        else:  # to read the position would make the host wait
+            is_filled_1S = torch.arange(keys.shape[2], device=keys.device)[None] <= position
+        attended_BN1H = F.scaled_dot_product_attention(_by_head(q_B1D, num_heads), keys, values, is_filled_1S)
+        return attended_BN1H.reshape(q_B1D.shape)
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """torch.matmul, which is exact float32 here unless someone allows TF32."""
