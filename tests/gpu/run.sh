@@ -17,7 +17,7 @@
 # --dry_run does the same at tiny sizes on the CPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
+export PYTHONUNBUFFERED=1
 
 dry_run=()
 if [[ "${1:-}" == --dry_run ]]; then
