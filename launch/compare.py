@@ -96,8 +96,10 @@ def main(paths: Sequence[str]) -> None:
 
 
 def _output(flag: absl_flags.FlagHolder[str | None]) -> str | None:
-    """A flag's path, where ~ is the user's own folder; ConfigError if there is no folder for it, before any work."""
+    """A flag's path, where ~ is the user's own folder; ConfigError if no file can be there, before any work."""
     path = os.path.expanduser(flag.value) if flag.value else None
+    if path and Path(path).is_dir():
+        raise ConfigError(f"--{flag.name} must be a file, {path} is a folder")
     if path and not Path(path).absolute().parent.is_dir():
         raise ConfigError(f"--{flag.name}: there is no folder for {path}; make it first")
     return path
@@ -196,6 +198,10 @@ def run() -> None:
                 raise
             print(f"The sets were refused.\n{error}", file=sys.stderr)
             sys.exit(2)
+        except OSError as error:
+            if logging.level_debug():
+                raise
+            sys.exit(f"Stopped: {error} (-v 1 shows where it happened).")
 
     app.run(guarded)
 

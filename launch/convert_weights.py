@@ -33,7 +33,8 @@ from vqim.training.state import save, start
 from . import flags, session
 from .torch_weights import convert, read_weights
 
-PREFIX = sections.params("tokenizer")
+PREFIXES = sections.params("tokenizer"), sections.ema("tokenizer")
+"""The parameters, and their moving averages where the run keeps these."""
 ADAPTERS: dict[str, ModuleType] = {"taming": taming_vqgan, "dalle": dalle_dvae}
 FORMAT = absl_flags.DEFINE_enum("format", None, sorted(ADAPTERS), "Whose weights they are.", required=True)
 WEIGHTS = absl_flags.DEFINE_multi_string(
@@ -57,7 +58,7 @@ def main() -> None:
                for name, array in read_weights(path).items()}
     params = convert(weights, spec(objective.tokenizer), adapter)
     with session.claimed_workdir(config, flags.workdir(), runtime.hosts) as workdir:
-        write(experiment, params, workdir, runtime, config.operative())
+        write(experiment, params, workdir, runtime, config.text())
     logging.info("%s has %d arrays of %s.", workdir, len(params), ", ".join(WEIGHTS.value))
 
 
@@ -74,10 +75,12 @@ def write(
         barrier=runtime.hosts.wait)
     if manager.steps():
         raise ConfigError(f"--workdir must have no checkpoints yet; {workdir} has steps {manager.steps()}")
-    leaves = {
-        name: dataclasses.replace(leaf, init=FromArray(functools.partial(params.__getitem__, name[len(PREFIX):])))
-        if name.startswith(PREFIX) else leaf
-        for name, leaf in experiment.task.init_spec().items()}
+    leaves = experiment.task.init_spec()
+    for prefix in PREFIXES:
+        leaves |= {
+            name: dataclasses.replace(
+                leaf, init=FromArray(functools.partial(params.__getitem__, name.removeprefix(prefix))))
+            for name, leaf in leaves.items() if name.startswith(prefix)}
     if runtime.process_index == 0:
         write_facts(workdir, experiment.data)
     loader = experiment.data.training(

@@ -3,6 +3,7 @@
     H W image size
 """
 import dataclasses
+import os
 import re
 from typing import Any
 
@@ -53,13 +54,13 @@ def read_edit(run: Trained) -> Edit | None:
     if IMAGE.value is None or MASK.value is None:
         raise ConfigError("--image and --mask belong together: which image, and which part of it is to be drawn")
     size = run.tokenizer.image_size
-    image = open_image("image", IMAGE.value)
+    image = open_image("image", os.path.expanduser(IMAGE.value))
     try:
         image_HWC = run.prepare(image)
         if re.fullmatch(r"[\d, ]+", MASK.value):
             mask_HW = box_mask(MASK.value, size)
         else:
-            mask = open_image("mask", MASK.value)
+            mask = open_image("mask", os.path.expanduser(MASK.value))
             if mask.size != image.size:
                 raise ValueError(f"mask must have the image's size, {image.size[0]}x{image.size[1]} pixels, got "
                                  f"{mask.size[0]}x{mask.size[1]}")

@@ -89,8 +89,8 @@ def main() -> None:
     is_first = run.runtime.process_index == 0
     rehearse_evaluators(config, run.experiment, run.runtime)
     out.mkdir(parents=True, exist_ok=True)
-    # Results that an earlier call wrote for this step are replaced.
-    summaries = Summaries(out / "evaluation", run.step - 1, enabled=is_first)
+    # Results that an earlier call wrote for this step are replaced, those for others stay.
+    summaries = Summaries(out / "evaluation", run.step - 1, enabled=is_first, num_steps=1)
     passes: list[PassResults] = []
     about = _about(config, run)
     with Interrupts(run.runtime.hosts) as interrupts:
@@ -155,7 +155,7 @@ def _jobs(config: Config, run: Trained) -> list[Job]:
 def _about(config: Config, run: Trained) -> dict[str, str]:
     """What decides the numbers besides the evaluator: with anything else, what was kept is not gone on with."""
     assert isinstance(run.checkpoint, Checkpoint)
-    files = run.checkpoint.commit["files"]
+    files = run.checkpoint.commit.get("files", {})
     data = json.dumps(identity(run.experiment.data), sort_keys=True)
     return {"checkpoint": f"step {run.step}, {_digest(json.dumps(files, sort_keys=True))}",
             "configuration": _digest(config.text()), "data": _digest(data),

@@ -23,6 +23,7 @@ from typing import Literal
 from absl import app, flags, logging
 
 from vqim.checkpoint.errors import CheckpointError
+from vqim.data.faults import TooManyCorruptError, WrongExampleError
 from vqim.registry.config import Config, ConfigError, load
 
 GIN_FILE = flags.DEFINE_multi_string(
@@ -63,7 +64,7 @@ def define_dry_run() -> flags.FlagHolder[bool]:
 
 def workdir() -> str | None:
     """--workdir, where ~ is the user's own folder."""
-    return os.path.expanduser(WORKDIR.value) if WORKDIR.value else None
+    return path(WORKDIR)
 
 
 def restore() -> int | Literal["latest_valid"] | None:
@@ -78,7 +79,17 @@ def restore() -> int | Literal["latest_valid"] | None:
 
 def gin_files() -> list[str]:
     """--gin_file, where ~ is the user's own folder."""
-    return [os.path.expanduser(name) for name in GIN_FILE.value]
+    return paths(GIN_FILE)
+
+
+def path(flag: flags.FlagHolder[str | None]) -> str | None:
+    """A flag's path, where ~ is the user's own folder."""
+    return os.path.expanduser(flag.value) if flag.value else None
+
+
+def paths(flag: flags.FlagHolder[list[str]]) -> list[str]:
+    """The paths of a flag that may be given several times, where ~ is the user's own folder."""
+    return [os.path.expanduser(name) for name in flag.value]
 
 
 def load_config() -> Config:
@@ -89,9 +100,9 @@ def load_config() -> Config:
 def run(main: Callable[..., None], words: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> None:
     """Parses the flags and calls `main`; a ConfigError is printed without its traceback and exits with code 2.
 
-    What the file system refuses, and a damaged checkpoint, is told in a sentence too, and exits with code 1. Where
-    there are `words`, one of them has to stand among the flags, and `main` gets it. `without` has the names of those of
-    the flags above that `main` does not read: --help leaves them out, and they are refused.
+    What the file system refuses, and damaged checkpoints and data, are told in a sentence too, and exit with code 1.
+    Where there are `words`, one of them has to stand among the flags, and `main` gets it. `without` has the names of
+    those of the flags above that `main` does not read: --help leaves them out, and they are refused.
 
     With -v 1 (absl's --verbosity), messages show where they were logged, and errors show their traceback.
     """
@@ -112,10 +123,10 @@ def run(main: Callable[..., None], words: tuple[str, ...] = (), without: tuple[s
                 raise
             print(f"The configuration was refused.\n{error}", file=sys.stderr)
             sys.exit(2)
-        except (OSError, CheckpointError) as error:
+        except (OSError, CheckpointError, TooManyCorruptError, WrongExampleError) as error:
             if logging.level_debug():
                 raise
-            sys.exit(f"Stopped: {sentence(error)} (-v 1 shows where it happened).")
+            sys.exit(f"Stopped: {sentence(error).rstrip('.')} (-v 1 shows where it happened).")
 
     # absl's --help shows only the flags of the main module, but these belong to every verb.
     for flag in flags.FLAGS.flags_by_module_dict()[__name__]:

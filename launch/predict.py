@@ -8,6 +8,7 @@ as the prior can follow. Printed are figures of the whole split. --gin_file and 
 configuration of each run.
 """
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 
 from vqim.contracts.prior import Expecting
-from vqim.evaluation.image_metrics import Distances, ShownImages
+from vqim.evaluation.image_metrics import Distances, ShownImages, split_shown
 from vqim.evaluation.passes import Predictions, Reconstructions, evaluate
 from vqim.evaluation.token_metrics import Likelihood
 from vqim.registry.config import ConfigError
@@ -40,7 +41,7 @@ _MARGIN, _GAP = 200, 2
 
 def main() -> None:
     """Measures every run, and draws the picture."""
-    paths = [session.run_directory(), *map(os.path.expanduser, BESIDE.value)]
+    out, paths = _out(), [session.run_directory(), *flags.paths(BESIDE)]
     rows: dict[str, np.ndarray] = {}
     for path, shown_path in zip(paths, session.short_names(paths), strict=True):
         originals_BHWC, own_rows, figures = _measure(path)
@@ -51,8 +52,18 @@ def main() -> None:
         print(path)
         for name, value in figures.items():
             print(f"  {name}: {value:.6g}")
-    _draw(rows).save(OUT.value)
-    print(f"{len(rows)} rows of {len(originals_BHWC)} images in {OUT.value}")
+    _draw(rows).save(out)
+    print(f"{len(rows)} rows of {len(originals_BHWC)} images in {out}")
+
+
+def _out() -> Path:
+    """--out; ConfigError where no picture can be written, before any work."""
+    out = Path(os.path.expanduser(OUT.value))
+    if out.suffix.lower() not in Image.registered_extensions() or out.is_dir():
+        raise ConfigError(f"--out must be a picture's file, such as teacher_forced.png; got {OUT.value}")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out: there is no folder for {out}; make it first")
+    return out
 
 
 def _measure(path: str) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, float]]:
@@ -73,8 +84,8 @@ def _measure(path: str) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, fl
         return evaluate(view_of_split.begin(experiment.task, experiment.data, run.arrays, run.runtime))
 
     reconstructed, predicted = measured(Reconstructions), measured(Predictions, Likelihood())
-    original, reconstruction = np.split(reconstructed["images/reconstructions"], 2)
-    _, prediction = np.split(predicted["images/predictions"], 2)
+    original, reconstruction = split_shown(reconstructed["images/reconstructions"])
+    _, prediction = split_shown(predicted["images/predictions"])
     figures = {"reconstruction, psnr to the original": reconstructed["evaluation/psnr"],
                "teacher-forced, psnr to the reconstruction": predicted["evaluation/psnr"]}
     for name in ("token_accuracy", "bits_per_token"):

@@ -32,7 +32,8 @@ from vqim.contracts.runtime import Runtime
 from vqim.evaluation.copies import measure_copies
 from vqim.evaluation.distances import downscaled_copy, mean_image_psnr, psnr, unit_range
 from vqim.evaluation.extractors import proxy_if_installed
-from vqim.evaluation.measuring import compare_sets, comparison_protocol, measure_array
+from vqim.evaluation.image_metrics import split_shown
+from vqim.evaluation.measuring import compare_sets, comparison_protocol, images_and_labels, measure_array
 from vqim.evaluation.passes import evaluate
 from vqim.evaluation.report import Bar, Measure, Neighbours, ProbeAccuracies, Report, write_report
 from vqim.registry.config import ConfigError, load
@@ -69,7 +70,7 @@ def main() -> None:
     """Runs the stages, then evaluates their results."""
     if is_url(flags.WORKDIR.value or ""):
         raise ConfigError(f"--workdir must be a folder, since the report is written there; got {flags.WORKDIR.value}")
-    workdir = Path(flags.WORKDIR.value or "runs/quickstart")
+    workdir = Path(flags.workdir() or "runs/quickstart")
     workdir.mkdir(parents=True, exist_ok=True)
     commands = _commands(workdir)
     for title, command in zip(STAGES.values(), commands, strict=True):
@@ -135,8 +136,8 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
     probe = _last(workdir / "probe")
     raw_pixels = _last(workdir / "pixel_probe")["evaluation/top1"]
     names = tokenizer.facts.class_names
-    training_NHWC, _ = _images(tokenizer, "train")
-    validation_NHWC, labels_N = _images(tokenizer, "validation")
+    training_NHWC, _ = images_and_labels(tokenizer.experiment.data, "train")
+    validation_NHWC, labels_N = images_and_labels(tokenizer.experiment.data, "validation")
     copies_NHWC = downscaled_copy(validation_NHWC, 4)
     summary = {
         "psnr": stage1["evaluation/psnr"],
@@ -160,10 +161,8 @@ def _look(workdir: Path, commands: list[list[str]]) -> tuple[dict[str, Any], dic
         "parameters": {**tokenizer.experiment.task.describe(), **prior.experiment.task.describe()},
         "steps": {stage: _last(workdir / stage)["step"] for stage in STAGES},
     }
-    # Rows of eight originals, each above the row of their reconstructions.
     rows = stage1["images/reconstructions"]
-    pairs = rows.reshape(-1, 2, 8, *rows.shape[1:])
-    originals_BHWC, reconstructions_BHWC = (pairs[:, i].reshape(-1, *rows.shape[1:]) for i in (0, 1))
+    originals_BHWC, reconstructions_BHWC = split_shown(rows)
     samples = samples_NHWC.reshape(len(names), NUM_SAMPLES.value, *rows.shape[1:])[:, :NUM_SHOWN]
     report = {
         "title": "vqim quickstart",
@@ -294,13 +293,6 @@ def _evaluate(workdir: Path) -> tuple[Trained, dict[str, Any]]:
     for evaluator in experiment.evaluators:
         results |= evaluate(evaluator.begin(experiment.task, experiment.data, run.arrays, run.runtime))
     return run, results
-
-
-def _images(run: Trained, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images in a split as evaluation sees them, uint8 [N, H, W, 3], and their labels."""
-    batches = list(run.experiment.data.evaluation(256, split=split))
-    return (np.concatenate([batch["images"][batch["valid"]] for batch in batches]),
-            np.concatenate([batch["labels"][batch["valid"]] for batch in batches]))
 
 
 def _names_of(

@@ -99,7 +99,7 @@ def _check_workdir(config: Config, workdir: str) -> None:
         return
     others = [name for name in files.children()
               if not {name, name.removesuffix(".tmp")} & {*OF_A_RUN}
-              and not name.startswith(("events.out.", "stacks_"))]
+              and not name.startswith(("events.out.", "stacks_")) and not name.endswith(".pt.trace.json")]
     if others:
         raise ConfigError(f"--workdir must be new or hold a run; {workdir} has no checkpoint but holds "
                           f"{', '.join(others[:5])}. Name another directory")

@@ -55,7 +55,7 @@ class Point:
 
     def command(self, stage: str) -> list[str]:
         """What a user would type to train 'tokenizer' or 'prior'."""
-        files = flags.GIN_FILE.value if stage == "tokenizer" else PRIOR_GIN_FILE.value
+        files = flags.gin_files() if stage == "tokenizer" else flags.paths(PRIOR_GIN_FILE)
         bindings = [*flags.GIN_BINDINGS.value, f"train.seed = {self.seed}"]
         if stage == "prior":
             bindings.append(f"TOKENIZER_RUN = {str(self.folder / 'tokenizer')!r}")
@@ -119,8 +119,8 @@ def _check(point: Point, stages: list[str]) -> None:
                 given["gin_file"], given["gin_bindings"], flags.GIN_SEARCH_PATH.value))
         except ConfigError as error:
             raise ConfigError(f"The {stage} of {VARY.value} = {point.value}: {error}") from error
-    if JUDGE.value and not (Path(JUDGE.value) / "config.gin").exists():
-        raise ConfigError(f"--judge must be the directory of a classifier's run; got {JUDGE.value}")
+    if (judge := flags.path(JUDGE)) and not (Path(judge) / "config.gin").exists():
+        raise ConfigError(f"--judge must be the directory of a classifier's run; got {judge}")
 
 
 def _train(point: Point, stage: str) -> None:
@@ -147,11 +147,12 @@ def _train(point: Point, stage: str) -> None:
 def _measured(point: Point, stage: str) -> dict[str, Any]:
     """A point's figures, measured once."""
     path = point.folder / "measures.json"
-    settings = {"judge": JUDGE.value, "num_samples": NUM_SAMPLES.value}
+    judge = flags.path(JUDGE)
+    settings = {"stage": stage, "judge": judge, "num_samples": NUM_SAMPLES.value}
     if path.exists() and (found := json.loads(path.read_text()))["settings"] == settings:
         measures: dict[str, Any] = found["measures"]
         return measures
-    measures = sweep_measures.measure(str(point.folder / stage), stage, point.seed, JUDGE.value, NUM_SAMPLES.value)
+    measures = sweep_measures.measure(str(point.folder / stage), stage, point.seed, judge, NUM_SAMPLES.value)
     _write(path, {"settings": settings, "measures": measures})
     return measures
 

@@ -12,7 +12,7 @@ from vqim.classifier.objective import ClassifierObjective
 from vqim.contracts.evaluation import Metric
 from vqim.evaluation.extractors import proxy_if_installed
 from vqim.evaluation.image_metrics import Distances, Lpips
-from vqim.evaluation.measuring import Measured, compare_sets, measure_array
+from vqim.evaluation.measuring import Measured, compare_sets, images_and_labels, measure_array
 from vqim.evaluation.passes import Predictions, Reconstructions, evaluate
 from vqim.evaluation.token_metrics import CodebookUse, Likelihood
 from vqim.frozen.alexnet import MIN_SIZE
@@ -64,11 +64,11 @@ def measure(workdir: str, stage: str, seed: int, judge: str | None, num_samples:
 def _of_samples(run: Trained, seed: int, judge: str | None, num_samples: int | None) -> dict[str, float]:
     """Distances of samples to the validation images, and a classifier's verdict on both.
 
-    Samples have the classes of the validation images, in turn, so that both sets have the same shares of them.
+    Samples have the classes of evenly spaced validation images, so that both sets have the same shares of them.
     """
-    real_NHWC, labels_N = _validation(run)
+    real_NHWC, labels_N = images_and_labels(run.experiment.data)
     count = num_samples or len(real_NHWC)
-    wanted_N = np.resize(labels_N if run.prior.num_classes else np.full(1, -1, np.int32), count)
+    wanted_N = evenly(labels_N, count) if run.prior.num_classes else np.full(count, -1, np.int32)
     samples_NHWC = run.sample(wanted_N, seed=seed)
     extractors = proxy_if_installed(run.tokenizer.image_size)
     key = hashlib.sha256(real_NHWC.tobytes()).hexdigest()
@@ -84,11 +84,9 @@ def _of_samples(run: Trained, seed: int, judge: str | None, num_samples: int | N
     return figures
 
 
-def _validation(run: Trained) -> tuple[np.ndarray, np.ndarray]:
-    """The validation images as evaluation sees them, uint8 [N, H, W, 3], and their labels."""
-    batches = list(run.experiment.data.evaluation(_BATCH_SIZE))
-    return (np.concatenate([batch["images"][batch["valid"]] for batch in batches]),
-            np.concatenate([batch["labels"][batch["valid"]] for batch in batches]))
+def evenly(labels_N: np.ndarray, count: int) -> np.ndarray:
+    """`count` labels with the shares that they have in a set, which may come sorted."""
+    return labels_N[np.arange(count) * len(labels_N) // count]
 
 
 def _classifier(workdir: str) -> Classifier:

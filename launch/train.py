@@ -11,10 +11,9 @@ import sys
 from absl import flags as absl_flags
 from absl import logging
 
-from vqim.checkpoint.errors import CheckpointError, NoCheckpointError
+from vqim.checkpoint.errors import NoCheckpointError
 from vqim.checkpoint.files import is_url, open_files
 from vqim.checkpoint.manager import CheckpointManager
-from vqim.data.faults import TooManyCorruptError, WrongExampleError
 from vqim.registry.config import ConfigError
 from vqim.runtime.allocator import freed_memory_kept
 from vqim.training.data_identity import DataChangedError
@@ -91,8 +90,6 @@ def main() -> None:
             sys.exit(f"Stopped: {error}. To go on with other values, write them into {workdir}/config.gin too.")
         except DataChangedError as error:
             raise ConfigError(f"train.data: {error}") from error
-        except (CheckpointError, TooManyCorruptError, WrongExampleError) as error:
-            sys.exit(f"Stopped: {str(error).rstrip('.')}.")
     if finished.interrupted:
         sys.exit(f"Interrupted by {finished.interrupted}.")
 

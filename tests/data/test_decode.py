@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from vqim.data.decode import CorruptImageError, decode
+from vqim.data.image_arrays import to_image_arrays, to_rgb
 
 
 def encode(image, kind, **options):
@@ -91,6 +92,21 @@ def test_images_are_turned_upright(picture, orientation, kind):
     assert decoded.shape == upright.shape
     # JPEG at Pillow's default quality: far from exact at edges, but a wrong turn would be off by much more.
     assert np.abs(decoded.astype(int) - upright).mean() < (0.001 if kind == "PNG" else 6)
+
+
+def test_an_open_image_is_what_its_file_gives():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rng = np.random.default_rng(0)
+    for image, options in [
+        (Image.fromarray(rng.integers(0, 256, (8, 8, 4), np.uint8)), {}),
+        (Image.fromarray(rng.integers(0, 2**16, (8, 8), np.uint16)), {}),
+        (Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)), {"exif": turned}),
+    ]:
+        data = encode(image, "PNG", **options)
+        opened = Image.open(io.BytesIO(data))
+        np.testing.assert_array_equal(to_rgb(opened), decode(data))
+        np.testing.assert_array_equal(to_image_arrays(opened, 8)[0], decode(data))
 
 
 def test_the_first_frame_of_an_animation_is_taken(picture):

@@ -13,7 +13,7 @@ import vqim.registry.components  # noqa: F401  gin knows the components
 from vqim.contracts.context import Context
 from vqim.contracts.evaluation import About, Items
 from vqim.evaluation import distances
-from vqim.evaluation.image_metrics import Distances, Lpips, ShownImages
+from vqim.evaluation.image_metrics import Distances, Lpips, ShownImages, split_shown
 from vqim.evaluation.passes import Predictions, Reconstructions, evaluate
 from vqim.frozen.alexnet import AlexNet
 from vqim.frozen.lpips import Lpips as LpipsNetwork
@@ -116,6 +116,12 @@ def test_images_are_evenly_spaced_over_the_pass_whatever_the_batches(num_items, 
 def test_rows_of_eight_originals_lie_above_those_of_their_images():
     pictures = shown(11, 11, 4, {"images", "originals"})
     assert pictures == [*range(100, 108), *range(8), *range(108, 111), *range(8, 11)]
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 11, 16])
+def test_originals_and_images_are_found_again_in_what_is_shown(count):
+    originals, images = split_shown(np.array(shown(count, count, 4, {"images", "originals"})))
+    assert (originals.tolist(), images.tolist()) == ([*range(100, 100 + count)], [*range(count)])
 
 
 def test_nothing_to_show_is_an_empty_split():

@@ -170,6 +170,14 @@ def test_eight_classes_are_shown_and_the_figures_are_those_of_all():
     assert results["samples/rejection/classifier_top1_at_1"] == pytest.approx(1 / 11)
 
 
+def test_where_no_class_is_among_the_first_eight_there_are_figures_and_no_image():
+    evaluator = Samples([Rejection(OneOfMany(11), rates=(1.0,))], num_images=2, batch_size=4, labels=(9, 10))
+    task = make_task(num_classes=11)
+    results = evaluate(evaluator.begin(task, None, make_state(task), RUNTIME))
+    assert results["samples/rejection/classifier_top1_at_1"] == pytest.approx(1 / 2)
+    assert not [name for name in results if name.startswith("images/")]
+
+
 def test_the_lower_the_rate_the_surer_the_classifier_and_who_agrees_with_it():
     results = measure(make_task(), rates=(1.0, 0.5, 0.25, 0.05), judge=Reddest())
     for name in ("classifier", "judge"):

@@ -204,6 +204,16 @@ def test_images_that_cannot_be_decoded_are_left_out_and_not_counted(data, vgg_ar
     assert np.isfinite(found[1]["vgg_fd"]) and found[1]["vgg_fd"] != found[0]["vgg_fd"]
 
 
+def test_no_image_that_can_be_decoded_gives_no_result():
+    class OfLogits:
+        names, frozen, min_images = {"inception_score": "some_score"}, {}, 2
+
+    tally = FeatureDistances(OfLogits(), ("inception_score",)).tally(About("samples", 10, None, 0))
+    tally.add({"images/pooled": np.zeros((10, 2)), "images/logits": np.zeros((10, 3)),
+               "real/pooled": np.zeros((10, 2)), "real/checksums": np.zeros(10, np.int64)}, np.zeros(10, bool))
+    assert tally.result() == {}
+
+
 def test_adms_reference_is_refused_for_another_network_than_inception(tmp_path):
     np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048), mu_s=np.zeros(2023), sigma_s=np.eye(2023))
     statistics, said = read_statistics(tmp_path / "adm.npz")

@@ -97,6 +97,17 @@ def test_a_converted_vqgan_is_evaluated_and_trained_on(convert, verbs, vqgan, ar
     assert 0 < np.abs(change).max() < 0.05
 
 
+def test_moving_averages_begin_as_the_converted_parameters(convert, verbs, vqgan, arrays):
+    done = convert("taming", CNN + "training.Learner.ema_decay = 0.999\n", {"last.ckpt": {"state_dict": vqgan}})
+    assert done.code == 0, done.err
+    saved, _ = arrays(verbs.directory / "run", 0)
+    averages = {name.replace("ema/", "params/", 1) for name in saved if name.startswith("ema/")}
+    assert averages and all(
+        np.array_equal(saved[name], saved[name.replace("params/", "ema/", 1)]) for name in averages)
+    # As train would have written it: the same experiment goes on from there.
+    assert (verbs.directory / "run/config.gin").read_text().count("ema_decay = 0.999") == 1
+
+
 def test_a_converted_dvae_is_evaluated(convert, verbs):
     torch.manual_seed(0)
     modules = Encoder(8, 1, 24), Decoder(8, 1, 24, 12)

@@ -86,6 +86,19 @@ def test_a_refused_configuration_shows_its_traceback_with_v_1(launch):
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize("error", [
+    "vqim.data.faults.TooManyCorruptError('2 of 9 images are corrupt')",
+    "vqim.data.faults.WrongExampleError('2 of 9 images are corrupt.')",
+    "OSError(5, '2 of 9 images are corrupt')",
+])
+def test_damaged_data_are_told_in_a_sentence_by_every_verb(launch, tmp_path, error):
+    (tmp_path / "verb.py").write_text(
+        f"import vqim.data.faults\nfrom launch import flags\ndef main():\n    raise {error}\nflags.run(main)\n")
+    done = launch()
+    assert (done.returncode, done.stderr) == (
+        1, "Stopped: 2 of 9 images are corrupt (-v 1 shows where it happened).\n")
+
+
 @pytest.mark.parametrize(("argument", "message"), [
     ("a.gin", "Expected only flags, got 'a.gin'"),
     ("--gin_fil=a.gin", "Unknown command line flag 'gin_fil'. Did you mean: gin_file"),

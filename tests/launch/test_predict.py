@@ -74,6 +74,12 @@ def test_the_share_of_expected_tokens_is_that_of_the_whole_split(runs, verbs):
         16 * float(printed["bits_per_token"]), rel=0, abs=0.5e-4 + 16 * 0.5e-5)
 
 
+@pytest.mark.parametrize("out", ["picture", "nowhere/picture.png", "runs"])
+def test_what_is_no_place_for_a_picture_is_refused_before_the_work(runs, verbs, out):
+    done = verbs("predict", "--workdir=runs/debug/prior", f"--out={out}")
+    assert done.code == 2 and "--out" in done.err and not done.out
+
+
 def test_a_tokenizers_run_is_refused(runs, verbs):
     done = verbs("predict", "--workdir=runs/debug/prior", "--beside=runs/debug/tokenizer")
     assert done.code == 2

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import vqim
+from launch.sweep_measures import evenly
 from launch.sweep_report import summarise, table
 from tests.launch.verbs import Verbs, train_flags
 from tests.support.processes import ROOT
@@ -120,6 +121,26 @@ def test_a_binding_that_nothing_uses_is_refused_before_any_run(swept):
     done = sweep(directory, *COMMAND, "--vary=tokenizer.SemanticPerceptual.alpha", "--workdir=runs/refused")
     assert done.returncode == 2 and "tokenizer.SemanticPerceptual.alpha" in done.stderr
     assert not (directory / "runs/refused").exists()
+
+
+def test_a_prior_is_measured_where_its_tokenizer_was_before(tmp_path):
+    """A sweep of tokenizers alone, to which --prior_gin_file is added."""
+    script = """
+from pathlib import Path
+from launch import flags, sweep, sweep_measures
+sweep_measures.measure = lambda workdir, stage, *others: {stage: 1.0}
+point = sweep.Point("1.0", 0, Path("."))
+flags.run(lambda: print(*(sweep._measured(point, stage) for stage in ("tokenizer", "tokenizer", "prior"))))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True)
+    assert done.stdout == "{'tokenizer': 1.0} {'tokenizer': 1.0} {'prior': 1.0}\n", done.stderr
+
+
+def test_samples_have_the_shares_of_classes_of_a_sorted_set():
+    labels = np.repeat(np.arange(4), [8, 4, 2, 2])
+    assert np.bincount(evenly(labels, 8)).tolist() == [4, 2, 1, 1]
+    assert np.bincount(evenly(labels, 32)).tolist() == [16, 8, 4, 4]
 
 
 def test_means_have_the_standard_error_of_the_mean():

@@ -28,6 +28,18 @@ def test_names_that_may_change_are_not_compared():
     assert difference(old, new, (r"toy\.steps", r"m\.evaluate\.")) == ["m.toy.steps was 1, now 2"]
 
 
+def test_what_only_such_names_refer_to_may_change_too_in_any_scope():
+    may_change = (r"m\.train\.evaluators$", r"m\.Eval\.")
+    old = "m.train.net = @m.Net()\nm.Net.width = 1\n"
+    new = old + ("m.train.evaluators = [@raw/m.Eval()]\nraw/m.Eval.network = @m.Judge()\nraw/m.Eval.ema = False\n"
+                 "m.Judge.size = 16\n")
+    assert difference(old, new, may_change) == difference(new, old, may_change) == []
+    assert difference(new, new.replace("16", "32"), may_change) == []
+    # What the rest refers to as well is compared, and so is what nothing refers to.
+    assert difference(old, new.replace("@m.Judge()", "@m.Net()").replace("width = 1", "width = 2"), may_change) == [
+        "m.Judge.size was not set, now 16", "m.Net.width was 1, now 2"]
+
+
 def test_the_refusal_names_what_was_what_is_and_where_it_is_written(load_text):
     old = load_text("N = 2\ntoy.num_steps = %N\n").text()
     config = load_text("N = 2\ntoy.num_steps = %N\n", "N = 3")

@@ -25,7 +25,7 @@ class Recorder:
     (0, 4, [1, 2, 3, "begin run", 4, "end"]),
     (4, 6, [5, 6]),  # a run that goes on in the middle traces nothing
 ])
-def test_the_steps_after_the_first_number_up_to_the_second_are_traced(first, last, events):
+def test_the_steps_after_the_first_number_up_to_the_second_are_traced(first, last, events, caplog):
     recorder = Recorder()
     profiler = Profiler(recorder, "run", range(3, 5))
     for step in range(first, last):
@@ -33,6 +33,8 @@ def test_the_steps_after_the_first_number_up_to_the_second_are_traced(first, las
         recorder.events.append(step + 1)
     profiler.close()
     assert recorder.events == events
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["No trace: this process begins at step 4, after step 3."] * (first == 4)
 
 
 def test_without_steps_nothing_is_traced():

@@ -167,6 +167,8 @@ MISFITS = [
     (["a_w"], ["a_w", "b_w"], {}, "params/b/w: no run gives it; name it in `fresh` to keep its initial values"),
     (["a_w"], ["a_w"], {"arrays": {"(.*)": r"\1", "params/c/.*": "params/c/w"}},
      "first: no array there matches 'params/c/.*'; it has params/a/w"),
+    (["a_w"], ["a_w"], {"arrays": {"(.*)": r"\1", "params/a/.*": "params/b/w"}},
+     "first: what 'params/a/.*' matches there, `left` or an earlier pattern has already"),
     (["a_w", "b_w"], ["a_w"], {"arrays": {"params/./w": "params/a/w"}},
      "first: params/b/w and params/a/w would both become params/a/w"),
     (["a_w"], ["a_w"], {"arrays": {"params/a/w": "optimizer/a/m/w"}},

@@ -9,9 +9,9 @@ from vqim.contracts.evaluation import Curve, Histogram
 from vqim.training.summaries import Summaries, evaluators_done, image_grid, read_metrics
 
 
-def write(workdir, first_step, steps, value):
+def write(workdir, first_step, steps, value, num_steps=None):
     """A run's rows, as from `first_step` on."""
-    summaries = Summaries(workdir, first_step)
+    summaries = Summaries(workdir, first_step, num_steps=num_steps)
     for step in steps:
         summaries.write(step, {"loss": value})
     summaries.close()
@@ -23,6 +23,14 @@ def test_a_resumed_run_keeps_what_it_will_not_make_again_and_drops_the_rest(tmp_
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(10, 1), (20, 1), (30, 2), (40, 2)]
     events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
     assert [(event.step, event.value) for event in events] == [(10, 1), (20, 1), (30, 2), (40, 2)]
+
+
+def test_steps_that_are_measured_again_replace_their_rows_alone(tmp_path):
+    write(tmp_path, 0, [10, 20, 30], 1.0)
+    write(tmp_path, 19, [20], 2.0, num_steps=1)
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(10, 1), (30, 1), (20, 2)]
+    assert {(event.step, event.value) for event in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")} >= {
+        (10, 1), (20, 2), (30, 1)}
 
 
 def test_a_row_that_was_cut_short_is_dropped(tmp_path):

@@ -128,7 +128,7 @@ def refusal(directory: str | Path, owner: dict[str, Any]) -> str:
 
 
 def boot() -> str:
-    """Changes when this machine is started anew; empty where it is not told."""
+    """Changes when this machine is started anew; where that is not told, the host's name."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

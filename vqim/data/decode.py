@@ -31,7 +31,7 @@ def decode(data: bytes) -> np.ndarray:
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 decoded_CHW = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
                 return decoded_CHW.permute(1, 2, 0).numpy()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return rgb_array(image)
     except UnidentifiedImageError as error:
         raise CorruptImageError("not an image file of a known format") from error
     except Image.DecompressionBombError as error:
@@ -41,7 +41,13 @@ def decode(data: bytes) -> np.ndarray:
         raise CorruptImageError(f"{type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def rgb_array(image: Image.Image) -> np.ndarray:
+    """An image of any mode as uint8 [height, width, 3], as `decode` says.
+
+    Raises:
+      ValueError: its values are floats.
+    """
+    image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow would clip 16-bit grey at 255. Mode I holds 16-bit values in 32 bits (16-bit PGM, some PNG and TIFF).
         grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vqim.data.decode import rgb_array
+
 
 def to_image_arrays(images: Any, image_size: int) -> np.ndarray:
     """Converts images to uint8, or float32 in [0, 1], [N, H, W, 3] with H = W = `image_size`.
@@ -28,7 +30,7 @@ def to_image_arrays(images: Any, image_size: int) -> np.ndarray:
     expected = (f"images must be uint8, or floats in [0, 1], of {image_size}x{image_size} pixels with 3 channels "
                 f"([N, {image_size}, {image_size}, 3])")
     if isinstance(images, Image.Image):
-        images = np.asarray(images.convert("RGB"))
+        images = rgb_array(images)
     is_tensor = isinstance(images, torch.Tensor)
     array = images.detach().cpu().numpy() if is_tensor else np.asarray(images)
     if array.ndim == 3:
@@ -53,13 +55,13 @@ def to_bytes(images_NHWC: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(image: Any) -> np.ndarray:
-    """Converts one image of any size to uint8 [H, W, 3]: a PIL image of any mode, or a grey or RGB array.
+    """Converts one image of any size to uint8 [H, W, 3]: a PIL image, as `decode` does, or a grey or RGB array.
 
     Raises:
-      ValueError: an array has another dtype or shape.
+      ValueError: an array has another dtype or shape, or a PIL image has floats.
     """
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))  # a copy: PIL's own array is read-only, of which torch warns
+        return rgb_array(image)
     array = np.asarray(image)
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)

@@ -125,6 +125,14 @@ class ShownImages:
         return _Shown(self.num_images, about)
 
 
+def split_shown(rows_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `ShownImages` gives, of a pass with originals: the originals, and the images, in their order."""
+    count = len(rows_BHWC) // 2
+    blocks = [np.split(rows_BHWC[2 * i:2 * min(i + 8, count)], 2) for i in range(0, count, 8)]
+    originals_BHWC, images_BHWC = (np.concatenate(halves) for halves in zip(*blocks, strict=True))
+    return originals_BHWC, images_BHWC
+
+
 class _Shown:
     """Keeps images at a fixed interval."""
 

@@ -1,6 +1,6 @@
 """Measures sets of images that no run made, and compares two of them: what `launch.compare` does.
 
-    B batch, H W image size
+    N images of a split, B batch, H W image size
 """
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vqim.contracts.context import Context
+from vqim.contracts.data import Dataset
 from vqim.contracts.placing import place
 from vqim.contracts.runtime import Runtime
 from vqim.evaluation.distances import unit_range
@@ -18,6 +19,13 @@ from vqim.evaluation.frechet import Gaussian
 from vqim.evaluation.protocol import Fingerprint, image_checksums
 from vqim.evaluation.wavelets import LEVEL, PacketMoments, haar_packets, scale, wavelet_distance
 from vqim.state.leaf import State
+
+
+def images_and_labels(data: Dataset, split: str = "validation") -> tuple[np.ndarray, np.ndarray]:
+    """All images of a split as evaluation sees them, uint8 [N, H, W, 3], and their labels."""
+    batches = list(data.evaluation(64, split=split))
+    return (np.concatenate([batch["images"][batch["valid"]] for batch in batches]),
+            np.concatenate([batch["labels"][batch["valid"]] for batch in batches]))
 
 
 @dataclasses.dataclass(frozen=True)

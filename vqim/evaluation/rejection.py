@@ -205,5 +205,6 @@ class _Judged:
             # For every class the first accepted image, not the best one.
             classes, first = np.unique(labels_N[accepted_N], return_index=True)
             chosen = np.flatnonzero(accepted_N)[first[classes < NUM_SHOWN]]
-            results[f"images/accepted_at_{rate:g}"] = np.stack([self._images[number] for number in chosen.tolist()])
+            if len(chosen):
+                results[f"images/accepted_at_{rate:g}"] = np.stack([self._images[number] for number in chosen.tolist()])
         return results

@@ -130,6 +130,8 @@ class _FeatureTally:
             reference, protocol = self._real_set.statistics(), self._real.protocol()
         found = compare(images, reference, self._metric.measures) | self._images.inception_score()
         results = {named(names, measure): value for measure, value in found.items()}
+        if not results:  # every image was unreadable
+            return {}
         said = {**self._metric.extractor.describe(), **protocol, "rounding": "8 bits"}
         return {**results, f"protocol/{next(iter(results))}": as_text(
             of_result(results, self._about.protocol, self._images.count, said))}

@@ -1,7 +1,7 @@
 """Compares two configurations by their values, ignoring order, comments and macros."""
 import re
 
-from vqim.registry.config_text import Binding, Macro, expand, leaves, parse
+from vqim.registry.config_text import Binding, Macro, expand, leaves, parse, reach
 
 
 class _NotSet:
@@ -23,7 +23,8 @@ def difference(
     Args:
       old_text: gin text without includes.
       new_text: gin text without includes.
-      may_change: regular expressions that match, from the start, names whose differences do not count.
+      may_change: regular expressions that match, from the start, names without their scope, whose differences do not
+        count; nor do differences of what only these refer to, such as an evaluator's network.
       sources: where each binding of the new text was written, by name.
 
     Returns:
@@ -31,9 +32,11 @@ def difference(
     """
     old, new = _bindings(old_text, "the old configuration"), _bindings(new_text, "the new configuration")
     old_macros, new_macros = _macros(old), _macros(new)
+    old_free, new_free = _free(old, may_change), _free(new, may_change)
     lines = []
     for name in sorted(old.keys() | new.keys()):
-        if name in old_macros or name in new_macros or any(re.match(pattern, name) for pattern in may_change):
+        is_free = (name not in old or name in old_free) and (name not in new or name in new_free)
+        if name in old_macros or name in new_macros or is_free:
             continue
         before = expand(old[name].value, old_macros) if name in old else _NOT_SET
         after = expand(new[name].value, new_macros) if name in new else _NOT_SET
@@ -48,6 +51,15 @@ def _bindings(text: str, name: str) -> dict[str, Binding]:
 
 def _macros(bindings: dict[str, Binding]) -> dict[str, object]:
     return {name: binding.value for name, binding in bindings.items() if not binding.parameter}
+
+
+def _free(bindings: dict[str, Binding], may_change: tuple[str, ...]) -> set[str]:
+    """The names that may change, and those that nothing else reaches."""
+    named = {name for name, binding in bindings.items()
+             if any(re.match(pattern, name.removeprefix(f"{binding.scope}/")) for pattern in may_change)}
+    reached = reach([bindings[name] for name in named], bindings)
+    others = [binding for name, binding in bindings.items() if name not in named | reached]
+    return named | (reached - reach(others, bindings))
 
 
 def _places(name: str, bindings: dict[str, Binding], sources: dict[str, str]) -> str:

@@ -117,8 +117,11 @@ def _matches(source: StartFrom, checkpoint: Checkpoint, problems: list[str]) -> 
         if here in taken:
             problems.append(f"{source.run}: {name} and {taken[here]} would both become {here}")
         taken[here] = average if average in there else name
-    problems += [f"{source.run}: no array there matches {pattern!r}; it has {', '.join(there[:5])} ..."
-                 for pattern in sorted(unused)]
+    for pattern in sorted(unused):
+        is_shadowed = any(re.fullmatch(pattern, name) for name in there)
+        problems.append(f"{source.run}: " + (
+            f"what {pattern!r} matches there, `left` or an earlier pattern has already" if is_shadowed else
+            f"no array there matches {pattern!r}; it has {', '.join(there[:5])} ..."))
     return taken
 
 

@@ -39,7 +39,8 @@ class Summaries:
 
     Floats go to TensorBoard and to metrics.jsonl. Images, histograms, curves and text go only to TensorBoard.
     metrics.jsonl has one line for each step: {"step", "time", name: value ...}. An evaluator's line also has its
-    number, as "evaluator". A resumed run first removes the lines of steps that it will make again.
+    number, as "evaluator". Lines of steps that will be made again are removed first: those of `num_steps` steps after
+    `first_step`, or of all after it.
 
     What cannot be written, as on a full disk, is told once and never ends the run; lines of metrics.jsonl are kept and
     written when there is room again.
@@ -48,7 +49,9 @@ class Summaries:
     whole into the store; a new event file is begun when one is large, which TensorBoard reads one after the other.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], first_step: int, enabled: bool = True):
+    def __init__(
+        self, workdir: str | os.PathLike[str], first_step: int, enabled: bool = True, num_steps: int | None = None,
+    ):
         self._writer: SummaryWriter | None = None
         if enabled:
             self._copy = _Copy(str(workdir)) if is_url(workdir) else None
@@ -56,12 +59,14 @@ class Summaries:
             directory.mkdir(parents=True, exist_ok=True)
             self._where = str(workdir)
             self._path = directory / METRICS_FILE
-            _drop_later_lines(self._path, first_step)
+            last_step = None if num_steps is None else first_step + num_steps
+            has_later = _drop_lines(self._path, first_step, last_step)
             self._unwritten: list[str] = []
             self._is_failing = False
             if not isinstance(threading.excepthook, _Hook):
                 threading.excepthook = _Hook()
-            self._writer = SummaryWriter(str(directory), purge_step=first_step + 1)
+            # TensorBoard can only forget all that is later.
+            self._writer = SummaryWriter(str(directory), purge_step=None if has_later else first_step + 1)
 
     def write(self, step: int, values: dict[str, Any], evaluator: int | None = None) -> None:
         """Writes values of the kinds that `vqim.contracts.evaluation.Tally.result` lists; warns of a `diagnosis`.
@@ -198,15 +203,23 @@ def measured(workdir: str | os.PathLike[str], step: int) -> dict[str, float]:
             if isinstance(value, int | float) and name not in ("step", "time", "evaluator")}
 
 
-def _drop_later_lines(path: Path, last_step: int) -> None:
+def _drop_lines(path: Path, first_step: int, last_step: int | None) -> bool:
+    """Removes the lines of steps after `first_step`, up to `last_step`; returns whether later ones are left."""
     if not path.exists():
-        return
+        return False
     data = path.read_bytes()
-    kept = "".join(line for line, row in _read_lines(data, str(path)) if row["step"] <= last_step)
-    if kept.encode() != data:
+    is_later = False
+    kept = []
+    for line, row in _read_lines(data, str(path)):
+        is_after_last = last_step is not None and row["step"] > last_step
+        if row["step"] <= first_step or is_after_last:
+            kept.append(line)
+        is_later |= is_after_last
+    if "".join(kept).encode() != data:
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(kept)
+        temporary.write_text("".join(kept))
         temporary.replace(path)
+    return is_later
 
 
 def _read_lines(data: bytes, where: str) -> list[tuple[str, dict[str, Any]]]:
