@@ -66,7 +66,8 @@ def read_edit(run: Trained) -> Edit | None:
                                  f"{mask.size[0]}x{mask.size[1]}")
             mask_HW = run.prepare(mask.convert("L"))[..., 0] >= 128
         _, mask_1HW = match(image_HWC[None], mask_HW, 1)
-        check_fillable(token_mask(mask_1HW, run.tokenizer.grid), run.prior.sampler)
+        grid = run.tokenizer.grid
+        check_fillable(token_mask(mask_1HW, grid), run.prior.sampler, len(grid.levels))
     except ValueError as error:
         raise ConfigError(f"--image, --mask: {error}") from error
     return Edit(image_HWC, mask_HW)

@@ -151,6 +151,11 @@ def test_images_of_another_shape_are_refused(tokenizer, shape, dtype):
         tokenizer.tokens(np.zeros(shape, dtype))
 
 
+def test_no_image_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"images must be uint8, .*; got no image"):
+        tokenizer.tokens(np.zeros((0, 16, 16, 3), np.uint8))
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.bool_])
 def test_images_of_another_dtype_are_refused(tokenizer, dtype):
     with pytest.raises(ValueError, match=r"images must be uint8, or floats in \[0, 1\], .*; got "):
@@ -225,9 +230,13 @@ def test_names_and_numbers_of_classes_mean_the_same(prior):
 
 def test_a_number_of_images_is_of_no_class(prior):
     np.testing.assert_array_equal(prior.sample_tokens(3), prior.sample_tokens([-1, -1, -1]))
+    np.testing.assert_array_equal(prior.sample_tokens(np.int64(3), seed=np.int64(0)), prior.sample_tokens(3))
+    for none in (0, []):
+        with pytest.raises(ValueError, match="labels must ask for one image or more, got none"):
+            prior.sample(none)
 
 
-@pytest.mark.parametrize("label", [9, -2, "Dragons"])
+@pytest.mark.parametrize("label", [9, -2, "--1", "²", "Dragons"])
 def test_classes_that_are_not_there_are_refused(prior, label):
     with pytest.raises(ValueError, match=f"labels must be class numbers below 9 or names among .*; got '{label}'"):
         prior.sample([label])

@@ -246,7 +246,9 @@ class Trained:
         **settings: Any,
     ) -> np.ndarray:
         """As `sample`, but returns the tokens, int64 [N, P, K]."""
-        labels_N = self.labels([-1] * labels if isinstance(labels, int) else labels)
+        labels_N = self.labels([-1] * int(labels) if isinstance(labels, int | np.integer) else labels)
+        if not len(labels_N):
+            raise ValueError("labels must ask for one image or more, got none")
         if given is not None:
             given = check_tokens(np.asarray(given), self.tokenizer, may_be_missing=True)
             if len(given) != len(labels_N):
@@ -274,9 +276,10 @@ class Trained:
         """
         images_NHWC = to_image_arrays(images, self.tokenizer.image_size)
         labels = len(images_NHWC) if labels is None else labels
-        images_NHWC, mask_NHW = match(images_NHWC, mask, labels if isinstance(labels, int) else len(labels))
+        images_NHWC, mask_NHW = match(
+            images_NHWC, mask, int(labels) if isinstance(labels, int | np.integer) else len(labels))
         masked_NPK = token_mask(mask_NHW, self.tokenizer.grid)
-        check_fillable(masked_NPK, self.prior.sampler)
+        check_fillable(masked_NPK, self.prior.sampler, len(self.tokenizer.grid.levels))
         given_NPK = np.where(masked_NPK, -1, self.tokens(images_NHWC))
         drawn_NHWC = self.sample(labels, seed=seed, first=first, given=given_NPK, **settings)
         return np.where(mask_NHW[..., None], drawn_NHWC, to_bytes(images_NHWC)) if paste else drawn_NHWC

@@ -210,7 +210,7 @@ def test_no_image_that_can_be_decoded_gives_no_result():
 
     tally = FeatureDistances(OfLogits(), ("inception_score",)).tally(About("samples", 10, None, 0))
     tally.add({"images/pooled": np.zeros((10, 2)), "images/logits": np.zeros((10, 3)),
-               "real/pooled": np.zeros((10, 2)), "real/checksums": np.zeros(10, np.int64)}, np.zeros(10, bool))
+               "real/pooled": np.zeros((10, 2)), "real/checksums": np.zeros((10, 2), np.int64)}, np.zeros(10, bool))
     assert tally.result() == {}
 
 

@@ -1,10 +1,13 @@
 """Modules describe parameters, hold none, and are called with arrays by name."""
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 from vqim.nn.layers import Dense
 from vqim.nn.module import apply, arrays_spec, parameter, spec, stack_parameters, statistic, statistics_spec
+from vqim.nn.transformer import Stack, TransformerBlock
 from vqim.state.init import Constant, Normal
 
 
@@ -41,6 +44,19 @@ def test_a_module_is_the_same_after_it_was_applied(draw_params, context):
     pair = Pair()
     apply(pair.forward, draw_params(pair), torch.randn(4, 2), context)
     assert all(parameter.is_meta for parameter in pair.parameters())
+
+
+def test_threads_that_apply_one_module_do_not_see_each_others_arrays(draw_params, context):
+    stack = Stack(TransformerBlock(16, 2, 32, causal=False), 4)
+    cases = [(draw_params(stack), torch.randn(2, 3, 16)) for _ in range(2)]
+    expected = [apply(stack.forward, *case, context) for case in cases]
+
+    def call(number):
+        return all(torch.equal(apply(stack.forward, *cases[number], context), expected[number]) for _ in range(40))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(call, (0, 1)))
+    assert all(parameter.is_meta for parameter in stack.parameters())
 
 
 def test_missing_and_unknown_arrays_are_refused(draw_params, context):

@@ -51,6 +51,13 @@ def test_a_sampler_that_goes_in_order_refuses_tokens_kept_behind_drawn_ones(samp
         check_fillable(masked, sampler)
 
 
+def test_of_several_levels_a_stepwise_sampler_draws_the_whole_image_or_nothing():
+    grid = TokenGrid((Level(2, 2, 1, 8), Level(4, 4, 1, 8)))
+    check_fillable(token_mask(box(0, 8, 0, 8), grid), StepwiseSampler(), num_levels=2)
+    with pytest.raises(ValueError, match="Mask the whole image, whose levels follow one another, or take a masked"):
+        check_fillable(token_mask(box(4, 8, 0, 8), grid), StepwiseSampler(), num_levels=2)
+
+
 def test_one_image_and_one_mask_serve_all_draws():
     images, masks = match(np.zeros((1, 8, 8, 3), np.uint8), box(0, 4, 0, 8)[0], 3)
     assert images.shape == (3, 8, 8, 3) and masks.shape == (3, 8, 8) and masks.sum() == 3 * 32

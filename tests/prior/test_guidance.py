@@ -1,5 +1,4 @@
 """Guidance: scales by hand, guided logits by hand, and samplers that follow a schedule."""
-import dataclasses
 import math
 
 import numpy as np
@@ -32,9 +31,9 @@ def test_a_sampler_of_one_step_has_the_whole_scale():
 
 @pytest.mark.parametrize("schedule", [
     GuidanceSchedule("linear"), GuidanceSchedule("cosine", 2.0), GuidanceSchedule(interval=(0.5, 1.0))])
-def test_only_a_constant_scale_of_one_has_no_second_branch(schedule):
-    assert has_branch(1.0, schedule) and has_branch(2.0, schedule) and has_branch(2.0, GuidanceSchedule())
-    assert not has_branch(1.0, GuidanceSchedule())
+def test_a_scale_of_one_is_one_in_every_step_and_has_no_second_branch(schedule):
+    assert {schedule.scale(1.0, step, 5) for step in range(5)} == {1.0}
+    assert has_branch(2.0) and not has_branch(1.0)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
@@ -85,15 +84,15 @@ def test_schedules_out_of_range_are_refused(wrong, message):
         GuidanceSchedule(**wrong)
 
 
-def test_a_schedule_for_a_prior_without_classes_is_refused(make_prior, runtime):
-    sampler = dataclasses.replace(StepwiseSampler(), guidance_schedule=GuidanceSchedule("linear"))
-    with pytest.raises(ValueError, match="guidance must be a constant 1.0 for a prior without classes, got 1.0 "):
-        sampler.bind(make_prior(num_classes=0), runtime, 4, torch.float32)
+def test_a_schedule_for_a_prior_without_classes_is_refused_with_a_scale_alone(make_prior, runtime):
+    prior, schedule = make_prior(num_classes=0), GuidanceSchedule("linear")
+    StepwiseSampler(guidance_schedule=schedule).bind(prior, runtime, 4, torch.float32)
+    with pytest.raises(ValueError, match=r"guidance must be 1\.0 for a prior without classes, got 2\.0"):
+        StepwiseSampler(guidance=2.0, guidance_schedule=schedule).bind(prior, runtime, 4, torch.float32)
 
 
-@pytest.mark.parametrize("settings", [{"guidance": 2.0}, {"guidance_schedule": GuidanceSchedule("linear")}])
-def test_guidance_of_a_prior_that_always_had_the_class_is_refused(make_prior, settings):
-    sampler = dataclasses.replace(StepwiseSampler(), **settings)
+def test_guidance_of_a_prior_that_always_had_the_class_is_refused(make_prior):
+    sampler = StepwiseSampler(guidance=2.0)
     with pytest.raises(ValueError, match="guidance must be 1.0 for a prior that was trained with every image's class"):
         check_learnt_without_classes(sampler, make_prior(class_dropout_rate=0.0))
     check_learnt_without_classes(sampler, make_prior(class_dropout_rate=0.1))

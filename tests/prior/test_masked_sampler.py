@@ -107,6 +107,12 @@ def test_a_seed_of_which_no_keys_can_be_made_is_refused(make_masked, draw_params
         draw(prior, draw_params(prior), LABELS, seed)
 
 
+def test_a_seed_may_be_of_numpy(make_masked, draw_params):
+    prior = make_masked()
+    params = draw_params(prior)
+    assert torch.equal(draw(prior, params, LABELS, np.int64(3)), draw(prior, params, LABELS, 3))
+
+
 def test_another_seed_draws_other_codes(make_masked, draw_params):
     prior = make_masked()
     params = draw_params(prior)
@@ -236,19 +242,12 @@ def test_each_step_of_a_masked_sampler_has_its_own_scale(recorder, draw_params, 
         assert settled.any() and torch.equal((c + (scale - 1) * (c - u)).argmax(-1)[settled], after[settled])
 
 
-def test_guidance_doubles_the_batch_and_a_constant_scale_of_one_does_not(recorder, draw_params):
+def test_guidance_doubles_the_batch_and_a_scale_of_one_does_not(recorder, draw_params):
     params = draw_params(recorder)
-    for settings, count in (({}, 5), ({"guidance": 1.5}, 10), ({"guidance_schedule": GuidanceSchedule("cosine")}, 10)):
+    for settings, count in (({}, 5), ({"guidance": 1.5}, 10), ({"guidance_schedule": GuidanceSchedule("cosine")}, 5)):
         recorder.seen.clear()
         draw(recorder, params, LABELS, **settings)
         assert {len(seen) for seen in recorder.seen} == {count}
-
-
-def test_a_scheduled_scale_of_one_gives_the_masked_samplers_own_tokens(make_masked, draw_params):
-    prior = make_masked()
-    params, labels = draw_params(prior), np.arange(500) % 4
-    scheduled = draw(prior, params, labels, guidance_schedule=GuidanceSchedule("cosine"))
-    assert (draw(prior, params, labels) != scheduled).double().mean() <= 0.001
 
 
 @pytest.mark.parametrize(("settings", "message"), [

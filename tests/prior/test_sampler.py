@@ -220,7 +220,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(make_prior):
 
 
 def test_guidance_of_a_prior_without_classes_is_refused(make_prior):
-    with pytest.raises(ValueError, match=r"guidance must be a constant 1\.0 for a prior without classes, got 2\.0"):
+    with pytest.raises(ValueError, match=r"guidance must be 1\.0 for a prior without classes, got 2\.0"):
         StepwiseSampler(guidance=2.0).bind(make_prior(num_classes=0), RUNTIME, 4, torch.float32)
 
 

@@ -5,7 +5,8 @@ import torch
 from scipy.special import log_softmax
 
 from vqim.runtime.plain import sums_by_code
-from vqim.runtime.torch import TorchKernels, has_bfloat16_products
+from vqim.runtime.settings import TorchSettings
+from vqim.runtime.torch import TorchKernels, TorchRuntime, has_bfloat16_products
 
 KERNELS = TorchKernels()
 KEY = torch.tensor(3, dtype=torch.int32)
@@ -58,3 +59,13 @@ def test_products_in_bfloat16_are_known_by_the_processors_flags(tmp_path, flags,
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\nbugs\t: none\n")
     assert has_bfloat16_products(tmp_path / "cpuinfo") is is_there
     assert not has_bfloat16_products(tmp_path / "not_linux")
+
+
+@pytest.mark.parametrize("device, message", [
+    ("gpu", "device must be cpu, cuda or cuda:<number>, got 'gpu'"),
+    ("mps", "device must be cpu, cuda or cuda:<number>, got 'mps'"),
+    ("cuda:99", r"device must be one that is here, got 'cuda:99': torch finds (no|\d+) CUDA device"),
+])
+def test_a_device_that_is_not_there_is_refused(device, message):
+    with pytest.raises(ValueError, match=message):
+        TorchRuntime(TorchSettings(device=device))

@@ -5,7 +5,7 @@ import torch
 
 from vqim.contracts.context import Context
 from vqim.contracts.grid import Level, TokenGrid
-from vqim.nn.module import apply, arrays_spec, statistic
+from vqim.nn.module import apply, arrays_spec, statistic, statistics_spec
 from vqim.optim.schedules import Constant
 from vqim.runtime.torch import TorchKernels
 from vqim.state import init
@@ -14,6 +14,7 @@ from vqim.tokenizer.dvae import DVAEDecoder
 from vqim.tokenizer.model import Codes, ImageTokenizer, float_to_images, images_to_float
 from vqim.tokenizer.quantizer.gumbel import GumbelQuantizer
 from vqim.tokenizer.quantizer.hierarchical import HierarchicalQuantizer
+from vqim.tokenizer.quantizer.multichannel import MultichannelQuantizer
 from vqim.tokenizer.quantizer.vector import VectorQuantizer
 from vqim.tokenizer.vit import ViTDecoder, ViTEncoder
 
@@ -96,6 +97,12 @@ def gumbel(width_in, width_out):
 # For each, what else of the quantizer than its own name says that it widens codes for the decoder.
 QUANTIZERS = {
     "vector": (vector(32, 40), ["project_out/"]),
+    "with restarts": (VectorQuantizer(32, 40, 16, 4, restart_below=0.1), ["project_out/", "use_V"]),
+    "several codes, with restarts": (MultichannelQuantizer(32, 40, 16, 8, 2, restart_below=0.1),
+                                     ["project_out/", "use_V"]),
+    "hierarchy with restarts": (
+        hierarchy(32, VectorQuantizer(32, 32, 16, 4, restart_below=0.1), 8),
+        ["widen/", "bottom/project_out/", "top/use_V"]),
     "not factorised": (VectorQuantizer(32, 32, 16, code_dim=None), []),
     "Gumbel": (gumbel(32, 40), ["codebook_VD"]),
     "hierarchy": (hierarchy(32, vector(32, 32), 8), ["widen/", "bottom/project_out/"]),
@@ -123,7 +130,8 @@ def test_all_arrays_decide_tokens_but_the_decoders_and_those_that_widen_codes(na
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_tokens_change_with_no_other_arrays_than_the_deciding_ones(draw_params, context, name):
     tokenizer, images = with_quantizer(QUANTIZERS[name][0]), torch.rand(4, 3, 16, 16)
-    params, deciding = draw_params(tokenizer), tokenizer.deciding_arrays()
+    statistics = {array: torch.ones(leaf.shape) for array, leaf in statistics_spec(tokenizer).items()}
+    params, deciding = draw_params(tokenizer) | statistics, tokenizer.deciding_arrays()
     tokens = apply(tokenizer.tokens, params, images, context)
     others = {array: 3 * torch.randn_like(value) for array, value in params.items() if array not in deciding}
     assert others and torch.equal(apply(tokenizer.tokens, params | others, images, context), tokens)

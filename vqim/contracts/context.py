@@ -62,24 +62,23 @@ class Kernels(Protocol):
         """Zeros for keys, or values, of sizes L, B, N, S, H, in an order of its own that begins with L and B."""
         ...
 
-    def filled(self, cache: Tensor, number: int | None) -> Tensor:
-        """A cache as `cached_attention` takes it; of its entries, those after entry `number` need not be there."""
-        ...
-
-    def write(self, cache: Tensor, entry_LB1D: Tensor, position: Tensor) -> None:
-        """Sees to it that a cache has one position's keys, or values, of all layers, after `cached_attention` of each.
-
-        `entry_LB1D` has heads side by side; `position` is an integer scalar tensor."""
+    def filled(self, cache: Tensor, last: int | None) -> Tensor:
+        """A cache as `cached_attention` takes it; of its entries, those after entry `last` need not be there."""
         ...
 
     def cached_attention(
         self, q_B1D: Tensor, k_B1D: Tensor, v_B1D: Tensor, keys: Tensor, values: Tensor, position: Tensor,
         num_heads: int,
-    ) -> Tensor:
-        """`attention` of one position to itself and to all before it, [B, 1, D].
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """`attention` of one position, an integer scalar tensor, to itself and to all before it, [B, 1, D].
 
         `keys` and `values` are one layer's part of caches. Entries at `position` and after it are ignored: the
-        position's own come as `k_B1D` and `v_B1D`, and may be written to where they belong."""
+        position's own come as `k_B1D` and `v_B1D`. They are written into the caches at once, or come back for `write`
+        to write those of all layers together."""
+        ...
+
+    def write(self, cache: Tensor, entry_LB1D: Tensor, position: Tensor) -> None:
+        """Writes one position's keys, or values, as they came back from `cached_attention`, into a cache."""
         ...
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:

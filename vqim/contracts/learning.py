@@ -155,7 +155,7 @@ class Objective(Protocol):
         Args:
           arrays: the whole state after the updates, which is only read.
           computed: means of the losses and metrics over micro-batches, and the sums.
-          context: as in `compute`, but with the step's key.
+          context: as in `compute`, but of the whole step: with its key, and without a micro-batch.
           program: the name of the program.
         """
         ...

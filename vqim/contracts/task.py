@@ -17,7 +17,8 @@ class Task(Protocol):
       checked: the tensors whose health each step checks, in the order of the flags (`vqim.state.health`).
       num_micro_batches: the number of parts into which a step cuts its batch.
       dtype: the dtype in which networks compute in training, and a prior also where it is measured or drawn from.
-      evaluation_dtype: the dtype in which tokenizers encode and decode, and classifiers classify, outside training.
+      evaluation_dtype: the dtype in which tokenizers encode and decode, and a classifier's run classifies, outside
+        training.
     """
 
     objective: Objective

@@ -39,6 +39,8 @@ def to_image_arrays(images: Any, image_size: int) -> np.ndarray:
         array = array.transpose(0, 2, 3, 1)
     if array.shape[1:] != (image_size, image_size, 3):
         raise ValueError(f"{expected}; got {array.dtype} {list(array.shape)}. `prepare` cuts an image to this size")
+    if not len(array):
+        raise ValueError(f"{expected}; got no image")
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind != "f":

@@ -14,10 +14,7 @@ from vqim.state.init import Constant, Init
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of the positions seen so far, from `Kernels.empty_cache` (inside a block, of one layer).
-
-    Of one position they are [B, 1, D], or [L, B, 1, D].
-    """
+    """Keys and values of the positions seen so far, from `Kernels.empty_cache` (inside a block, of one layer)."""
 
     keys: Tensor
     values: Tensor
@@ -50,21 +47,23 @@ class SelfAttention(nn.Module):
         out_BTE = dropout(rearrange(out_BNTH, "b n t h -> b t (n h)"), self.dropout_rate, context, "attention")
         return self.out(out_BTE, context)
 
-    def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
+    def step(
+        self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Attention from one position to itself and all positions before it.
 
         Args:
           x_B1D: the input at `position`.
-          cache: of the first positions, at least of all that lie before `position`.
+          cache: of the first positions, at least up to `position`, whose entries may be written.
           position: int32 or int64 scalar tensor, so that one compiled program serves every position.
 
         Returns:
-          [B, 1, D], and the key and value of this position, [B, 1, D] each.
+          [B, 1, D], and the key and value of this position, [B, 1, D] each; None where the cache has them now.
         """
         q_B1D, k_B1D, v_B1D = (dense(x_B1D, context) for dense in (self.query, self.key, self.value))
-        out_B1D = context.kernels.cached_attention(
+        out_B1D, unwritten = context.kernels.cached_attention(
             q_B1D, k_B1D, v_B1D, cache.keys, cache.values, position, self.num_heads)
-        return self.out(out_B1D, context), Cache(k_B1D, v_B1D)
+        return self.out(out_B1D, context), unwritten
 
     def _project(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (

@@ -5,6 +5,7 @@ initial value and axes. `arrays_spec` lists them, and a runtime fills them. `app
 a dict of arrays in their place, as a pure function of (arrays, inputs, context).
 """
 import dataclasses
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -80,6 +81,8 @@ def _declared(module: nn.Module) -> dict[str, Parameter]:
 def apply(method: Callable[P, T], arrays: Mapping[str, Tensor], *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls `module.method(*args, **kwargs)` with arrays for the module's parameters and statistics.
 
+    Threads take turns, as a module has its arrays in one place.
+
     Args:
       method: a bound method of a module, such as `model.encode`.
       arrays: all arrays of that module, named as in `arrays_spec(module)`.
@@ -92,15 +95,16 @@ def apply(method: Callable[P, T], arrays: Mapping[str, Tensor], *args: P.args, *
     if arrays.keys() != places.keys():
         missing, unknown = sorted(places.keys() - arrays.keys()), sorted(arrays.keys() - places.keys())
         raise RuntimeError(f"arrays must be those of {type(module).__name__}: missing {missing}, unexpected {unknown}")
-    before = [held[name] for held, name in places.values()]
-    try:
-        for path, (held, name) in places.items():
-            held[name] = arrays[path]
-        result: T = _Method(module)(method.__name__, *args, **kwargs)
-        return result
-    finally:
-        for (held, name), value in zip(places.values(), before, strict=True):
-            held[name] = value
+    with _TURN:
+        before = [held[name] for held, name in places.values()]
+        try:
+            for path, (held, name) in places.items():
+                held[name] = arrays[path]
+            result: T = _Method(module)(method.__name__, *args, **kwargs)
+            return result
+        finally:
+            for (held, name), value in zip(places.values(), before, strict=True):
+                held[name] = value
 
 
 def present_arrays(module: nn.Module) -> dict[str, Any]:
@@ -118,6 +122,8 @@ class _Method(nn.Module):
     def forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.module, name)(*args, **kwargs)
 
+
+_TURN = threading.RLock()
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, Places]" = weakref.WeakKeyDictionary()
 

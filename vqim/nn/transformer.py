@@ -46,10 +46,12 @@ class TransformerBlock(nn.Module):
         x_BTD = x_BTD + dropout(attended, self.dropout_rate, context, "attention residual")
         return self._feed_forward(x_BTD, context)
 
-    def step(self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context) -> tuple[Tensor, Cache]:
+    def step(
+        self, x_B1D: Tensor, cache: Cache, position: Tensor, context: Context,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """One position, with a cache of those before; see `SelfAttention.step`."""
-        attended, new = self.attention.step(self.attention_norm(x_B1D, context), cache, position, context)
-        return self._feed_forward(x_B1D + attended, context), new
+        attended, unwritten = self.attention.step(self.attention_norm(x_B1D, context), cache, position, context)
+        return self._feed_forward(x_B1D + attended, context), unwritten
 
     def _feed_forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         hidden_BTF = self.expand(self.feed_forward_norm(x_BTD, context), context)
@@ -87,17 +89,18 @@ class Stack(nn.Module):
         With `reach`, no more than so many first entries of the cache need be read.
         """
 
-        def body(x: Tensor, layer: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        def body(x: Tensor, layer: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor] | None]:
             of_layer = Cache(layer["keys"], layer["values"])
-            x, new = apply(self.block.step, layer["params"], x, of_layer, position, context)
-            return x, {"keys": new.keys, "values": new.values}
+            x, unwritten = apply(self.block.step, layer["params"], x, of_layer, position, context)
+            return x, None if unwritten is None else dict(zip(("keys", "values"), unwritten, strict=True))
 
         kernels = context.kernels
         inputs = {"params": self._params(), "keys": kernels.filled(cache.keys, reach),
                   "values": kernels.filled(cache.values, reach)}
-        x_B1D, new = kernels.scan(body, x_B1D, inputs)
-        kernels.write(cache.keys, new["keys"], position)
-        kernels.write(cache.values, new["values"], position)
+        x_B1D, unwritten = kernels.scan(body, x_B1D, inputs)
+        if unwritten is not None:
+            kernels.write(cache.keys, unwritten["keys"], position)
+            kernels.write(cache.values, unwritten["values"], position)
         return x_B1D
 
     def kernel_names(self) -> set[str]:

@@ -5,23 +5,22 @@
 """
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqim.contracts.context import Context, Kernels
 from vqim.contracts.grid import TokenGrid
 from vqim.nn.attention import Cache
-from vqim.nn.layers import Head, LayerNorm, check_positive, check_rate
+from vqim.nn.layers import Head, LayerNorm, check_positive
 from vqim.nn.module import parameter
 from vqim.nn.transformer import Stack, TransformerBlock
-from vqim.prior.layout import Layout, class_rows, declare_positions, join_positions
-from vqim.prior.likelihood import likelihood_measures, mean_loss
+from vqim.prior.layout import Layout, declare_positions, join_positions
+from vqim.prior.likelihood import LikelihoodPrior
 from vqim.state.init import Normal
 
 _INIT = Normal(0.02)
 
 
-class AutoregressivePrior(nn.Module):
+class AutoregressivePrior(LikelihoodPrior):
     """P(x) = prod_i P(x_i | x_1 ... x_{i-1}, class), equation (2).
 
     The input is a class token and all codes of an image except the last, each with a learned 2D position. Without
@@ -50,16 +49,11 @@ class AutoregressivePrior(nn.Module):
         self, grid: TokenGrid, num_classes: int, width: int, num_layers: int, num_heads: int, hidden: int,
         dropout_rate: float = 0.1, class_dropout_rate: float = 0.0,
     ):
-        super().__init__()
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
+        super().__init__(grid, num_classes, width, class_dropout_rate, _INIT)
         check_positive(width=width, num_layers=num_layers, num_heads=num_heads, hidden=hidden)
-        check_rate("class_dropout_rate", class_dropout_rate)
-        self.grid, self.num_classes, self.class_dropout_rate = grid, num_classes, class_dropout_rate
         self._layout = Layout(grid)
         self.num_steps, self.vocabulary = self._layout.num_steps, self._layout.vocabulary
         self.num_layers, self.num_heads, self.width = num_layers, num_heads, width
-        self.class_table_CD = parameter((num_classes + 1, width), _INIT, "vocabulary", "features")
         self.token_table_VD = parameter((self._layout.num_rows, width), _INIT, "vocabulary", "features")
         self._position_names = declare_positions(self, grid, width, _INIT, codes_each=grid.num_channels)
         block = TransformerBlock(width, num_heads, hidden, causal=True, dropout_rate=dropout_rate, init=_INIT)
@@ -70,32 +64,13 @@ class AutoregressivePrior(nn.Module):
     def forward(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """Logits [B, S, V] of each code, given those before it, in the context's dtype; a label of -1 is not told."""
         codes_BSD = self._embed_codes(tokens_BNK, context)
-        x_BSD = torch.cat([self._embed_class(tokens_BNK, labels_B, context), codes_BSD[:, :-1]], 1)
+        x_BSD = torch.cat([self.embed_class(tokens_BNK, labels_B, context), codes_BSD[:, :-1]], 1)
         x_BSD = self.norm(self.blocks(x_BSD, context), context)
         return self._layout.logits(x_BSD, self.head, context)
 
-    def loss(
-        self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of -log P over codes, in nats, and metrics, where it is also in bits."""
-        return mean_loss(self.token_losses(tokens_BNK, labels_B, context))
-
-    def measure(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> dict[str, Tensor]:
-        """Each image's mean bits per code, and the share of its codes that are the likeliest ones."""
-        return likelihood_measures(self(tokens_BNK, labels_B, context), tokens_BNK.flatten(1), context.kernels)
-
-    def expected(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
-        """The likeliest code in each place, given the true ones before it: int64 [B, N, K]."""
-        codes_BS = self(tokens_BNK, labels_B, context).float().argmax(-1)
-        return rearrange(codes_BS, "b (n k) -> b n k", k=self.grid.num_channels)
-
-    def token_losses(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
-        """-log P of each code, float32 [B, S], in nats."""
-        return context.kernels.cross_entropy(self(tokens_BNK, labels_B, context), tokens_BNK.flatten(1))
-
     def features(self, tokens_BNK: Tensor, context: Context) -> Tensor:
         """Every block's output averaged over all S codes, [L, B, D]; classes are not told. ViT-VQGAN section 4.2."""
-        x_BMD = torch.cat([self._embed_class(tokens_BNK, None, context), self._embed_codes(tokens_BNK, context)], 1)
+        x_BMD = torch.cat([self.embed_class(tokens_BNK, None, context), self._embed_codes(tokens_BNK, context)], 1)
         return self.blocks.collect(x_BMD, context, lambda x_BMD: x_BMD[:, 1:].float().mean(1))
 
     def empty_cache(
@@ -112,7 +87,7 @@ class AutoregressivePrior(nn.Module):
         place = step.long()
         before = (place - 1).clamp_min(0)
         previous_B = drawn_BS.index_select(1, before.reshape(1))[:, 0]
-        class_B1D = self._embed_class(previous_B, labels_B, context)
+        class_B1D = self.embed_class(previous_B, labels_B, context)
         position_D = F.embedding(before, self._positions())
         token_BD = F.embedding(previous_B + self._layout.first_row(before), self.token_table_VD)
         x_B1D = torch.where(place == 0, class_B1D, (token_BD + position_D)[:, None].to(context.dtype))
@@ -127,9 +102,3 @@ class AutoregressivePrior(nn.Module):
         places_S = torch.arange(self.num_steps, device=tokens_BNK.device)
         rows_BS = tokens_BNK.flatten(1).long() + self._layout.first_row(places_S)
         return (F.embedding(rows_BS, self.token_table_VD) + self._positions()).to(context.dtype)
-
-    def _embed_class(self, like_B: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
-        """The class tokens, [B, 1, D]."""
-        rows_B = class_rows(
-            labels_B, len(like_B), self.num_classes, self.class_dropout_rate, context, like_B.device)
-        return F.embedding(rows_B, self.class_table_CD)[:, None].to(context.dtype)

@@ -27,10 +27,11 @@ def token_mask(mask_BHW: np.ndarray, grid: TokenGrid) -> np.ndarray:
     return repeat(np.concatenate(parts, 1), "b p -> b p k", k=grid.num_channels)
 
 
-def check_fillable(masked_BPK: np.ndarray, sampler: Any) -> None:
+def check_fillable(masked_BPK: np.ndarray, sampler: Any, num_levels: int = 1) -> None:
     """Raises ValueError unless the sampler can draw the masked tokens knowing all others.
 
     One that draws token after token knows only those before: what is kept must come first, and all after it be masked.
+    With several levels, whose tokens follow one another, that is the whole image.
     """
     if getattr(sampler, "any_order", False):
         return
@@ -40,10 +41,11 @@ def check_fillable(masked_BPK: np.ndarray, sampler: Any) -> None:
         image = int((later_BS & ~masked_BS).any(1).argmax())
         first = int(masked_BS[image].argmax())
         kept = first + int((~masked_BS[image, first:]).argmax())
+        remedy = "Mask the lower rows" if num_levels == 1 else "Mask the whole image, whose levels follow one another"
         raise ValueError(
             f"mask must reach from its first token to the end of the image: {type(sampler).__name__} draws row by row "
-            f"and knows only what comes before, but token {kept} is to be kept after token {first} is drawn. Mask the "
-            "lower rows, or take a masked prior, which fills any part (prior.MaskedSampler)")
+            f"and knows only what comes before, but token {kept} is to be kept after token {first} is drawn. "
+            f"{remedy}, or take a masked prior, which fills any part (prior.MaskedSampler)")
 
 
 def match(images_NHWC: np.ndarray, masks: Any, count: int) -> tuple[np.ndarray, np.ndarray]:

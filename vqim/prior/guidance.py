@@ -38,6 +38,7 @@ class GuidanceSchedule:
             raise ValueError(f"shape must be one of {', '.join(get_args(Shape))}; got {self.shape!r}")
         if not self.power > 0:
             raise ValueError(f"power must be positive, got {self.power}")
+        object.__setattr__(self, "interval", tuple(self.interval))  # gin may give a list
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise ValueError(f"interval must be two shares of the steps, 0 <= begin < end <= 1, got {self.interval}")
 
@@ -51,9 +52,9 @@ class GuidanceSchedule:
         return 1 + (guidance - 1) * factor
 
 
-def has_branch(guidance: float, schedule: GuidanceSchedule) -> bool:
-    """Whether the logits without a class are needed. A constant scale of 1 is the program without them."""
-    return guidance != 1.0 or schedule != GuidanceSchedule()
+def has_branch(guidance: float) -> bool:
+    """Whether the logits without a class are needed; a schedule of the scale 1 is 1 in every step."""
+    return guidance != 1.0
 
 
 def check_guidance(guidance: float) -> None:
@@ -62,17 +63,16 @@ def check_guidance(guidance: float) -> None:
         raise ValueError(f"guidance must be at least 0, got {guidance}")
 
 
-def check_can_guide(guidance: float, schedule: GuidanceSchedule, prior: Any) -> None:
+def check_can_guide(guidance: float, prior: Any) -> None:
     """Raises ValueError if there is to be guidance, but the prior has no classes."""
-    if has_branch(guidance, schedule) and not prior.num_classes:
-        how = "" if schedule == GuidanceSchedule() else f" by a schedule, {schedule.shape}"
-        raise ValueError(f"guidance must be a constant 1.0 for a prior without classes, got {guidance}{how}")
+    if has_branch(guidance) and not prior.num_classes:
+        raise ValueError(f"guidance must be 1.0 for a prior without classes, got {guidance}")
 
 
 def check_learnt_without_classes(sampler: Any, prior: Any) -> None:
     """Raises ValueError if a sampler guides and the prior always had the class: it has not learnt the other branch."""
-    guidance, schedule = getattr(sampler, "guidance", 1.0), getattr(sampler, "guidance_schedule", GuidanceSchedule())
-    if has_branch(guidance, schedule) and prior.num_classes and not getattr(prior, "class_dropout_rate", 1.0):
+    guidance = getattr(sampler, "guidance", 1.0)
+    if has_branch(guidance) and prior.num_classes and not getattr(prior, "class_dropout_rate", 1.0):
         raise ValueError("guidance must be 1.0 for a prior that was trained with every image's class "
                          f"(class_dropout_rate 0): it never learnt what there is without one; got {guidance}")
 

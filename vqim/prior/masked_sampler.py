@@ -82,7 +82,7 @@ class MaskedSampler:
             raise ValueError(f"sampler must fit the prior: MaskedSampler draws all masked codes at once, and "
                              f"{type(prior).__name__} has no logits of them; prior.StepwiseSampler may fit")
         check_batch_size(batch_size, runtime)
-        check_can_guide(self.guidance, self.guidance_schedule, prior)
+        check_can_guide(self.guidance, prior)
         return _MaskedDraw(self, prior, runtime, batch_size, dtype)
 
 
@@ -94,7 +94,7 @@ class _MaskedDraw:
     ):
         self._sampler, self._prior, self._runtime = sampler, prior, runtime
         self._batch_size, self._dtype = batch_size, dtype
-        self._has_branch = has_branch(sampler.guidance, sampler.guidance_schedule)
+        self._has_branch = has_branch(sampler.guidance)
         self._turns_S = halton_order(prior.grid) if sampler.order == "halton" else None
         self._program = runtime.compile(self._step)
 

@@ -2,6 +2,7 @@
 
     N images, P positions, K codes a position
 """
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ def class_number(word: str | int, prior: PriorObjective, names: Sequence[str]) -
     """
     num_classes, text = prior.num_classes, str(word)
     by_name = names.index(text) if isinstance(word, str) and text in names and num_classes else None
-    by_number = int(text) if text.lstrip("-").isdigit() and -1 <= int(text) < num_classes else None
+    by_number = int(text) if re.fullmatch("-?[0-9]+", text) and -1 <= int(text) < num_classes else None
     if by_name is not None and by_number is not None and by_name != by_number:
         raise ValueError(f"labels: {text!r} is the name of class {by_name} and the number of another one, "
                          f"{names[by_number]!r}; give the number {by_name}, or the other's name")

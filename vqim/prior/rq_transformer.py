@@ -7,22 +7,22 @@
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqim.contracts.context import Context, Kernels
 from vqim.contracts.grid import TokenGrid
 from vqim.nn.attention import Cache
-from vqim.nn.layers import Dense, Head, LayerNorm, check_positive, check_rate
+from vqim.nn.layers import Dense, Head, LayerNorm, check_positive
 from vqim.nn.module import parameter
 from vqim.nn.transformer import Stack, TransformerBlock
-from vqim.prior.layout import Layout, class_rows, declare_positions, join_positions
-from vqim.prior.likelihood import likelihood_measures, mean_loss
+from vqim.prior.layout import Layout, declare_positions, join_positions
+from vqim.prior.likelihood import LikelihoodPrior
 from vqim.state.init import Normal
 
 _INIT = Normal(0.02)
 
 
-class RQTransformer(nn.Module):
+class RQTransformer(LikelihoodPrior):
     """P(x) = prod over positions n and codes k of P(x_nk | x_n1 ... x_n(k-1), all codes of earlier positions, class).
 
     The spatial transformer sees one vector a position, the sum of its codes' vectors (a class token before the first),
@@ -53,21 +53,16 @@ class RQTransformer(nn.Module):
         self, grid: TokenGrid, num_classes: int, width: int, num_layers: int, num_depth_layers: int, num_heads: int,
         hidden: int, code_dim: int = 256, dropout_rate: float = 0.1, class_dropout_rate: float = 0.0,
     ):
-        super().__init__()
+        super().__init__(grid, num_classes, width, class_dropout_rate, _INIT)
         if grid.num_channels < 2:
             raise ValueError("RQTransformer goes through several codes at each position, this tokenizer gives one; "
                              "AutoregressivePrior models such tokens")
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
         check_positive(width=width, num_layers=num_layers, num_depth_layers=num_depth_layers, num_heads=num_heads,
                        hidden=hidden, code_dim=code_dim)
-        check_rate("class_dropout_rate", class_dropout_rate)
-        self.grid, self.num_classes, self.class_dropout_rate = grid, num_classes, class_dropout_rate
         self._layout = Layout(grid)
         self.num_steps, self.vocabulary = self._layout.num_steps, self._layout.vocabulary
         self.num_layers, self.num_depth_layers = num_layers, num_depth_layers
         self.num_heads, self.width = num_heads, width
-        self.class_table_CD = parameter((num_classes + 1, width), _INIT, "vocabulary", "features")
         # Vectors of length 1, so that a projected code is as large as a position.
         self.code_tables_TZ = parameter((grid.num_channels * self._layout.num_rows, code_dim), Normal(code_dim**-0.5),
                                         "vocabulary", "features")
@@ -83,7 +78,7 @@ class RQTransformer(nn.Module):
     def forward(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
         """Logits [B, S, V] of each code, given those before it, in the context's dtype; a label of -1 is not told."""
         codes_BNKZ = self._embed_codes(tokens_BNK)
-        spatial_BND = torch.cat([self._embed_class(tokens_BNK, labels_B, context),
+        spatial_BND = torch.cat([self.embed_class(tokens_BNK, labels_B, context),
                                  self._spatial_inputs(codes_BNKZ, context)[:, :-1]], 1)
         spatial_BND = self.spatial(spatial_BND, context.fold("spatial"))
         before_BNkD = self.depth_embed(codes_BNKZ.cumsum(2)[:, :, :-1], context)
@@ -92,26 +87,10 @@ class RQTransformer(nn.Module):
         x_BSD = self.norm(rearrange(x_PKD, "(b n) k d -> b (n k) d", b=len(tokens_BNK)), context)
         return self._layout.logits(x_BSD, self.head, context)
 
-    def loss(
-        self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean of -log P over codes, in nats, and metrics, where it is also in bits."""
-        logits_BSV = self(tokens_BNK, labels_B, context)
-        return mean_loss(context.kernels.cross_entropy(logits_BSV, tokens_BNK.flatten(1)))
-
-    def measure(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> dict[str, Tensor]:
-        """Each image's mean bits per code, and the share of its codes that are the likeliest ones."""
-        return likelihood_measures(self(tokens_BNK, labels_B, context), tokens_BNK.flatten(1), context.kernels)
-
-    def expected(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
-        """The likeliest code in each place, given the true ones before it: int64 [B, N, K]."""
-        codes_BS = self(tokens_BNK, labels_B, context).float().argmax(-1)
-        return rearrange(codes_BS, "b (n k) -> b n k", k=self.grid.num_channels)
-
     def features(self, tokens_BNK: Tensor, context: Context) -> Tensor:
         """Every spatial block's output averaged over all N positions, [L, B, D]; classes are not told."""
         inputs_BND = self._spatial_inputs(self._embed_codes(tokens_BNK), context)
-        x_BMD = torch.cat([self._embed_class(tokens_BNK, None, context), inputs_BND], 1)
+        x_BMD = torch.cat([self.embed_class(tokens_BNK, None, context), inputs_BND], 1)
         return self.spatial.collect(x_BMD, context, lambda x_BMD: x_BMD[:, 1:].float().mean(1))
 
     def empty_cache(
@@ -141,7 +120,7 @@ class RQTransformer(nn.Module):
         both_2 = torch.stack([before, position])
         known_BNK = rearrange(drawn_BS, "b (n k) -> b n k", k=num_codes)
         codes_B2KZ = self._embed_codes(known_BNK.index_select(1, both_2), both_2)
-        class_B1D = self._embed_class(drawn_BS, labels_B, context)
+        class_B1D = self.embed_class(drawn_BS, labels_B, context)
         input_B1D = self._spatial_inputs(codes_B2KZ[:, :1], context, before.reshape(1))
         x_B1D = torch.where(position == 0, class_B1D, input_B1D)
         reach = None if context.reach is None else -(-context.reach // num_codes)
@@ -176,9 +155,3 @@ class RQTransformer(nn.Module):
         if positions_N is not None:
             positions_ND = positions_ND.index_select(0, positions_N)
         return self.spatial_embed(codes_BNKZ.sum(2), context) + positions_ND.to(context.dtype)
-
-    def _embed_class(self, like_B: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
-        """The class tokens, [B, 1, D]."""
-        rows_B = class_rows(
-            labels_B, len(like_B), self.num_classes, self.class_dropout_rate, context, like_B.device)
-        return F.embedding(rows_B, self.class_table_CD)[:, None].to(context.dtype)

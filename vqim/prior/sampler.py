@@ -39,8 +39,9 @@ class StepwiseSampler:
       guidance: the scale s of classifier-free guidance: logits c + (s - 1) (c - u), with c from the class and u without
         it. A constant 1.0 has no second branch. The prior must have been trained with a `class_dropout_rate`.
       guidance_schedule: how the scale changes with the steps; by default it does not.
-      int8: whether the blocks' products round their weights to 8 bits and their inputs to 7. It needs the torch runtime
-        on a CPU and a prior in float32, is faster there, and draws from a distribution that differs a little.
+      int8: whether the blocks' and the head's products round their weights to 8 bits and their inputs to 7. It needs
+        the torch runtime on a CPU and a prior in float32, is faster there, and draws from a distribution that differs
+        a little.
     """
 
     temperature: float = 1.0
@@ -69,7 +70,7 @@ class StepwiseSampler:
                              f"{type(prior).__name__} has no {', '.join(missing)}; a masked prior needs "
                              f"prior.PriorObjective.sampler = @prior.MaskedSampler()")
         check_batch_size(batch_size, runtime)
-        check_can_guide(self.guidance, self.guidance_schedule, prior)
+        check_can_guide(self.guidance, prior)
         about = runtime.describe()
         if self.int8 and ((about["runtime"], about["device"]) != ("torch", "cpu") or dtype != torch.float32):
             raise ValueError(f"int8 needs the torch runtime on a CPU and a prior in float32, got {about['runtime']} on "
@@ -85,7 +86,7 @@ class _StepwiseDraw:
     ):
         self._sampler, self._prior, self._runtime = sampler, prior, runtime
         self._batch_size, self._dtype = batch_size, dtype
-        self._has_branch = has_branch(sampler.guidance, sampler.guidance_schedule)
+        self._has_branch = has_branch(sampler.guidance)
         self._has_top_p = sampler.top_p is not None and sampler.top_p < 1  # at 1, rounding would remove the far tail
         self._program = runtime.compile(self._step)
         assert isinstance(prior, nn.Module)

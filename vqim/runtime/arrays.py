@@ -24,4 +24,4 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 def scalar(value: int | float) -> Tensor:
     """A host scalar: int32 for an int, float32 for a float."""
-    return torch.tensor(value, dtype=torch.int32 if isinstance(value, int) else torch.float32)
+    return torch.tensor(value, dtype=torch.int32 if isinstance(value, int | np.integer) else torch.float32)

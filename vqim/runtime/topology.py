@@ -32,7 +32,8 @@ from vqim.runtime.hosts import OneHost
 from vqim.runtime.partition import PartitionSpec, part_of
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.tpu_compiler import Buffer, Compiled, OutOfMemoryError, Slice, compile_program, sharding_text
-from vqim.runtime.xla import Devices, XlaRuntime, batch_spec
+from vqim.runtime.xla import Devices, XlaRuntime
+from vqim.runtime.xla_kernels import batch_spec
 from vqim.state.leaf import Leaf
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -106,30 +107,31 @@ class TorchKernels:
         """[L, B, N, S, H]: what a head reads lies together."""
         return torch.zeros(sizes, dtype=dtype, device=device)
 
-    def filled(self, cache: Tensor, number: int | None) -> Tensor:
-        """The first ones, entry `number` included: `cached_attention` writes it."""
-        return cache if number is None else cache[:, :, :, :number + 1]
-
-    def write(self, cache: Tensor, entry_LB1D: Tensor, position: Tensor) -> None:
-        """Nothing: `cached_attention` has written it."""
+    def filled(self, cache: Tensor, last: int | None) -> Tensor:
+        """The first ones, `last` included."""
+        return cache if last is None else cache[:, :, :, :last + 1]
 
     def cached_attention(
         self, q_B1D: Tensor, k_B1D: Tensor, v_B1D: Tensor, keys: Tensor, values: Tensor, position: Tensor,
         num_heads: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, None]:
         """Writes the entries, then torch.nn.functional.scaled_dot_product_attention over all that is filled.
 
         A CPU takes it in fewer operations than plain products, which of a small prior are most of the time.
         """
-        for cache, entry_B1D in ((keys, k_B1D), (values, v_B1D)):
-            cache.index_copy_(2, position.reshape(1), _by_head(entry_B1D, num_heads))
+        self.write(keys[None], k_B1D[None], position)
+        self.write(values[None], v_B1D[None], position)
         is_filled_1S = None
         if position.device.type == "cpu":
             keys, values = (cache[:, :, :int(position) + 1] for cache in (keys, values))
         else:  # to read the position would make the host wait
             is_filled_1S = torch.arange(keys.shape[2], device=keys.device)[None] <= position
         attended_BN1H = F.scaled_dot_product_attention(_by_head(q_B1D, num_heads), keys, values, is_filled_1S)
-        return attended_BN1H.reshape(q_B1D.shape)
+        return attended_BN1H.reshape(q_B1D.shape), None
+
+    def write(self, cache: Tensor, entry_LB1D: Tensor, position: Tensor) -> None:
+        """Touches nothing but the entry."""
+        cache.index_copy_(3, position.reshape(1), _by_head(entry_LB1D, cache.shape[2]))
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """torch.matmul, which is exact float32 here unless someone allows TF32."""
@@ -196,12 +198,15 @@ class TorchRuntime:
         """
         settings = settings or TorchSettings()
         device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ValueError(f"device must be cpu, cuda or cuda:<number>, got {device!r}")
         if settings.num_threads is not None:
             torch.set_num_threads(settings.num_threads)
         self.device = torch.device(device)
         self.hosts: Hosts = OneHost()
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device must be one that is here, got {device!r}: torch finds no CUDA device")
+        if self.device.type == "cuda" and (self.device.index or 0) >= (count := torch.cuda.device_count()):
+            raise ValueError(f"device must be one that is here, got {device!r}: torch finds {count or 'no'} CUDA device"
+                             + "s" * (count > 1))
         self.kernels = TorchKernels(settings.remat)
 
     def place(self, name: str, leaf: Leaf, fill: Fill) -> Tensor:

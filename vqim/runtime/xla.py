@@ -23,21 +23,13 @@ from vqim.runtime.chips import CHIPS, Chip
 from vqim.runtime.hosts import HostNetwork, OneHost
 from vqim.runtime.partition import MESH_AXES, Partition, PartitionSpec, part_of
 from vqim.runtime.settings import XlaSettings
-from vqim.runtime.xla_kernels import XlaKernels
+from vqim.runtime.xla_kernels import BATCH_AXES, XlaKernels, batch_spec
 from vqim.runtime.xla_metrics import XlaCounters, trace
 from vqim.state.init import full_index
 from vqim.state.leaf import Leaf
 
 BARRIER_PORT = 8479
 """The port on the first host for messages between hosts; torch_xla uses 8476 and libtpu 8471."""
-
-BATCH_AXES = ("data", "fsdp")
-"""The mesh axes over which a batch is cut."""
-
-
-def batch_spec(num_dims: int, axis: int = 0) -> PartitionSpec:
-    """How arrays with a batch's images along one dimension are cut."""
-    return tuple(BATCH_AXES if dim == axis else None for dim in range(num_dims))
 
 
 def _tensors(tree: Any) -> list[Tensor]:

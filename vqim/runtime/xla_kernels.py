@@ -15,12 +15,13 @@ from torch import Tensor
 
 from vqim.runtime.flash import allocate, flash_attention
 from vqim.runtime.flash_blocks import choose_blocks
+from vqim.runtime.partition import PartitionSpec
 from vqim.runtime.plain import loop_scan, plain_attention, plain_cached_attention, plain_linear, sums_by_code
 from vqim.runtime.precision import split_matmul
 from vqim.runtime.settings import XlaSettings
 from vqim.runtime.xla_gradients import GeluDropout, Linear
 from vqim.runtime.xla_scan import xla_scan
-from vqim.state.random import mix_bits
+from vqim.state.random import mix_bits, to_uniform
 
 BATCH_AXES = ("data", "fsdp")
 """The mesh axes over which a batch is cut."""
@@ -33,6 +34,11 @@ WHOLE_BYTES = 8 * 2**30
 
 LONG_SEQUENCE = 256
 """The sequence length from which on 'auto' uses flash attention."""
+
+
+def batch_spec(num_dims: int, axis: int = 0) -> PartitionSpec:
+    """How arrays with a batch's images along one dimension are cut."""
+    return tuple(BATCH_AXES if dim == axis else None for dim in range(num_dims))
 
 
 class XlaKernels:
@@ -142,7 +148,7 @@ class XlaKernels:
         num_layers, batch_size, num_heads, length, width = sizes
         return torch.zeros((num_layers, batch_size, length, num_heads * width), dtype=dtype, device=device)
 
-    def filled(self, cache: Tensor, number: int | None) -> Tensor:
+    def filled(self, cache: Tensor, last: int | None) -> Tensor:
         """All of it: each number would be another program, and a part would first be copied."""
         return cache
 
@@ -153,7 +159,7 @@ class XlaKernels:
     def cached_attention(
         self, q_B1D: Tensor, k_B1D: Tensor, v_B1D: Tensor, keys: Tensor, values: Tensor, position: Tensor,
         num_heads: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One product for all heads of an image, whose queries stand in rows with zeros for the other heads.
 
         A product for each head has one row, for which XLA takes the vector units. They are four times slower at it than
@@ -166,7 +172,7 @@ class XlaKernels:
         # Without a dimension of size 1 for heads, with which a step takes nearly twice as long (16.7 for 9.0 ms).
         out_BND = plain_cached_attention(
             rows_BND, k_B1D, v_B1D, keys, values, position, (width // num_heads) ** -0.5)
-        return torch.where(is_own_ND, out_BND, 0.0).sum(1, keepdim=True)
+        return torch.where(is_own_ND, out_BND, 0.0).sum(1, keepdim=True), (k_B1D, v_B1D)
 
     def precise_matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """A product of parts that a TPU multiplies exactly; it would round whole float32 factors."""
@@ -177,8 +183,8 @@ class XlaKernels:
         return sums_by_code(x_PZ, codes_P, vocabulary, self.precise_matmul)
 
     def uniform(self, key: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Uniform draws from 24 of the upper hashed bits, which float32 holds exactly."""
-        return ((self._bits(key, shape) & 0x7FFFFFFF) >> 7).float() * 2.0**-24
+        """Uniform draws from the hashed bits."""
+        return to_uniform(self._bits(key, shape))
 
     def _misfit(self, q_BNTH: Tensor, k_BNSH: Tensor) -> str | None:
         """The reason why flash attention cannot take these arrays; None if it can."""
@@ -196,11 +202,11 @@ class XlaKernels:
 
     def _allocate(self, number: int, shape: tuple[int, ...], like_B: Tensor) -> Tensor:
         sizes = self._mesh.shape()
-        spec = (BATCH_AXES, *(None,) * (like_B.ndim - 1))
+        spec = batch_spec(like_B.ndim)
         return allocate(number, tuple(shape), like_B, self._mesh, spec, sizes["data"] * sizes["fsdp"])
 
     def _place(self, x_B: Tensor) -> None:
-        spec = (BATCH_AXES, *(None,) * (x_B.ndim - 1))
+        spec = batch_spec(x_B.ndim)
         torch_xla._XLAC._xla_annotate_custom_sharding(x_B, self._mesh.get_op_sharding(spec))
 
     def _keeps(self, key: Tensor, rate: float, shape: tuple[int, ...]) -> Tensor:

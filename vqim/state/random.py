@@ -41,6 +41,9 @@ def uniform_rows(keys_B: Tensor, num_columns: int, first: int = 0) -> Tensor:
     With `first`, the columns of a longer row from there on.
     """
     columns_C = torch.arange(first, first + num_columns, dtype=torch.int32, device=keys_B.device)
-    bits_BC = mix_bits(mix_bits(keys_B)[:, None] ^ mix_bits(columns_C))
-    # 24 of the upper bits, which float32 holds exactly. They are masked first, so that a positive number is shifted.
-    return ((bits_BC & 0x7FFFFFFF) >> 7).float() * 2.0**-24
+    return to_uniform(mix_bits(mix_bits(keys_B)[:, None] ^ mix_bits(columns_C)))
+
+
+def to_uniform(bits: Tensor) -> Tensor:
+    """int32 of random bits to float32 in U[0, 1), from 24 of the upper bits, which float32 holds exactly."""
+    return ((bits & 0x7FFFFFFF) >> 7).float() * 2.0**-24  # masked first, so that a positive number is shifted

@@ -122,7 +122,8 @@ class TokenizerObjective:
         """New statistics of the quantizer and the adversary, and the share of codes that occur in the batch.
 
         Where a quantizer changes a parameter, the parameter's moving average gets the new value too. Its slots do
-        not change: of a code that restarts they are near zero, since hardly anything has chosen it.
+        not change: of a code that restarts they are near zero, since hardly anything has chosen it. After a rebuild
+        of all codes they are still those of the old ones, and fade as fast as the optimizer's moments do.
         """
         new: State = {}
         shown: dict[str, Tensor] = {}

@@ -1,8 +1,8 @@
 """Loss terms that compare reconstructions with their images. ViT-VQGAN section 3.3.
 
-A term is a component: a gin file lists them, `terms = [@tokenizer.L2(), @tokenizer.Lpips()]`, and one binding changes
-a weight. Losses that need the same network on the same images belong in one term, since eager torch would run the
-network once for each term.
+A term is a component: a gin file lists them, `terms = [@tokenizer.L2(), @tokenizer.Perceptual()]`, and one binding
+changes a weight. Losses that need the same network on the same images belong in one term, since eager torch would run
+the network once for each term.
 
     B batch, C image channels, H W image size
 """

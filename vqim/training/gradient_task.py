@@ -33,9 +33,9 @@ class GradientTask:
         combines several images, for example in batch statistics, then combines those in one part.
       dtype: the dtype in which it computes, 'float32' or 'bfloat16'; parameters are always float32. A prior is also
         measured and drawn from in it.
-      evaluation_dtype: the dtype in which tokenizers encode and decode, and classifiers classify, where they are not
-        trained: evaluation, the tokens and images of a prior, `launch.cache_tokens`, `vqim.load`. Networks that
-        measure, such as those of LPIPS and FID, compute in float32.
+      evaluation_dtype: the dtype in which tokenizers encode and decode, and a classifier's run classifies, where they
+        are not trained: evaluation, the tokens and images of a prior, `launch.cache_tokens`, `vqim.load`. Networks that
+        measure, such as those of LPIPS and FID and a judge of samples, compute in float32.
 
     Raises:
       ValueError: an argument is out of its range, or a learner trains nothing.
@@ -124,7 +124,7 @@ class GradientTask:
                 update_ema(state, learner.name, scalars[f"ema_rate{suffix}"], keep)
         # 4. Update what changes without gradients.
         with torch.no_grad():
-            context = Context(kernels, self.dtype, key, scalars, key)
+            context = Context(kernels, self.dtype, key, scalars, key, evaluation_dtype=self.evaluation_dtype)
             advanced = self.objective.advance(state, Computed(losses, means["metrics"], sums), context, program)
             for name, value in advanced.arrays.items():
                 if name not in self._still:

@@ -48,8 +48,10 @@ class HierarchicalQuantizer(nn.Module):
         self.condition_blocks = nn.ModuleList(ResidualBlock(top.width_out, top.width_out) for _ in range(num_blocks))
         self.condition = Upsample(top.width_out, top.width_out)
         self.widen = Upsample(top.width_out, top.width_out)
-        # The top's own widening influences the bottom's codes, which are conditioned on it.
-        self.widening = ("widen/", *(f"bottom/{name}" for name in bottom.widening))
+        # The top's own widening influences the bottom's codes, which are conditioned on it; how its codes are used
+        # does not.
+        self.widening = ("widen/", *(f"bottom/{name}" for name in bottom.widening),
+                         *(f"top/{name}" for name in top.widening if name.endswith("use_V")))
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
         """The top's levels, then the bottom's."""

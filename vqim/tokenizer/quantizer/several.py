@@ -62,7 +62,7 @@ class SharedCodebook(nn.Module):
         has_upkeep = ema_decay is not None or restart_below > 0
         self.use_V = statistic((vocabulary,), Constant(1.0), "vocabulary") if has_upkeep else None
         self.project_out = Dense(code_dim, width_out) if project_out else None
-        self.widening = ("project_out/",)
+        self.widening = ("project_out/", "use_V")  # no token depends on these
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
         """One level, with K codes for each latent."""

@@ -85,7 +85,7 @@ class VectorQuantizer(nn.Module):
         self.reservoir_RZ = None if kmeans is None else statistic(
             (kmeans.batches * vocabulary, code_dim or width_in), Constant(0.0), "reservoir", "features")
         self.project_out = None if code_dim is None else Dense(code_dim, width_out)
-        self.widening = ("project_out/", "reservoir_RZ")  # no token depends on these
+        self.widening = ("project_out/", "reservoir_RZ", "use_V")  # no token depends on these
 
     def levels(self, height: int, width: int) -> tuple[Level, ...]:
         """One level, with a code for each latent."""
