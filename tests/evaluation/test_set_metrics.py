@@ -1,5 +1,6 @@
 """FID and its like as metrics of a pass: values, names, references, what is refused; VGG16 is the network at hand."""
 import json
+import math
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from vqim.contracts.context import Context
 from vqim.contracts.evaluation import About, Items
-from vqim.evaluation.extractors import VGG16Features
+from vqim.evaluation.extractors import Extracted, VGG16Features
 from vqim.evaluation.feature_sets import FeatureSet
 from vqim.evaluation.image_metrics import Distances
 from vqim.evaluation.passes import Reconstructions, evaluate
@@ -204,14 +205,33 @@ def test_images_that_cannot_be_decoded_are_left_out_and_not_counted(data, vgg_ar
     assert np.isfinite(found[1]["vgg_fd"]) and found[1]["vgg_fd"] != found[0]["vgg_fd"]
 
 
-def test_no_image_that_can_be_decoded_gives_no_result():
-    class OfLogits:
-        names, frozen, min_images = {"inception_score": "some_score"}, {}, 2
+class OfLogits:
+    """An extractor with the Inception score alone, of logits that are the pixels' means."""
 
-    tally = FeatureDistances(OfLogits(), ("inception_score",)).tally(About("samples", 10, None, 0))
-    tally.add({"images/pooled": np.zeros((10, 2)), "images/logits": np.zeros((10, 3)),
-               "real/pooled": np.zeros((10, 2)), "real/checksums": np.zeros((10, 2), np.int64)}, np.zeros(10, bool))
-    assert tally.result() == {}
+    names, frozen = {"inception_score": "some_score"}, {}
+
+    def __call__(self, frozen, images_BCHW, context):
+        return Extracted(pooled_BC=images_BCHW.mean((2, 3)), logits_BY=20 * images_BCHW.mean((2, 3)))
+
+    def describe(self):
+        return {"extractor": "means", "weights": "none"}
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_the_score_of_images_alone_needs_no_real_ones_and_has_no_value_without_all_images(valid):
+    metric = FeatureDistances(OfLogits(), ("inception_score",))
+    tally = metric.tally(About("samples", 30, None, 0))
+    items = Items(torch.ones(30, dtype=torch.bool), images_BCHW=torch.rand(30, 3, 8, 8))
+    observed = {name: value.numpy() for name, value in metric.observe(items, {}, CONTEXT).items()}
+    tally.add(observed, np.arange(30) != (99 if valid else 7))
+    results = tally.result()
+    if not valid:
+        assert results == {}
+        return
+    p_BY = torch.softmax(20 * items.images_BCHW.mean((2, 3)).double(), 1)
+    splits = [[(p * (p / p_3Y.mean(0)).log()).sum().item() for p in p_3Y] for p_3Y in p_BY.split(3)]
+    assert results["some_score"] == pytest.approx(np.mean([math.exp(np.mean(split)) for split in splits]), rel=1e-4)
+    assert protocol(results, "some_score")["compares"] == "nothing, it is of samples alone"
 
 
 def test_adms_reference_is_refused_for_another_network_than_inception(tmp_path):

@@ -53,6 +53,7 @@ class FeatureDistances:
                              f"{', '.join(map(repr, unknown))}")
         if num_kept < 1:
             raise ValueError(f"num_kept must be at least 1, got {num_kept}")
+        self.compares = set(self.measures) != {"inception_score"}  # which is of the images alone
         self.frozen: Mapping[str, Frozen] = extractor.frozen
         self.reference = reference
         self._file = None if reference is None else _read_reference(reference, extractor, self.measures)
@@ -65,6 +66,8 @@ class FeatureDistances:
             raise ValueError(f"reference: {self.reference} is of images of {self._file[1]['image size']}, these have "
                              f"{size}: images of different sizes cannot be compared")
         found = self._extract("images", items.images_BCHW, frozen, context)
+        if not self.compares:
+            return found
         real_BCHW, about_them = real_images(items, type(self).__name__, self.reference)
         if real_BCHW is not None:
             found |= self._extract(_REAL, real_BCHW, frozen, context)
@@ -126,11 +129,13 @@ class _FeatureTally:
                         "reference count": said.get("count") or str(_count(reference) or "not said by the file")}
             protocol["compares"] = f"{self._about.name} with a file of statistics"
             protocol |= {f"reference {name}": said[name] for name in ("image size", "crop", "images") if name in said}
+        elif not self._metric.compares:
+            reference, protocol = images, {"compares": f"nothing, it is of {self._about.name} alone"}
         else:
             reference, protocol = self._real_set.statistics(), self._real.protocol()
         found = compare(images, reference, self._metric.measures) | self._images.inception_score()
         results = {named(names, measure): value for measure, value in found.items()}
-        if not results:  # every image was unreadable
+        if not results:  # the Inception score alone, and an image was unreadable
             return {}
         said = {**self._metric.extractor.describe(), **protocol, "rounding": "8 bits"}
         return {**results, f"protocol/{next(iter(results))}": as_text(
