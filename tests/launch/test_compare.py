@@ -114,7 +114,7 @@ def test_identical_images_have_a_distance(compare):
 def test_files_that_cannot_be_written_are_refused_before_the_work(compare):
     assert "--out: there is no folder for nowhere/out.json" in refused(compare, "a", "b", "--out=nowhere/out.json")
     assert "--out must be a file, b is a folder" in refused(compare, "a", "b", "--out=b")
-    assert "--write_statistics must end in .npz, got b" in refused(compare, "b", "--write_statistics=b")
+    assert "--write_statistics must end in .npz, got c" in refused(compare, "b", "--write_statistics=c")
 
 
 def test_one_image_and_an_empty_folder_are_refused(compare):
