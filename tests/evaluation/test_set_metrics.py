@@ -218,7 +218,7 @@ class OfLogits:
 
 
 @pytest.mark.parametrize("valid", [True, False])
-def test_the_score_of_images_alone_needs_no_real_ones_and_has_no_value_without_all_images(valid):
+def test_a_score_of_images_alone_needs_no_real_ones_but_all_of_its_own(valid):
     metric = FeatureDistances(OfLogits(), ("inception_score",))
     tally = metric.tally(About("samples", 30, None, 0))
     items = Items(torch.ones(30, dtype=torch.bool), images_BCHW=torch.rand(30, 3, 8, 8))
