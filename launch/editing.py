@@ -3,7 +3,6 @@
     H W image size
 """
 import dataclasses
-import os
 import re
 from typing import Any
 
@@ -14,6 +13,8 @@ from PIL import Image, ImageOps
 from vqim.prior.editing import check_fillable, match, token_mask
 from vqim.registry.config import ConfigError
 from vqim.trained import Trained
+
+from . import flags
 
 IMAGE = absl_flags.DEFINE_string("image", None, "An image of which the part under --mask is drawn.")
 MASK = absl_flags.DEFINE_string("mask", None, "An image, white where to draw, or a box: left,top,right,bottom.")
@@ -54,13 +55,13 @@ def read_edit(run: Trained) -> Edit | None:
     if IMAGE.value is None or MASK.value is None:
         raise ConfigError("--image and --mask belong together: which image, and which part of it is to be drawn")
     size = run.tokenizer.image_size
-    image = open_image("image", os.path.expanduser(IMAGE.value))
+    image = open_image(IMAGE)
     try:
         image_HWC = run.prepare(image)
         if re.fullmatch(r"[\d, ]+", MASK.value):
             mask_HW = box_mask(MASK.value, size)
         else:
-            mask = open_image("mask", os.path.expanduser(MASK.value))
+            mask = open_image(MASK)
             if mask.size != image.size:
                 raise ValueError(f"mask must have the image's size, {image.size[0]}x{image.size[1]} pixels, got "
                                  f"{mask.size[0]}x{mask.size[1]}")
@@ -73,12 +74,14 @@ def read_edit(run: Trained) -> Edit | None:
     return Edit(image_HWC, mask_HW)
 
 
-def open_image(flag: str, path: str) -> Image.Image:
-    """An image file, upright; ConfigError where there is none."""
+def open_image(flag: absl_flags.FlagHolder[str | None]) -> Image.Image:
+    """A flag's image file, upright; ConfigError where there is none."""
+    path = flags.path(flag)
+    assert path is not None
     try:
         return ImageOps.exif_transpose(Image.open(path))
     except (OSError, SyntaxError) as error:
-        raise ConfigError(f"--{flag} must be an image file, got {path}: {error}") from error
+        raise ConfigError(f"--{flag.name} must be an image file, got {path}: {error}") from error
 
 
 def box_mask(text: str, size: int) -> np.ndarray:

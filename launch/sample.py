@@ -25,7 +25,6 @@ Another run's decoder can show the tokens, such as that of SeQ-GAN's second phas
 
 It has to make the same tokens. compare.png then has each image by the prior's own decoder, and below it by that one.
 """
-import os
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def main() -> None:
 def _output(run: Trained, labels_N: np.ndarray, is_edit: bool) -> Output:
     """Where the images go; ConfigError if they cannot go there."""
     writes = run.runtime.process_index == 0  # every process has all images
-    path = Path(os.path.expanduser(OUT.value)) if OUT.value else Path(session.run_directory()) / "samples"
+    path = Path(flags.path(OUT) or f"{session.run_directory()}/samples")
     if path.suffix != ".npz":
         return SampleFolder(path, FIRST.value, run.facts.class_names, OVERWRITE.value, writes)
     if is_edit:

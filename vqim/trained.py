@@ -38,7 +38,7 @@ from vqim.nn.module import apply
 from vqim.nn.transformer import lay_out_arrays
 from vqim.prior.editing import check_fillable, match, token_mask
 from vqim.prior.objective import PriorObjective
-from vqim.prior.requests import check_tokens, class_number
+from vqim.prior.requests import check_tokens, class_number, one_each
 from vqim.registry.config import Config, ConfigError
 from vqim.registry.run_config import config_from, read_config
 from vqim.registry.runtimes import make_runtime
@@ -246,9 +246,7 @@ class Trained:
         **settings: Any,
     ) -> np.ndarray:
         """As `sample`, but returns the tokens, int64 [N, P, K]."""
-        labels_N = self.labels([-1] * int(labels) if isinstance(labels, int | np.integer) else labels)
-        if not len(labels_N):
-            raise ValueError("labels must ask for one image or more, got none")
+        labels_N = self.labels(one_each(labels))
         if given is not None:
             given = check_tokens(np.asarray(given), self.tokenizer, may_be_missing=True)
             if len(given) != len(labels_N):
@@ -275,9 +273,8 @@ class Trained:
           ValueError: the run's sampler cannot fill such a mask, or an argument is wrong.
         """
         images_NHWC = to_image_arrays(images, self.tokenizer.image_size)
-        labels = len(images_NHWC) if labels is None else labels
-        images_NHWC, mask_NHW = match(
-            images_NHWC, mask, int(labels) if isinstance(labels, int | np.integer) else len(labels))
+        labels = one_each(len(images_NHWC) if labels is None else labels)
+        images_NHWC, mask_NHW = match(images_NHWC, mask, len(labels))
         masked_NPK = token_mask(mask_NHW, self.tokenizer.grid)
         check_fillable(masked_NPK, self.prior.sampler, len(self.tokenizer.grid.levels))
         given_NPK = np.where(masked_NPK, -1, self.tokens(images_NHWC))

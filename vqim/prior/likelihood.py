@@ -21,6 +21,8 @@ NATS_PER_BIT = math.log(2)
 class LikelihoodPrior(nn.Module):
     """Base class of priors that give each code a probability, given the class and the codes before it.
 
+    The `forward` of a prior takes (tokens_BNK, labels_B, context) and gives the logits of each code, [B, S, V].
+
     Args:
       grid: the token grid of the tokenizer whose tokens are modelled.
       num_classes: the number of classes; 0 models images without classes.
@@ -37,10 +39,6 @@ class LikelihoodPrior(nn.Module):
         check_rate("class_dropout_rate", class_dropout_rate)
         self.grid, self.num_classes, self.class_dropout_rate = grid, num_classes, class_dropout_rate
         self.class_table_CD = parameter((num_classes + 1, width), init, "vocabulary", "features")
-
-    def forward(self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context) -> Tensor:
-        """Logits [B, S, V] of each code, given those before it; a label of -1 is not told."""
-        raise NotImplementedError
 
     def loss(
         self, tokens_BNK: Tensor, labels_B: Tensor | None, context: Context,

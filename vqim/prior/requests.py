@@ -11,6 +11,18 @@ from vqim.prior.objective import PriorObjective
 from vqim.tokenizer.model import ImageTokenizer
 
 
+def one_each(labels: Sequence[str | int] | np.ndarray | int) -> Sequence[str | int] | np.ndarray:
+    """A class for each image: -1, which is none, where only the number of images is given.
+
+    Raises:
+      ValueError: there is no image.
+    """
+    classes = [-1] * int(labels) if isinstance(labels, int | np.integer) else labels
+    if not len(classes):
+        raise ValueError("labels must ask for one image or more, got none")
+    return classes
+
+
 def class_number(word: str | int, prior: PriorObjective, names: Sequence[str]) -> int:
     """The number of a class that is given by its name or number; -1 is no class.
 
