@@ -37,7 +37,7 @@ class StepwiseSampler:
       top_k: keeps only the k likeliest codes; None keeps all.
       top_p: keeps only the likeliest codes whose probabilities first sum to p; None keeps all.
       guidance: the scale s of classifier-free guidance: logits c + (s - 1) (c - u), with c from the class and u without
-        it. A constant 1.0 has no second branch. The prior must have been trained with a `class_dropout_rate`.
+        it. 1.0 has no second branch. The prior must have been trained with a `class_dropout_rate`.
       guidance_schedule: how the scale changes with the steps; by default it does not.
       int8: whether the blocks' and the head's products round their weights to 8 bits and their inputs to 7. It needs
         the torch runtime on a CPU and a prior in float32, is faster there, and draws from a distribution that differs
